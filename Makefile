@@ -1,0 +1,35 @@
+# `make test` is everything that CI runs; it needs no root. `make demo` builds its environment and then uses no network.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: env test lint demo soak bench clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: env lint
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: env
+	$(BIN)/python benchmarks/demo.py $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+soak: env
+	$(BIN)/python -m pytest -m soak
+
+bench: env
+	$(BIN)/python benchmarks/figures.py
+
+clean:
+	rm -rf $(VENV) build dist demo

@@ -1,0 +1,165 @@
+"""What a user asks of an export, and the spec that follows from it and from the file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medimg.export.errors import SourceError
+from medimg.export.source import KerasSource, head_of
+from medimg.runtime.codec import from_plain, to_plain
+from medimg.runtime.errors import UsageError
+from medimg.runtime.spec import (
+    ColorOrder,
+    Head,
+    ImageRule,
+    Intensity,
+    IntensityName,
+    ModelSpec,
+    Precision,
+    ResizeRule,
+    Source,
+)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `medimg-export`."""
+
+    output: Path | None = None
+    """Folder for the artefacts; beside the model unless given."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    preprocessing: IntensityName | None = None
+    color_order: ColorOrder | None = None
+    mean: tuple[float, ...] | None = None
+    """With `std`: numbers of its own, for values from 0 to 1 after a division by 255."""
+    std: tuple[float, ...] | None = None
+    resize: ResizeRule | None = None
+    head: Head | None = None
+    labels: tuple[str, ...] | None = None
+    spec_fields: dict[str, Any] | None = None
+    """Fields of ModelSpec from a TOML file."""
+    calibration: Path | None = None
+    """Images that INT8 ranges are taken from."""
+    calibration_images: int = 300
+    """How many of them at most, drawn evenly with a fixed seed."""
+    validation: Path | None = None
+    """Images, labelled if possible, that the artefacts are judged on."""
+    max_drop: float = 0.01
+    strict: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if "int8" in self.precisions and self.calibration is None:
+            raise UsageError(
+                "--precision int8 needs images of the kind the model will see: --calibration DATA "
+                "(about 300, from the training set; labels are not needed)"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise UsageError("--mean and --std go together")
+        if self.mean and self.preprocessing:
+            raise UsageError("--mean and --std are a rule of their own: leave --preprocessing out")
+
+
+def make_spec(
+    source: KerasSource, options: ExportOptions, data_labels: tuple[str, ...]
+) -> tuple[ModelSpec, list[str]]:
+    """Decide the artefacts' spec; what the user says wins over what the file says.
+
+    Args:
+        source: the Keras model.
+        options: what the user asked for.
+        data_labels: class names of the validation or calibration data; empty if they have none.
+
+    Returns:
+        The spec, and warnings about what had to be assumed.
+
+    Raises:
+        UsageError: labels do not match the model's width.
+        SourceError: the head is neither probabilities nor logits.
+    """
+    warnings: list[str] = []
+    rows, columns, channels = source.input_shape
+    known = source.spec
+    head = options.head or (known.head if known else head_of(source.model))
+    if head is None:
+        raise SourceError(
+            f"{source.path}: its last activation gives neither probabilities nor logits: "
+            "say what it means with --head softmax|sigmoid|multilabel|logits"
+        )
+    if head == "logits":
+        warnings.append("the model ends in bare logits: a softmax is added")
+    classes = 2 if head == "sigmoid" else source.units
+    image = known.image if known else ImageRule(rows, columns)
+    intensity = _intensity(options, known, 1 if channels == 1 else 3)
+    if intensity.rule == "unspecified":
+        warnings.append(
+            "the preprocessing is unknown: the artefact takes the network's own float input, and predict "
+            "refuses it; say how images were scaled with --preprocessing caffe|torch|tf|unit|raw"
+        )
+    spec = ModelSpec(
+        labels=_labels(options, known, data_labels, classes, warnings),
+        image=from_plain(
+            ImageRule, {**to_plain(image), **({"resize": options.resize} if options.resize else {})}
+        ),
+        intensity=intensity,
+        task="multilabel" if head == "multilabel" else "multiclass",
+        head=head,
+        source=Source(source.path.name, source.sha256, source.keras_version),
+    )
+    if known:
+        spec = known.with_(
+            **{
+                name: getattr(spec, name)
+                for name in ("labels", "image", "intensity", "task", "head", "source")
+            }
+        )
+    return _with_fields(spec, options.spec_fields or {}), warnings
+
+
+def _intensity(options: ExportOptions, known: ModelSpec | None, channels: Literal[1, 3]) -> Intensity:
+    if options.mean and options.std:
+        return Intensity("custom", options.color_order or "rgb", channels, 255.0, options.mean, options.std)
+    if options.preprocessing:
+        return Intensity.named(options.preprocessing, channels=channels, color_order=options.color_order)
+    if known:
+        return known.intensity
+    return Intensity("unspecified", channels=channels)
+
+
+def _labels(
+    options: ExportOptions,
+    known: ModelSpec | None,
+    data_labels: tuple[str, ...],
+    classes: int,
+    warnings: list[str],
+) -> tuple[str, ...]:
+    for origin, labels in (
+        ("--labels", options.labels),
+        ("the model file", known.labels if known else None),
+        ("the data", data_labels),
+    ):
+        if labels:
+            if len(labels) != classes:
+                raise UsageError(
+                    f"{origin} names {len(labels)} classes ({', '.join(labels)}); the model has {classes}"
+                )
+            return tuple(labels)
+    warnings.append(
+        f"the classes have no names: they are numbered 0 to {classes - 1}; name them with --labels"
+    )
+    return tuple(str(number) for number in range(classes))
+
+
+def _with_fields(spec: ModelSpec, fields: dict[str, Any]) -> ModelSpec:
+    def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **old,
+            **{
+                name: merge(old[name], value)
+                if isinstance(value, dict) and isinstance(old.get(name), dict)
+                else value
+                for name, value in new.items()
+            },
+        }
+
+    return from_plain(ModelSpec, merge(to_plain(spec), fields), "--spec") if fields else spec

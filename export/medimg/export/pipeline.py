@@ -1,0 +1,187 @@
+"""From a Keras file to verified artefacts."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from medimg.export import graph
+from medimg.export.calibration import collect, entropy_threshold
+from medimg.export.errors import CalibrationError
+from medimg.export.options import ExportOptions, make_spec
+from medimg.export.result import ArtefactFile, ExportResult, SourceFile
+from medimg.export.source import KerasSource, load_source
+from medimg.export.to_fp16 import to_fp16
+from medimg.export.to_int8 import to_int8
+from medimg.export.to_onnx import convert
+from medimg.export.verify import Trial, images_needed, make_trial, verify
+from medimg.runtime.containers import embed_in_onnx, file_sha256, replaced
+from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.data import DataSet, load_batches, read_data
+from medimg.runtime.errors import UsageError
+from medimg.runtime.spec import ModelSpec, Precision
+
+TOOLS = ("medimg", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime")
+SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
+
+
+@dataclass
+class _Steps:
+    """Tells a listener which step begins, and keeps how long each took."""
+
+    tell: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def export_model(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _step: None,
+    **options: Any,  # noqa: ANN401  the fields of ExportOptions, checked there
+) -> ExportResult:
+    """Export a Keras classifier to ONNX, each artefact compared with Keras before it is put in place.
+
+    Args:
+        model: a `.keras` or `.h5` file.
+        threads: processor threads; all that this process may use unless given.
+        progress: called with the name of each step as it begins.
+        options: fields of `medimg.export.options.ExportOptions`.
+
+    Returns:
+        What was made and found. An artefact whose verification failed is not written unless `force` is set.
+
+    Raises:
+        SourceError: the file cannot be exported.
+        UsageError: the options do not fit together or the output folder cannot be written.
+        DataError: the calibration or validation data cannot be understood.
+        CalibrationError: the calibration images do not serve.
+    """
+    chosen = ExportOptions(**options)
+    path, used_threads, steps = Path(model), threads or usable_cpus(), _Steps(progress)
+    folder = _writable(chosen.output or path.parent)
+    with steps.step("read data"):
+        calibration = _calibration_data(chosen)
+        validation = (
+            _evaluation_part(read_data(chosen.validation, labelled=False)) if chosen.validation else None
+        )
+    with steps.step("load model"):
+        source = load_source(path)
+        data_labels = next((data.labels for data in (validation, calibration) if data and data.labels), ())
+        spec, warnings = make_spec(source, chosen, data_labels)
+        spec = spec.with_(tools={name: version(name) for name in TOOLS})
+        validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
+    with steps.step("convert"):
+        network = _convert(source, spec)
+    with steps.step("run Keras"):
+        images = validation or calibration
+        trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
+    warnings += _trial_warnings(trial, chosen)
+    makers = _makers(network, spec, calibration, used_threads, steps)
+    artefacts = []
+    for precision in dict.fromkeys(chosen.precisions):
+        made = makers[precision]()
+        with steps.step(f"verify {precision}"):
+            target = folder / f"{path.stem}{SUFFIXES[precision]}"
+            stated = spec.with_(precision=precision)
+            artefacts.append(_place(made, stated, target, trial, options=chosen, threads=used_threads))
+    summary = SourceFile(str(path), source.sha256, source.keras_version)
+    return ExportResult(summary, tuple(artefacts), tuple(warnings), steps.seconds)
+
+
+def _convert(source: KerasSource, spec: ModelSpec) -> ModelProto:
+    network = graph.tidy(convert(source.model), source.layer_names())
+    network = graph.add_preprocessing(network, spec.intensity)
+    return graph.check(graph.finish_head(network, spec.head))
+
+
+def _makers(
+    network: ModelProto, spec: ModelSpec, calibration: DataSet | None, threads: int, steps: _Steps
+) -> dict[Precision, Callable[[], ModelProto]]:
+    def int8() -> ModelProto:
+        assert calibration is not None, "options are checked before anything is loaded"
+        with steps.step(f"calibrate on {len(calibration)} images"):
+            batches = load_batches(calibration.samples, spec.image, 1, threads)
+            histograms = collect(network, batches, threads)
+        with steps.step("quantise"):
+            thresholds = {name: entropy_threshold(histogram) for name, histogram in histograms.items()}
+            return to_int8(network, thresholds)
+
+    return {"fp32": lambda: network, "fp16": lambda: to_fp16(network), "int8": int8}
+
+
+def _place(
+    model: ModelProto, spec: ModelSpec, target: Path, trial: Trial, *, options: ExportOptions, threads: int
+) -> ArtefactFile:
+    """Write to a temporary name, verify that file, and only then give it its name."""
+    content = model.SerializeToString(deterministic=True)
+    try:
+        with replaced(target) as temporary:
+            temporary.write_bytes(embed_in_onnx(content, spec))
+            verification = verify(temporary, trial, max_drop=options.max_drop, threads=threads)
+            temporary.write_bytes(embed_in_onnx(content, spec.with_(verification=verification)))
+            size, sha256 = temporary.stat().st_size, file_sha256(temporary)
+            written = verification.verdict != "failed" or options.force
+            if not written:
+                temporary.unlink()
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from None
+    return ArtefactFile(str(target), "onnx", spec.precision, size, sha256, verification, written)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".medimg-export"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: artefacts cannot be written there ({error.strerror}): choose --output DIR"
+        ) from None
+    return folder
+
+
+def _calibration_data(options: ExportOptions) -> DataSet | None:
+    """Read the calibration images, never those of a test split, at most as many as asked for."""
+    if options.calibration is None:
+        return None
+    data = read_data(options.calibration, labelled=False)
+    kept = [sample for sample in data.samples if sample.split != "test"]
+    if not kept:
+        raise CalibrationError(
+            f"{options.calibration}: holds no images outside its test split: about 300 are wanted"
+        )
+    if len(kept) > options.calibration_images:
+        order = np.random.default_rng(0).permutation(len(kept))[: options.calibration_images]
+        kept = [kept[place] for place in sorted(order)]
+    return DataSet(data.labels, tuple(kept))
+
+
+def _evaluation_part(data: DataSet) -> DataSet:
+    """Take the test split if there is one, else the validation split, else everything."""
+    return next((part for part in (data.part("test"), data.part("val")) if len(part)), data)
+
+
+def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:
+    if trial.images_from == "synthetic":
+        return ["verified on synthetic arrays only: --validation DATA verifies on your images"]
+    if trial.truth is not None and len(trial.truth) < images_needed(options.max_drop):
+        return [
+            f"{len(trial.truth)} labelled images cannot prove a drop of at most {options.max_drop:g}: "
+            f"{images_needed(options.max_drop)} would, without any disagreement"
+        ]
+    return []

@@ -1,0 +1,28 @@
+"""An export's outcome in words."""
+
+from medimg.export.result import ArtefactFile, ExportResult
+from medimg.runtime.text import printable
+
+
+def lines(result: ExportResult) -> list[str]:
+    """Say what was made, two lines an artefact."""
+    return [line for item in result.artefacts for line in _artefact(item)]
+
+
+def _artefact(item: ArtefactFile) -> list[str]:
+    found = item.verification
+    state = found.verdict if item.written else f"{found.verdict}, not written"
+    head = f"{printable(item.path)}  {item.bytes / 1e6:.1f} MB  {state}"
+    figures = (
+        f"    {found.images} {found.images_from} images: max |Δp| {found.max_abs_diff:.1e}, "
+        f"top-1 agreement {found.top1_agreement:.4f}"
+    )
+    if found.accuracy is None or found.accuracy_drop is None or found.accuracy_drop_ci95 is None:
+        return [head, figures]
+    low, high = found.accuracy_drop_ci95
+    interval = f"(95 %: {low:+.4f} to {high:+.4f})"
+    return [
+        head,
+        figures,
+        f"    accuracy {found.accuracy:.4f}, drop {found.accuracy_drop:+.4f} {interval}",
+    ]

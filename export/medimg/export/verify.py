@@ -1,0 +1,196 @@
+"""Proof that an artefact gives the Keras model's answers, from image file to probabilities."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.export.source import KerasSource
+from medimg.runtime import metrics
+from medimg.runtime.backends import Probabilities, open_backend
+from medimg.runtime.containers import open_onnx
+from medimg.runtime.data import DataSet, load_batches
+from medimg.runtime.preprocess import to_network_input
+from medimg.runtime.spec import Head, ModelSpec, Verdict, Verification
+
+FP32_LIMIT = 1e-5
+"""Largest difference of a probability between Keras and a float32 artefact."""
+AGREEMENT_FLOOR = {"fp32": 1.0, "fp16": 0.99, "int8": 0.95}
+"""Least top-1 agreement where no labels tell what a difference costs."""
+SYNTHETIC_IMAGES = 64
+BATCH = 8
+
+Batches = Callable[[], Iterator[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What artefacts are compared on."""
+
+    images_from: Literal["synthetic", "calibration", "validation"]
+    batches: Batches
+    """Gives the same batches, as an artefact's input takes them, each time it is called."""
+    reference: Probabilities
+    """`(images, classes)`: what Keras answers."""
+    truth: NDArray[np.int64] | None
+    """`(images,)` true classes, where the images are labelled and chose nothing."""
+
+
+def make_trial(
+    source: KerasSource, spec: ModelSpec, images: DataSet | None, *, validation: bool, threads: int
+) -> Trial:
+    """Run Keras on the images, or on synthetic arrays if there are none.
+
+    Args:
+        source: the Keras model in float32.
+        spec: the artefact's spec.
+        images: what to compare on; its labels, if any, are indices of `spec.labels`.
+        validation: whether the images chose nothing, so that their labels may judge.
+        threads: processor threads for decoding.
+    """
+    if images is None or spec.intensity.rule == "unspecified":
+        batches, kind = _synthetic_batches(spec), "synthetic"
+    else:
+        chosen = images
+        batches, kind = (lambda: load_batches(chosen.samples, spec.image, BATCH, threads)), "calibration"
+    answers = [_reference(source, spec, batch) for batch in batches()]
+    labelled = (
+        kind != "synthetic"
+        and validation
+        and images is not None
+        and images.labels
+        and spec.task == "multiclass"
+    )
+    return Trial(
+        "validation" if validation and kind != "synthetic" else kind,  # type: ignore[arg-type]  # one of the three
+        batches,
+        np.concatenate(answers),
+        images.truth if labelled and images is not None else None,
+    )
+
+
+def verify(path: Path, trial: Trial, *, max_drop: float, threads: int) -> Verification:
+    """Compare an artefact with Keras, through ONNX Runtime on the CPU.
+
+    Args:
+        path: the artefact, read and checked as any client reads it.
+        trial: the images and Keras's answers.
+        max_drop: the largest loss of accuracy that is accepted.
+        threads: processor threads.
+    """
+    artefact = open_onnx(path)
+    backend = open_backend(artefact, backend="onnxruntime", device="cpu", threads=threads)
+    answers = np.concatenate([backend.infer(batch) for batch in trial.batches()])
+    first = next(trial.batches())
+    alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])
+    backend.close()
+    difference = float(np.abs(answers - trial.reference).max())
+    # A batch that changes the answers is a fault of the graph, as bad as a wrong answer.
+    difference = max(difference, float(np.abs(alone - trial.reference[: len(first)]).max()))
+    found = Verification(
+        images=len(answers),
+        images_from=trial.images_from,
+        max_abs_diff=difference if math.isfinite(difference) else math.inf,
+        top1_agreement=metrics.top1_agreement(trial.reference, answers),
+        verdict="unlabelled",
+    )
+    return _judged(found, artefact.spec, trial, answers, max_drop)
+
+
+def images_needed(max_drop: float) -> int:
+    """How many images without any disagreement prove a drop of at most `max_drop` (Tango 1998)."""
+    z2 = metrics.Z95**2
+    return math.ceil(z2 * (1 - max_drop) / max_drop)
+
+
+def _judged(
+    found: Verification, spec: ModelSpec, trial: Trial, answers: Probabilities, max_drop: float
+) -> Verification:
+    if not math.isfinite(found.max_abs_diff) or (
+        spec.precision == "fp32" and found.max_abs_diff > FP32_LIMIT
+    ):
+        return _with_verdict(found, "failed")
+    if trial.truth is None:
+        enough = spec.task == "multilabel" or found.top1_agreement >= AGREEMENT_FLOOR[spec.precision]
+        return _with_verdict(found, "unlabelled" if enough else "failed")
+    reference_right = trial.reference.argmax(axis=1) == trial.truth
+    right = answers.argmax(axis=1) == trial.truth
+    low, high = metrics.paired_drop_ci95(reference_right, right)
+    drop = float(reference_right.mean() - right.mean())
+    verdict: Verdict = "proven" if high <= max_drop else "failed" if drop > max_drop else "not proven"
+    return Verification(
+        found.images,
+        found.images_from,
+        found.max_abs_diff,
+        found.top1_agreement,
+        verdict,
+        accuracy=float(right.mean()),
+        accuracy_reference=float(reference_right.mean()),
+        accuracy_drop=drop,
+        accuracy_drop_ci95=(low, high),
+    )
+
+
+def _with_verdict(found: Verification, verdict: Verdict) -> Verification:
+    return Verification(found.images, found.images_from, found.max_abs_diff, found.top1_agreement, verdict)
+
+
+def _reference(source: KerasSource, spec: ModelSpec, batch: NDArray[Any]) -> Probabilities:
+    if spec.intensity.rule == "unspecified":
+        network_input = batch.astype(np.float32)
+    else:
+        network_input = to_network_input(batch.astype(np.uint8), spec.intensity)
+    return as_probabilities(source.predict(network_input), spec.head)
+
+
+def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
+    """Turn the last layer's outputs, `(batch, units)`, into `(batch, classes)` as an artefact gives them."""
+    if head == "sigmoid":
+        return np.concatenate([1 - outputs, outputs], axis=1)
+    if head == "logits":
+        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+    return outputs
+
+
+def _synthetic_batches(spec: ModelSpec) -> Batches:
+    images: NDArray[Any] = synthetic_images(spec.image.rows, spec.image.columns)
+    if spec.intensity.rule == "unspecified":
+        images = (images[..., : spec.intensity.channels] / 255).astype(np.float32)
+    return lambda: (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def synthetic_images(
+    rows: int, columns: int, count: int = SYNTHETIC_IMAGES, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Make seeded structured arrays: noise, smooth gradients, edges and constants in turn.
+
+    Returns:
+        `(count, rows, columns, 3)` uint8.
+    """
+    generator = np.random.default_rng(seed)
+    makers = (_noise, _gradient, _edges, _constant)
+    return np.stack([makers[number % 4](generator, rows, columns) for number in range(count)])
+
+
+def _noise(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    return generator.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+
+
+def _gradient(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    corners = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(corners, (columns, rows), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def _edges(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    blocks = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(blocks, (columns, rows), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def _constant(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    return np.broadcast_to(generator.integers(0, 256, 3, dtype=np.uint8), (rows, columns, 3)).copy()

@@ -1,0 +1,36 @@
+"""What runs on the device: images in, answers out.
+
+from medimg.runtime import Classifier
+
+with Classifier("model.int8.onnx") as classifier:
+    for prediction in classifier.predict(["a.png", "b.dcm"]):
+        print(prediction.path, prediction.top_k)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medimg.runtime.classifier import Classifier, ClassScore, Prediction
+    from medimg.runtime.errors import MedimgError
+    from medimg.runtime.images import load_frames, load_image
+    from medimg.runtime.spec import ModelSpec
+
+_HOMES = {
+    "ClassScore": "classifier",
+    "Classifier": "classifier",
+    "MedimgError": "errors",
+    "ModelSpec": "spec",
+    "Prediction": "classifier",
+    "load_frames": "images",
+    "load_image": "images",
+}
+
+__all__ = ["ClassScore", "Classifier", "MedimgError", "ModelSpec", "Prediction", "load_frames", "load_image"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  a module attribute
+    """Import a public name when it is first used, so that `--help` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

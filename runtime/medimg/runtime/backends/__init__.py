@@ -1,0 +1,103 @@
+"""Back ends: each runs an artefact behind one small protocol and says what would make it available."""
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.containers import Artefact
+from medimg.runtime.errors import BackendError
+
+Probabilities: TypeAlias = NDArray[np.float32]
+"""`(batch, classes)` float32."""
+
+
+class Backend(Protocol):
+    """A loaded artefact on one device."""
+
+    name: str
+    """`onnxruntime` or `openvino`."""
+    device: str
+    """`cpu`, or `gpu:N`."""
+    precision: str
+    """What the convolutions really run in: `fp32`, `bf16`, `fp16` or `int8`."""
+
+    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+        """Run one batch.
+
+        Args:
+            images: `(batch, rows, columns, 3)` uint8 RGB, or the float32 input of an artefact whose
+                preprocessing is unspecified.
+        """
+
+    def close(self) -> None:
+        """Free the device's memory."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a back end can run here."""
+
+    name: str
+    version: str | None
+    devices: tuple[str, ...]
+    """What it can run on: `cpu`, `gpu:0`, …; empty if it is missing."""
+    remedy: str | None
+    """What would make it available; None if it is."""
+
+
+_MODULES = {
+    "openvino": "medimg.runtime.backends.with_openvino",
+    "onnxruntime": "medimg.runtime.backends.with_onnxruntime",
+}
+NAMES = tuple(_MODULES)
+"""In the order in which `auto` prefers them on a CPU: OpenVINO is the faster on x86."""
+
+
+def availability() -> tuple[Availability, ...]:
+    """Ask every back end whether it can run here."""
+    return tuple(_module(name).availability() for name in NAMES)
+
+
+def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int) -> Backend:
+    """Load an artefact.
+
+    Args:
+        artefact: a model whose bytes have been checked.
+        backend: one of `NAMES`, or `auto`.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`. A device that is asked for is had or is an error;
+            `auto` takes the first GPU that a back end can use, else the CPU.
+        threads: processor threads for inference.
+
+    Raises:
+        BackendError: the back end or the device cannot be had; the message says what would help.
+    """
+    if backend != "auto" and backend not in _MODULES:
+        raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(NAMES)}")
+    candidates = [_module(name).availability() for name in (NAMES if backend == "auto" else (backend,))]
+    for wanted in _devices(device, artefact.spec.precision):
+        for candidate in candidates:
+            if wanted in candidate.devices:
+                opened: Backend = _module(candidate.name).open_artefact(artefact, wanted, threads)
+                return opened
+    remedies = "; ".join(c.remedy or f"{c.name} offers {', '.join(c.devices)}" for c in candidates)
+    raise BackendError(f"device {device!r} cannot be had: {remedies}")
+
+
+def _devices(device: str, precision: str) -> tuple[str, ...]:
+    if device == "auto":
+        # ONNX Runtime's CUDA provider has no INT8 convolutions: there the CPU is the better choice.
+        return ("cpu",) if precision == "int8" else ("gpu:0", "cpu")
+    if device == "gpu":
+        return ("gpu:0",)
+    kind, _, number = device.partition(":")
+    if device != "cpu" and not (kind == "gpu" and number.isdigit()):
+        raise BackendError(f"no device {device!r}: choose from auto, cpu, gpu, gpu:N")
+    return (device,)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_MODULES[name])

@@ -1,0 +1,112 @@
+"""The command line of medimg-run."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from medimg.runtime import commandline
+from medimg.runtime.commandline import PathArgument, standard_options, version_option
+
+if TYPE_CHECKING:
+    from medimg.runtime.classifier import Prediction
+
+BACKENDS = ("auto", "openvino", "onnxruntime")
+
+
+@click.group()
+@version_option
+def cli() -> None:
+    """Run exported image classifiers on this device."""
+
+
+@cli.command()
+@click.argument("model", type=PathArgument)
+@click.argument("inputs", type=PathArgument, nargs=-1, required=True)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once."
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu or gpu:N.")
+@click.option(
+    "--format", "style", type=click.Choice(["table", "jsonl", "csv"]), default="table", show_default=True
+)
+@click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
+@standard_options
+def predict(
+    model: Path,
+    inputs: tuple[Path, ...],
+    top_k: int,
+    batch_size: int,
+    backend: str,
+    device: str,
+    style: str,
+    output: Path | None,
+    threads: int,
+) -> int:
+    """Classify INPUTS (files, folders, or - for paths on standard input) with MODEL.
+
+    Exit status 1 if some inputs could not be read; each of them has its reason in the output.
+    """
+    from medimg.runtime.classifier import Classifier
+    from medimg.runtime.output import Outcome, write_predictions
+
+    outcome = Outcome()
+    with Classifier(model, backend=backend, device=device, threads=threads) as classifier:
+        used = classifier.backend
+        click.echo(f"{used.name} on {used.device}, {used.precision}", err=True)
+        predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
+        write_predictions(outcome.counting(_with_progress(predictions)), style, output)
+    click.echo(outcome.summary(), err=True)
+    return 0 if outcome.failed == 0 and outcome.answered else 1
+
+
+@cli.command()
+@click.argument("model", type=PathArgument)
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def inspect(model: Path, json_file: str | None, threads: int) -> None:
+    """Show what MODEL is: labels, preprocessing, precision, origin, verification."""
+    from medimg.runtime.describe import describe
+    from medimg.runtime.spec import SCHEMA, ModelSpec
+
+    spec = ModelSpec.read(model)
+    commandline.write_json(spec, json_file, schema=SCHEMA)
+    if json_file != "-":
+        click.echo("\n".join(describe(spec)))
+
+
+@cli.command()
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def doctor(json_file: str | None, threads: int) -> int:
+    """Show what can run here: back ends, devices, versions, what is missing and how to get it."""
+    from medimg.runtime.doctor import examine
+
+    findings = examine(threads)
+    commandline.write_json(findings, json_file, schema=1)
+    if json_file != "-":
+        click.echo("\n".join(findings.lines()))
+    return 1 if findings.conflicts else 0
+
+
+def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
+    """Expand folders and the list on standard input, lazily."""
+    from medimg.runtime.data import walk_images
+
+    for item in inputs:
+        if item == Path("-"):
+            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+        else:
+            yield from walk_images([item])
+
+
+def _with_progress(predictions: "Iterator[Prediction]") -> "Iterator[Prediction]":
+    if commandline.progress_hidden():
+        yield from predictions
+        return
+    with click.progressbar(predictions, label="predict", file=sys.stderr, show_pos=True) as bar:
+        yield from bar

@@ -1,0 +1,93 @@
+"""Frozen dataclasses to and from plain JSON values, strictly."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from medimg.runtime.errors import ModelError
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401  any dataclass, at any depth
+    """Turn a dataclass into dicts, lists and scalars that `json.dumps` takes."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def from_plain(kind: type[T], value: object, where: str = "spec") -> T:
+    """Build a dataclass from plain values, checking every type.
+
+    Args:
+        kind: the dataclass.
+        value: what `json.loads` or `tomllib.load` returned.
+        where: names the value in error messages.
+
+    Raises:
+        ModelError: a field is unknown, missing or of the wrong type.
+    """
+    return typing.cast("T", _convert(kind, value, where))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401  a type annotation at run time
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(typing.cast("type", kind), value, where)
+    if origin is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ModelError(f"{where}: {value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else _convert(options[0], value, where)
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(kind), value, where)
+    if origin is dict:
+        return _convert_dict(typing.get_args(kind), value, where)
+    return _convert_scalar(kind, value, where)
+
+
+def _convert_dataclass(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{where}: expected a table, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(value) - names):
+        raise ModelError(f"{where}: unknown field {unknown[0]!r}; it has {', '.join(sorted(names))}")
+    fields = {name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ModelError(f"{where}: {error}") from None
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401
+    if not isinstance(value, (list, tuple)):
+        raise ModelError(f"{where}: expected a list, got {value!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise ModelError(f"{where}: expected {len(arguments)} values, got {len(value)}")
+    return tuple(_convert(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+
+
+def _convert_dict(arguments: tuple[Any, ...], value: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{where}: expected a table, got {value!r}")
+    return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ModelError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value

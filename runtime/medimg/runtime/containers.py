@@ -1,0 +1,218 @@
+"""Where each kind of model file keeps its spec.
+
+ONNX: the `metadata_props` entry (field 14 of `ModelProto`) with the key `medimg`. Protocol Buffers allow a
+repeated field anywhere in the message, so the entry is appended to the finished file; the spec pins the
+SHA-256 of the bytes before it. `.keras`: the archive member `medimg.json`. `.h5`: the attribute `medimg`.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
+from medimg.runtime.optional import require
+from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
+
+KEY = "medimg"
+KERAS_MEMBER = "medimg.json"
+HDF5_SUFFIXES = (".h5", ".hdf5")
+MAX_ONNX_BYTES = 2**31 - 1
+"""A protobuf message cannot be larger."""
+
+_METADATA_TAG = 14 << 3 | 2
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model file whose bytes have been checked against its spec."""
+
+    path: Path
+    spec: ModelSpec
+    content: bytes
+    """The whole file, as a back end takes it."""
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read the spec of a model file; see `ModelSpec.read`."""
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    text: str | bytes
+    if path.suffix == ".onnx":
+        text, _ = _find_entry(_read_onnx(path), path)
+    elif path.suffix == ".keras":
+        text = _read_keras_member(path)
+    elif path.suffix in HDF5_SUFFIXES:
+        text = _read_hdf5_attribute(path)
+    else:
+        raise ModelError(f"{path}: not a model file (.onnx, .keras, .h5 and .hdf5 are)")
+    return ModelSpec.from_json(text, str(path))
+
+
+def open_onnx(path: str | Path) -> Artefact:
+    """Read an exported ONNX file and check it against its own SHA-256.
+
+    Raises:
+        IntegrityError: the bytes are not those that the spec pins.
+        NoSpecError: the file was not made by medimg-export.
+        ModelError: it is no ONNX file.
+    """
+    path = Path(path)
+    content = _read_onnx(path)
+    text, (start, end) = _find_entry(content, path)
+    spec = ModelSpec.from_json(text, str(path))
+    digest = hashlib.sha256(content[:start])
+    digest.update(content[end:])
+    if digest.hexdigest() != spec.artefact_sha256:
+        raise IntegrityError(
+            f"{path}: its bytes are not those that were verified at export (SHA-256 differs): "
+            "copy the file again, or export it again"
+        )
+    return Artefact(path, spec, content)
+
+
+def embed_in_onnx(model: bytes, spec: ModelSpec) -> bytes:
+    """Append the spec to a serialised ONNX model that carries none, with the SHA-256 of `model` in it."""
+    pinned = spec.with_(artefact_sha256=hashlib.sha256(model).hexdigest())
+    key, value = KEY.encode(), pinned.to_json().encode()
+    entry = _field(1, key) + _field(2, value)
+    return model + _field(14, entry)
+
+
+def write_spec(path: Path, spec: ModelSpec) -> None:
+    """Write the spec into a Keras file (`.keras`, `.h5`, `.hdf5`) that `model.save` has just made."""
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path, "a") as archive:
+            if KERAS_MEMBER in archive.namelist():
+                raise ModelError(f"{path}: already carries a medimg entry")
+            archive.writestr(zipfile.ZipInfo(KERAS_MEMBER), spec.to_json())
+    elif path.suffix in HDF5_SUFFIXES:
+        with require("h5py", "train").File(path, "r+") as file:
+            file.attrs[KEY] = spec.to_json()
+    else:
+        raise ModelError(f"{path}: a Keras file ends in .keras, .h5 or .hdf5")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it takes the name `path`, on failure it is removed.
+
+    Readers see the old file or the whole new one, never a part. A block that leaves nothing under the
+    temporary name leaves `path` as it was.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        if temporary.exists():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_onnx(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_ONNX_BYTES:
+            raise ModelError(f"{path}: larger than an ONNX file can be (2 GiB)")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+
+
+def _find_entry(content: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
+    """Find the medimg entry of a serialised ModelProto: its JSON text and the byte range of its field."""
+    found: list[tuple[bytes, tuple[int, int]]] = []
+    try:
+        for tag, start, body, end in _fields(memoryview(content)):
+            if tag == _METADATA_TAG:
+                pair = {
+                    inner: bytes(content[body:end][a:b])
+                    for inner, _, a, b in _fields(memoryview(content)[body:end])
+                }
+                if pair.get(1 << 3 | 2) == KEY.encode():
+                    found.append((pair.get(2 << 3 | 2, b""), (start, end)))
+    except (IndexError, ValueError):
+        raise ModelError(f"{path}: not an ONNX file, or a damaged one") from None
+    if not found:
+        raise NoSpecError(f"{path}: carries no medimg entry: export it with medimg-export")
+    if len(found) > 1:
+        raise ModelError(f"{path}: carries {len(found)} medimg entries; exactly one is allowed")
+    return found[0]
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Walk a protobuf message's top level: (tag, start of field, start of value, end of field)."""
+    position, size = 0, len(message)
+    while position < size:
+        start = position
+        tag, position = _varint(message, position)
+        wire_type = tag & 7
+        body = position
+        if wire_type == _VARINT:
+            _, position = _varint(message, position)
+        elif wire_type == _FIXED64:
+            position += 8
+        elif wire_type == _LENGTH_DELIMITED:
+            length, body = _varint(message, position)
+            position = body + length
+        elif wire_type == _FIXED32:
+            position += 4
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        if position > size or tag >> 3 == 0:
+            raise ValueError("a field ends beyond the message")
+        yield tag, start, body, position
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a varint is longer than 10 bytes")
+
+
+def _field(number: int, value: bytes) -> bytes:
+    length, encoded = len(value), bytearray([number << 3 | _LENGTH_DELIMITED])
+    while length > 0x7F:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded) + value
+
+
+def _read_keras_member(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(KERAS_MEMBER) as member:
+            return member.read(MAX_SPEC_BYTES + 1)
+    except KeyError:
+        raise NoSpecError(f"{path}: carries no medimg entry: it was not saved by medimg-train") from None
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        raise ModelError(f"{path}: not a .keras archive ({error})") from None
+
+
+def _read_hdf5_attribute(path: Path) -> str:
+    h5py = require("h5py", "export")
+    try:
+        with h5py.File(path, "r") as file:
+            if KEY not in file.attrs:
+                raise NoSpecError(f"{path}: carries no medimg entry: it was not saved by medimg-train")
+            text = file.attrs[KEY]
+    except OSError as error:
+        raise ModelError(f"{path}: not an HDF5 file, or a damaged one ({error})") from None
+    return text if isinstance(text, str) else str(text)

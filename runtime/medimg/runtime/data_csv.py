@@ -1,0 +1,101 @@
+"""A table of images: `path,label[,patient][,split]`."""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from medimg.runtime.data import Split
+from medimg.runtime.data_readers import SPLITS, Found
+from medimg.runtime.errors import DataError
+
+_COLUMNS = ("path", "label", "patient", "split")
+
+
+def read_table(path: Path, *, labelled: bool) -> list[Found]:
+    """Read the rows of a CSV file, in its order; paths are relative to the file.
+
+    Rows that say the same twice count once. Other columns are left alone.
+
+    Raises:
+        DataError: a column or a value is missing, files do not exist, one file has two labels, or a patient
+            has images in two parts.
+    """
+    rows: dict[str, tuple[int, Found]] = {}
+    for line, found in _rows(path, labelled=labelled):
+        key = os.path.normpath(found.path)
+        first_line, first = rows.setdefault(key, (line, found))
+        if (first.label, first.patient, first.split) != (found.label, found.patient, found.split):
+            raise DataError(f"{path}: lines {first_line} and {line} say different things of {found.name}")
+    table = [found for _, found in rows.values()]
+    _require_files(path, table)
+    _require_whole_split(path, table)
+    return table
+
+
+def _rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, Found]]:
+    wanted = _COLUMNS[:2] if labelled else _COLUMNS[:1]
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if missing := [name for name in wanted if name not in header]:
+                raise DataError(
+                    f"{path}: has no column {missing[0]!r}; path,label[,patient][,split] is wanted"
+                )
+            if twice := [name for name in _COLUMNS if header.count(name) > 1]:
+                raise DataError(f"{path}: has the column {twice[0]!r} twice")
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+                    yield reader.line_num, _found(path, reader.line_num, cells, wanted)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from None
+
+
+def _found(path: Path, line: int, cells: dict[str, str], wanted: tuple[str, ...]) -> Found:
+    if empty := [name for name in wanted if not cells.get(name)]:
+        raise DataError(f"{path}: line {line} has no {empty[0]}")
+    name = cells["path"]
+    if "\0" in name:
+        raise DataError(f"{path}: line {line} has a path with a zero byte")
+    split = cells.get("split") or None
+    return Found(
+        path.parent / name,
+        name,
+        cells.get("label") or None,
+        cells.get("patient") or None,
+        None if split is None else _split(path, line, split),
+    )
+
+
+def _split(path: Path, line: int, value: str) -> Split:
+    if value.lower() not in SPLITS:
+        raise DataError(f"{path}: line {line} has the split {value!r}; train, val and test are known")
+    return SPLITS[value.lower()]
+
+
+def _require_files(path: Path, table: list[Found]) -> None:
+    missing = [found.name for found in table if not found.path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{path}: {len(missing)} of {len(table)} files do not exist: {', '.join(missing[:5])}{more}"
+        )
+
+
+def _require_whole_split(path: Path, table: list[Found]) -> None:
+    without = [found.name for found in table if found.split is None]
+    if without and len(without) < len(table):
+        raise DataError(
+            f"{path}: {len(without)} of {len(table)} rows have no split ({', '.join(without[:3])})"
+        )
+    split_of: dict[str, Split | None] = {}
+    for found in table:
+        if found.patient and split_of.setdefault(found.patient, found.split) != found.split:
+            raise DataError(
+                f"{path}: patient {found.patient!r} has images in two parts, which would flatter any result"
+            )

@@ -1,0 +1,190 @@
+"""One reader for each layout of DATA."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medimg.runtime import data_cifar, data_medmnist
+from medimg.runtime.data import DataSet, Sample, Split
+from medimg.runtime.errors import DataError
+from medimg.runtime.paths import visible, walk_images
+
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, and values of a CSV's split column, that name a part."""
+
+_LOG = logging.getLogger(__name__)
+_IMAGE_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dib",
+    ".dcm",
+    ".dicom",
+    "",
+}
+_WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image file and what the layout says of it."""
+
+    path: Path
+    name: str
+    """Path relative to the data set's root."""
+    label: str | None = None
+    patient: str | None = None
+    split: Split | None = None
+
+
+def read(path: Path, *, labelled: bool) -> DataSet:
+    """Read a data set; see `medimg.runtime.data.read_data`."""
+    suffix = path.suffix.lower()
+    try:
+        if path.is_dir():
+            dataset = read_cifar(path) if data_cifar.is_cifar(path) else _read_folder(path, labelled=labelled)
+        elif not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        elif suffix == ".csv":
+            from medimg.runtime.data_csv import read_table
+
+            dataset = from_found(read_table(path, labelled=labelled))
+        elif suffix == ".npz":
+            dataset = read_medmnist(path)
+        else:
+            raise DataError(f"{path}: not a data set: {_WANTED} is wanted")
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror}") from None
+    if not dataset.samples:
+        raise DataError(f"{path}: holds no images (PNG, JPEG, TIFF, BMP or DICOM); {_WANTED} is wanted")
+    if labelled:
+        _require_classes(dataset, path)
+    return dataset
+
+
+def read_cifar(folder: Path) -> DataSet:
+    """Read CIFAR-10's python layout: `data_batch_*` is the training part, `test_batch` the test part."""
+    labels = data_cifar.read_labels(folder)
+    samples: list[Sample] = []
+    for split, pattern in (("train", "data_batch_*"), ("test", "test_batch")):
+        batches = [data_cifar.read_batch(path, len(labels)) for path in sorted(folder.glob(pattern))]
+        images = [pair for batch in batches for pair in zip(batch.images, batch.labels, strict=True)]
+        samples += (
+            Sample(f"{split}[{index}]", pixels, label, None, SPLITS[split])
+            for index, (pixels, label) in enumerate(images)
+        )
+    return DataSet(labels, tuple(samples))
+
+
+def read_medmnist(path: Path) -> DataSet:
+    """Read a MedMNIST archive, whose classes have numbers unless the file's name tells the set."""
+    samples: list[Sample] = []
+    for part in data_medmnist.read_parts(path):
+        labels: list[int | None] = [None] * len(part.images)
+        if part.labels is not None:
+            labels = part.labels.tolist()
+        samples += (
+            Sample(f"{part.name}[{index}]", pixels, label, None, part.name)
+            for index, (pixels, label) in enumerate(zip(part.images, labels, strict=True))
+        )
+    classes = 1 + max((sample.label for sample in samples if sample.label is not None), default=-1)
+    return DataSet(data_medmnist.class_names(path, classes) if classes else (), tuple(samples))
+
+
+def from_found(found: Sequence[Found]) -> DataSet:
+    """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
+    names = {item.label for item in found if item.label is not None}
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    index_of = {label: index for index, label in enumerate(labels)}
+    samples = (
+        Sample(
+            item.name,
+            item.path,
+            None if item.label is None else index_of[item.label],
+            item.patient,
+            item.split,
+        )
+        for item in found
+    )
+    return DataSet(tuple(labels), tuple(samples))
+
+
+def _read_folder(root: Path, *, labelled: bool) -> DataSet:
+    folders = [entry for entry in visible(root) if entry.is_dir()]
+    parts = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if not parts:
+        return from_found(_find(root, root, None, labelled=labelled))
+    if others := [entry.name for entry in visible(root) if entry not in parts and _may_hold_images(entry)]:
+        raise DataError(
+            f"{root}: has {', '.join(map(repr, others[:5]))} beside "
+            f"{', '.join(part.name for part in parts)}: move it into one of them, or away"
+        )
+    found = [
+        item for part in parts for item in _find(part, root, SPLITS[part.name.lower()], labelled=labelled)
+    ]
+    dataset = from_found(found)
+    trained = {sample.label for sample in dataset.samples if sample.split == "train"}
+    strange = [label for index, label in enumerate(dataset.labels) if index not in trained]
+    if trained and strange and labelled:
+        raise DataError(f"{root}: class {strange[0]!r} has images, but none in the training part")
+    return dataset
+
+
+def _find(folder: Path, root: Path, split: Split | None, *, labelled: bool) -> list[Found]:
+    """Find the images of a folder: by class in its subfolders, or unlabelled where images lie in itself."""
+    entries = visible(folder)
+    loose = [entry.name for entry in entries if entry.is_file() and _looks_like_image(entry)]
+    if loose and labelled:
+        raise DataError(
+            f"{folder}: holds {len(loose)} image(s) outside any class's folder ({', '.join(loose[:3])}): "
+            "a folder with a folder per class is wanted"
+        )
+    classes = [(folder, None)] if loose else [(entry, entry.name) for entry in entries if entry.is_dir()]
+    return [
+        Found(path, path.relative_to(root).as_posix(), label, None, split)
+        for place, label in classes
+        for path in _images_in(place)
+    ]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = list(walk_images([folder]))
+    images = [path for path in paths if _looks_like_image(path)]
+    if len(images) < len(paths):
+        _LOG.info(
+            "%s: %d files are no images by their names and were left out", folder, len(paths) - len(images)
+        )
+    return images
+
+
+def _may_hold_images(entry: Path) -> bool:
+    return entry.is_dir() or _looks_like_image(entry)
+
+
+def _looks_like_image(path: Path) -> bool:
+    """By its name; DICOM files often have none but a UID, whose last part is a number."""
+    return path.suffix.lower() in _IMAGE_SUFFIXES or path.suffix[1:].isdigit()
+
+
+def _require_classes(dataset: DataSet, path: Path) -> None:
+    without = [sample.name for sample in dataset.samples if sample.label is None]
+    if without:
+        raise DataError(f"{path}: {len(without)} image(s) have no label ({', '.join(without[:3])})")
+    present = sorted({dataset.labels[int(label)] for label in set(dataset.truth.tolist())})
+    if len(present) < 2:
+        raise DataError(f"{path}: shows only the class {present[0]!r}; two or more are wanted")

@@ -1,0 +1,53 @@
+"""A spec in words."""
+
+from collections.abc import Iterator
+
+from medimg.runtime.spec import Intensity, ModelSpec, Verification
+from medimg.runtime.text import printable
+
+
+def describe(spec: ModelSpec) -> list[str]:
+    """Say what an artefact is, a line a fact."""
+    return [f"{name:<14} {printable(value)}" for name, value in _facts(spec)]
+
+
+def _facts(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    image = spec.image
+    yield "labels", ", ".join(spec.labels)
+    yield "task", f"{spec.task}, {spec.head} head"
+    yield "precision", spec.precision
+    yield "image", f"{image.rows} x {image.columns} px, {image.resize}, 16-bit by {image.sixteen_bit}"
+    yield "preprocessing", _arithmetic(spec.intensity)
+    if spec.temperature != 1:
+        yield "temperature", f"{spec.temperature:g}"
+    for point in spec.operating_points:
+        yield "threshold", f"{point.label}: {point.threshold:g} ({point.chosen_for})"
+    if spec.intended_use:
+        yield "intended use", spec.intended_use
+    if spec.simulated_data:
+        yield "trained on", "simulated images"
+    if spec.source:
+        yield "made from", f"{spec.source.name}, SHA-256 {spec.source.sha256[:16]}…"
+    if spec.tools:
+        yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(spec.tools.items()))
+    if spec.float_layers:
+        yield "kept in fp32", ", ".join(spec.float_layers)
+    yield "verified", _verification(spec.verification) if spec.verification else "no"
+
+
+def _arithmetic(intensity: Intensity) -> str:
+    if intensity.rule == "unspecified":
+        return "unspecified: predict refuses until told"
+    channels = "grey" if intensity.channels == 1 else intensity.color_order.upper()
+    return f"{intensity.rule} ({channels})"
+
+
+def _verification(found: Verification) -> str:
+    text = (
+        f"{found.verdict}, {found.images} {found.images_from} images: "
+        f"max |Δp| {found.max_abs_diff:.2g}, top-1 agreement {found.top1_agreement:.4f}"
+    )
+    if found.accuracy is not None and found.accuracy_drop_ci95 is not None:
+        low, high = found.accuracy_drop_ci95
+        text += f", accuracy {found.accuracy:.4f}, drop {found.accuracy_drop:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return text

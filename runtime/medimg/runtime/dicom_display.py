@@ -1,0 +1,204 @@
+"""The grey-scale and colour pipelines of DICOM (PS3.4 N.2): stored values to 8 bits as shown."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.errors import ImageError
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LookupTable:
+    """A modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1)."""
+
+    first: int
+    """The input value of the first entry; smaller ones take the first entry, larger ones the last."""
+    entries: Values
+    bits: int
+    """The range of the entries is 0 to `2**bits - 1`."""
+
+    def apply(self, values: Values) -> Values:
+        """Look values up; rescaled ones are rounded first."""
+        indices = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
+        return self.entries[indices.astype(np.int64)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
+
+    center: float
+    width: float
+    function: str = "LINEAR"
+
+    def apply(self, values: Values) -> Values:
+        """Map values to 0…1."""
+        if self.function == "SIGMOID" and self.width > 0:
+            # Beyond ±500 the exponential is 0 or infinite for any screen.
+            exponents = np.clip(-4 * (values - self.center) / self.width, -500, 500)
+            return np.asarray(1 / (1 + np.exp(exponents)))
+        if self.function == "LINEAR_EXACT" and self.width > 0:
+            return np.clip((values - self.center) / self.width + 0.5, 0, 1)
+        if self.function != "LINEAR" or self.width < 1:
+            raise ImageError(
+                f"its window of width {self.width:g} ({self.function}) is none that DICOM defines: "
+                "use the rule min-max"
+            )
+        if self.width == 1:
+            return (values > self.center - 0.5).astype(np.float64)
+        return np.clip((values - (self.center - 0.5)) / (self.width - 1) + 0.5, 0, 1)
+
+
+def display(
+    pixels: NDArray[Any],
+    photometric: str,
+    dataset: Any,  # noqa: ANN401  a pydicom Dataset
+    frame: int,
+    window: Literal["first", "min-max"],
+) -> NDArray[np.uint8]:
+    """Turn one frame's stored values into what is shown.
+
+    Grey values go through the modality LUT, then through the VOI LUT or the first window. With neither, the
+    whole range that the stored bits can hold becomes 0 to 255, as in dcmtk; float values, which have no such
+    range, are stretched from their minimum to their maximum. MONOCHROME1 is inverted last.
+
+    Args:
+        pixels: `(rows, columns)` or `(rows, columns, 3)` stored values.
+        photometric: their photometric interpretation (PS3.3 C.7.6.3.1.2), after decoding.
+        dataset: the file's data set.
+        frame: index of the frame, for what differs between frames.
+        window: `first`, or `min-max` for the frame's own range instead of what the file says.
+
+    Returns:
+        `(rows, columns)` or `(rows, columns, 3)` uint8.
+
+    Raises:
+        ImageError: the photometric interpretation is unknown, or a window or table is not valid.
+    """
+    if photometric in ("MONOCHROME1", "MONOCHROME2"):
+        shown = _show_grey(pixels, dataset, frame, window)
+        return 255 - shown if photometric == "MONOCHROME1" else shown
+    if photometric == "PALETTE COLOR":
+        return _show_palette(pixels, dataset)
+    if photometric in ("RGB", "YBR_RCT", "YBR_ICT") and pixels.ndim == 3:
+        bits = int(dataset.BitsStored)
+        return pixels.astype(np.uint8, copy=False) if bits == 8 else _to_bytes(pixels / float(2**bits - 1))
+    raise ImageError(f"its photometric interpretation {photometric} is not supported")
+
+
+def _show_grey(
+    pixels: NDArray[Any],
+    dataset: Any,  # noqa: ANN401
+    frame: int,
+    window: Literal["first", "min-max"],
+) -> NDArray[np.uint8]:
+    values, low, high = _modality_values(pixels, dataset, frame)
+    if window == "min-max" or not np.isfinite(high - low):
+        return _stretch(values, np.isfinite(values) & ~_padding(pixels, dataset))
+    if tables := dataset.get("VOILUTSequence"):
+        table = _lookup_table(tables[0])
+        return _to_bytes(table.apply(values) / (2**table.bits - 1))
+    if found := _first_window(dataset, frame):
+        return _to_bytes(found.apply(values))
+    return _to_bytes((values - low) / max(high - low, 1e-300))
+
+
+def _modality_values(pixels: NDArray[Any], dataset: Any, frame: int) -> tuple[Values, float, float]:  # noqa: ANN401
+    """Apply the modality LUT (PS3.3 C.11.1); also give the range of the values that could have come out."""
+    values = pixels.astype(np.float64)
+    if tables := dataset.get("ModalityLUTSequence"):
+        table = _lookup_table(tables[0])
+        return table.apply(values), 0.0, float(2**table.bits - 1)
+    if pixels.dtype.kind == "f":
+        low, high = -np.inf, np.inf
+    else:
+        span, signed = 2.0 ** int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+        low, high = (-span / 2, span / 2 - 1) if signed else (0.0, span - 1)
+    slope = _number(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = _number(dataset, frame, "PixelValueTransformationSequence", "RescaleIntercept")
+    if slope is None or intercept is None or slope == 0:
+        return values, low, high
+    low, high = sorted((low * slope + intercept, high * slope + intercept))
+    return values * slope + intercept, low, high
+
+
+def _first_window(dataset: Any, frame: int) -> Window | None:  # noqa: ANN401
+    center = _number(dataset, frame, "FrameVOILUTSequence", "WindowCenter")
+    width = _number(dataset, frame, "FrameVOILUTSequence", "WindowWidth")
+    if center is None or width is None:
+        return None
+    function = next(_attribute(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction"), "LINEAR")
+    return Window(center, width, str(function).upper())
+
+
+def _number(dataset: Any, frame: int, group: str, keyword: str) -> float | None:  # noqa: ANN401
+    value = next(_attribute(dataset, frame, group, keyword), None)
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return None if value is None else float(value)
+    return float(value[0]) if len(value) else None
+
+
+def _attribute(dataset: Any, frame: int, group: str, keyword: str) -> Iterator[Any]:  # noqa: ANN401
+    """Find an attribute: the frame's own, then the frames' shared one (PS3.3 C.7.6.16), then the image's."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
+    for item in (*per_frame[frame : frame + 1], *shared[:1]):
+        for macro in (item.get(group) or ())[:1]:
+            if macro.get(keyword) is not None:
+                yield macro.get(keyword)
+    if dataset.get(keyword) is not None:
+        yield dataset.get(keyword)
+
+
+def _padding(pixels: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:  # noqa: ANN401
+    """Mark the pixels that only fill the frame up (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if not isinstance(first, int):
+        return np.zeros(pixels.shape, np.bool_)
+    last = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((first, last if isinstance(last, int) else first))
+    return (pixels >= low) & (pixels <= high)
+
+
+def _stretch(values: Values, counted: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Map the range of the pixels that count to 0…255; the others are clipped to it."""
+    if not counted.any():
+        return np.zeros(values.shape, np.uint8)
+    low, high = values[counted].min(), values[counted].max()
+    return _to_bytes((np.nan_to_num(values, nan=low) - low) / (high - low or 1.0))
+
+
+def _to_bytes(shares: Values) -> NDArray[np.uint8]:
+    """Turn 0…1 into 0…255, rounding halves up."""
+    return np.floor(np.clip(shares, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _lookup_table(item: Any) -> LookupTable:  # noqa: ANN401
+    """Read a table; its entries are 8 or 16 bits wide whatever the number of bits that count."""
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    # A count of 0 stands for 65536 (PS3.3 C.11.1.1).
+    count = count or 65536
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if item.original_encoding[1] is not False else ">"
+        entries = np.frombuffer(data, np.uint8 if len(data) < 2 * count else np.dtype(f"{order}u2"))
+    else:
+        entries = np.asarray(data, np.uint16).reshape(-1)
+    if not 1 <= bits <= 16 or len(entries) < count:
+        raise ImageError(
+            f"a lookup table of {len(entries)} entries where {count} of {bits} bits are announced"
+        )
+    return LookupTable(first, entries[:count].astype(np.float64), bits)
+
+
+def _show_palette(pixels: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:  # noqa: ANN401
+    """Look colours up (PS3.3 C.7.6.3.1.5, C.7.9); of 16-bit entries the high byte is shown, as in dcmtk."""
+    from pydicom.pixels import apply_color_lut
+
+    colours: NDArray[Any] = apply_color_lut(pixels, dataset)[..., :3]
+    return (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)

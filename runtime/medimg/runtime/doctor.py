@@ -1,0 +1,98 @@
+"""What can run here, and what would help."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+from medimg.runtime.backends import Availability, availability
+
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "bf16",
+    "i8mm",
+)
+_SHARED_NAMES = ("onnxruntime", "cv2")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The state of this machine."""
+
+    medimg: str
+    python: str
+    machine: str
+    cpu_features: tuple[str, ...]
+    threads: int
+    backends: tuple[Availability, ...]
+    packages: dict[str, str | None]
+    """Versions of the packages that matter; None where one is missing."""
+    conflicts: tuple[str, ...]
+    """Two distributions that provide one import name, and how to leave one."""
+
+    def lines(self) -> list[str]:
+        """Say it, a line a fact."""
+        return list(self._facts())
+
+    def _facts(self) -> Iterator[str]:
+        yield f"medimg {self.medimg}, Python {self.python}, {self.machine}"
+        yield f"cpu          {self.threads} threads; {' '.join(self.cpu_features) or 'no known features'}"
+        for backend in self.backends:
+            state = (
+                f"{backend.version} on {', '.join(backend.devices)}" if backend.devices else backend.remedy
+            )
+            yield f"{backend.name:<12} {state}"
+        for name, found in self.packages.items():
+            yield f"{name:<12} {found or 'not installed'}"
+        for conflict in self.conflicts:
+            yield f"conflict     {conflict}"
+
+
+def examine(threads: int) -> Findings:
+    """Look at this machine."""
+    return Findings(
+        medimg=version("medimg"),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        cpu_features=_cpu_features(),
+        threads=threads,
+        backends=availability(),
+        packages={
+            name: _version(name) for name in ("numpy", "opencv-python-headless", "pydicom", "tensorrt")
+        },
+        conflicts=tuple(_conflicts(packages_distributions())),
+    )
+
+
+def _conflicts(providers: Mapping[str, list[str]]) -> Iterator[str]:
+    for name in _SHARED_NAMES:
+        found = sorted(set(providers.get(name, ())))
+        if len(found) > 1:
+            both = " and ".join(found)
+            yield f"{both} provide {name}: pip uninstall {' '.join(found)}, then install one"
+
+
+def _cpu_features() -> tuple[str, ...]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    present = {
+        word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()
+    }
+    return tuple(name for name in _FEATURES if name in present)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

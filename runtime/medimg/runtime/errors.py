@@ -1,0 +1,59 @@
+"""What can go wrong, as one small tree.
+
+    MedimgError                 exit status 2: wrong use or unusable input
+    ├── UsageError              options or arguments that do not fit together
+    ├── MissingDependencyError  an optional package is not installed
+    ├── ImageError              one image cannot be read; a result in `predict`, not the end
+    ├── DataError               a data set cannot be understood
+    ├── ModelError              a model file cannot be used
+    │   ├── NoSpecError         it carries no medimg entry
+    │   └── IntegrityError      its bytes are not those that were verified at export
+    ├── BackendError            a back end or device cannot be had, or failed
+    └── CheckFailedError        exit status 1: everything ran, and a check did not pass
+
+Every message names the file or value and the way out; the commands print it and nothing else.
+"""
+
+
+class MedimgError(Exception):
+    """An expected failure, whose message is all that a user needs."""
+
+    exit_status = 2
+
+
+class UsageError(MedimgError):
+    """Options or arguments that do not fit together."""
+
+
+class MissingDependencyError(MedimgError):
+    """An optional package is not installed."""
+
+
+class ImageError(MedimgError):
+    """One image cannot be read."""
+
+
+class DataError(MedimgError):
+    """A data set cannot be understood."""
+
+
+class ModelError(MedimgError):
+    """A model file cannot be used."""
+
+
+class NoSpecError(ModelError):
+    """A model file carries no medimg entry."""
+
+
+class IntegrityError(ModelError):
+    """A model file's bytes are not those that were verified at export."""
+
+
+class BackendError(MedimgError):
+    """A back end or a device cannot be had, or failed."""
+
+
+class CheckFailedError(MedimgError):
+    """Everything ran, and a check did not pass."""
+
+    exit_status = 1

@@ -1,0 +1,113 @@
+"""The size that an image file announces, and whether the file is whole, before anything is decoded."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from medimg.runtime.errors import ImageError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+# 0xF7 starts the frame of JPEG-LS (ITU-T T.87, annex C).
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    """Give rows and columns of a PNG whose critical chunks are whole (PNG 3rd edition, section 5).
+
+    Raises:
+        ImageError: it is truncated, damaged or animated.
+    """
+    names = []
+    for name, body in _png_chunks(content):
+        if name == b"acTL":
+            raise ImageError("an animated PNG: save one frame as a PNG")
+        names.append(name)
+        if name == b"IHDR":
+            if len(body) != 13:
+                raise ImageError("a damaged PNG (its header has the wrong length)")
+            columns, rows = struct.unpack_from(">II", body)
+    if names[:1] != [b"IHDR"] or names[-1] != b"IEND":
+        raise ImageError("a truncated PNG")
+    return rows, columns
+
+
+class JpegFrame(NamedTuple):
+    """What the frame header of a JPEG says."""
+
+    rows: int
+    columns: int
+    bits: int
+    """Bits a sample."""
+
+
+def jpeg_frame(content: bytes) -> JpegFrame:
+    """Read the frame header of a JPEG or JPEG-LS that has an end (ITU-T T.81, annex B).
+
+    Raises:
+        ImageError: it is truncated or damaged.
+    """
+    frame = None
+    for marker, start, end in _jpeg_segments(content):
+        if marker in _JPEG_FRAMES and end - start >= 5:
+            bits, rows, columns = struct.unpack_from(">BHH", content, start)
+            frame = JpegFrame(rows, columns, bits)
+        if marker == _START_OF_SCAN and frame and content.find(b"\xff\xd9", end) > 0:
+            return frame
+    raise ImageError("a truncated or damaged JPEG (it has no end)")
+
+
+def bmp_size(content: bytes) -> tuple[int, int]:
+    """Give rows and columns of a Windows bitmap.
+
+    Raises:
+        ImageError: its header is truncated.
+    """
+    if len(content) < 26:
+        raise ImageError("a truncated BMP")
+    (header_bytes,) = struct.unpack_from("<I", content, 14)
+    columns, rows = struct.unpack_from("<HH" if header_bytes == 12 else "<ii", content, 18)
+    return abs(rows), abs(columns)
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    view, position = memoryview(content), len(PNG_SIGNATURE)
+    while position + 12 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, position)
+        body, end = view[position + 8 : position + 8 + length], position + 12 + length
+        if end > len(content):
+            raise ImageError("a truncated PNG")
+        critical = not name[0] & 0x20
+        if (
+            critical
+            and zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]
+        ):
+            raise ImageError(f"a damaged PNG (the checksum of its {name.decode('latin-1')} chunk is wrong)")
+        yield name, body
+        if name == b"IEND":
+            return
+        position = end
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Walk the segments up to the first scan: marker, and where the segment's body starts and ends."""
+    position = 2
+    while position + 4 <= len(content):
+        if content[position] != 0xFF:
+            # libjpeg skips stray bytes between segments as well.
+            position += 1
+            continue
+        marker = content[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker in _JPEG_WITHOUT_LENGTH or marker == 0:
+            position += 2
+            continue
+        (length,) = struct.unpack_from(">H", content, position + 2)
+        yield marker, position + 4, position + 2 + length
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return
+        position += 2 + max(length, 2)

@@ -1,0 +1,97 @@
+"""Predictions written for people, for programs and for spreadsheets."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from medimg.runtime.classifier import Prediction
+from medimg.runtime.codec import to_plain
+from medimg.runtime.commandline import written_whole
+from medimg.runtime.text import csv_cell, printable
+
+
+@dataclass
+class Outcome:
+    """How many inputs were answered and how many failed, counted as they pass."""
+
+    answered: int = 0
+    failed: int = 0
+
+    def counting(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Pass predictions through and count them."""
+        for prediction in predictions:
+            if prediction.error is None:
+                self.answered += 1
+            else:
+                self.failed += 1
+            yield prediction
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        return f"{self.answered} answered, {self.failed} could not be read"
+
+
+def write_predictions(predictions: Iterable[Prediction], style: str, destination: Path | None) -> None:
+    """Write predictions as they come.
+
+    Args:
+        predictions: in the order of the inputs.
+        style: `table`, `jsonl` or `csv`.
+        destination: a file that appears when it is complete, or None for standard output.
+    """
+    write = _WRITERS[style]
+    if destination is None:
+        write(predictions, sys.stdout)
+        sys.stdout.flush()
+        return
+    with (
+        written_whole(destination) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        write(predictions, file)
+
+
+def json_line(prediction: Prediction) -> str:
+    """One JSON object, laid out as the contract says: either `top_k` or `error`."""
+    fields = to_plain(prediction)
+    del fields["top_k" if prediction.error else "error"]
+    return json.dumps(fields)
+
+
+def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
+    for prediction in predictions:
+        file.write(json_line(prediction) + "\n")
+
+
+def _write_csv(predictions: Iterable[Prediction], file: TextIO) -> None:
+    rows = csv.writer(file)
+    rows.writerow(("path", "frame", "rank", "index", "label", "score", "error"))
+    for prediction in predictions:
+        path, frame = csv_cell(prediction.path or ""), "" if prediction.frame is None else prediction.frame
+        if prediction.error:
+            rows.writerow((path, frame, "", "", "", "", csv_cell(prediction.error.message)))
+        for rank, best in enumerate(prediction.top_k, 1):
+            rows.writerow((path, frame, rank, best.index, csv_cell(best.label), f"{best.score:.6f}", ""))
+
+
+def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:
+    for prediction in predictions:
+        name = printable(prediction.path or "array")
+        if prediction.error:
+            reason = printable(prediction.error.message)
+            file.write(f"{name}\n    not read: {reason.removeprefix(f'{name}: ')}\n")
+            continue
+        file.write(f"{name} [{prediction.frame}]\n" if prediction.frame else f"{name}\n")
+        for best in prediction.top_k:
+            file.write(f"    {best.score:7.4f}  {printable(best.label)}\n")
+
+
+_WRITERS: dict[str, Callable[[Iterable[Prediction], TextIO], None]] = {
+    "table": _write_table,
+    "jsonl": _write_jsonl,
+    "csv": _write_csv,
+}

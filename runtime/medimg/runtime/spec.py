@@ -1,0 +1,231 @@
+"""What an artefact says about itself: labels, preprocessing, origin, verification."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from medimg.runtime.codec import from_plain, to_plain
+from medimg.runtime.errors import ModelError
+
+SCHEMA = 1
+"""The newest layout of the entry that this version reads and the one that it writes."""
+
+MAX_SPEC_BYTES = 4 * 1024 * 1024
+
+ColorOrder: TypeAlias = Literal["rgb", "bgr"]
+ResizeRule: TypeAlias = Literal["stretch-linear", "stretch-area", "stretch-nearest", "letterbox", "crop"]
+IntensityName: TypeAlias = Literal["caffe", "torch", "tf", "unit", "raw", "custom", "unspecified"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
+Verdict: TypeAlias = Literal["proven", "not proven", "failed", "unlabelled"]
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """How bytes on disk become the uint8 array that the network takes."""
+
+    rows: int
+    """Height of the network's input, in pixels."""
+    columns: int
+    """Width of the network's input, in pixels."""
+    resize: ResizeRule = "stretch-linear"
+    """`stretch-*` ignore the aspect ratio; `letterbox` pads with black, `crop` takes the centre."""
+    sixteen_bit: Literal["full-range", "min-max"] = "full-range"
+    """16-bit samples to 8: the type's whole range, or the image's own minimum and maximum."""
+    orientation: Literal["apply", "ignore"] = "apply"
+    """Whether the EXIF orientation of a photograph is applied."""
+    dicom_window: Literal["first", "min-max"] = "first"
+    """DICOM values to 8 bits: the file's VOI LUT or first window, or the frame's minimum and maximum."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.rows <= 8192 and 1 <= self.columns <= 8192):
+            raise ModelError(f"image size {self.rows}x{self.columns} is not within 1 to 8192 pixels a side")
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The arithmetic from uint8 RGB to the network's float input: `(x / divisor - mean) / std`.
+
+    The named rules are those of `keras.applications.imagenet_utils.preprocess_input`, and `unit` and `raw`.
+    """
+
+    rule: IntensityName
+    """The rule's name; with `unspecified` the file keeps the Keras model's own float input."""
+    color_order: ColorOrder = "rgb"
+    """Order of the network's input channels."""
+    channels: Literal[1, 3] = 3
+    """Input channels of the network; one means a reduction to grey by OpenCV's `RGB2GRAY`."""
+    divisor: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    """Subtracted after the division: one value, or one a channel in the network's own order."""
+    std: tuple[float, ...] = (1.0,)
+    """Divided by last: one value, or one a channel in the network's own order."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ModelError(f"{name} has {len(values)} values for {self.channels} channels")
+        if self.divisor == 0 or 0 in self.std:
+            raise ModelError("divisor and std must not be 0")
+
+    @classmethod
+    def named(
+        cls, rule: IntensityName, *, channels: Literal[1, 3] = 3, color_order: ColorOrder | None = None
+    ) -> "Intensity":
+        """Make one of the rules that Keras defines; `caffe` is BGR unless told otherwise."""
+        if rule not in _RULES:
+            raise ModelError(
+                f"preprocessing {rule!r} needs its own numbers; named rules: {', '.join(_RULES)}"
+            )
+        divisor, mean, std, order = _RULES[rule]
+        if channels == 1 and len(mean) == 3:
+            raise ModelError(f"preprocessing {rule!r} is for three channels; the network takes one")
+        if color_order and color_order != order:
+            mean, std = mean[::-1], std[::-1]
+        return cls(rule, color_order or order, channels, divisor, mean, std)
+
+
+_RULES: dict[str, tuple[float, tuple[float, ...], tuple[float, ...], ColorOrder]] = {
+    "caffe": (1.0, (103.939, 116.779, 123.68), (1.0,), "bgr"),
+    "torch": (255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rgb"),
+    "tf": (127.5, (1.0,), (1.0,), "rgb"),
+    "unit": (255.0, (0.0,), (1.0,), "rgb"),
+    "raw": (1.0, (0.0,), (1.0,), "rgb"),
+}
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold on one class's probability."""
+
+    label: str
+    threshold: float
+    chosen_for: str
+    """What it was chosen for, and on which data: `sensitivity 0.95 on validation`."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """DICOM attribute values that the model may be given; an empty list allows any."""
+
+    modality: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
+    photometric_interpretation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that an artefact was made from."""
+
+    name: str
+    """File name, without folders."""
+    sha256: str
+    keras_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an artefact's answers compare with those of the Keras model in float32."""
+
+    images: int
+    """How many images were compared."""
+    images_from: Literal["synthetic", "calibration", "validation"]
+    max_abs_diff: float
+    """Largest difference of one probability."""
+    top1_agreement: float
+    """Share of images whose first class is the same."""
+    verdict: Verdict
+    accuracy: float | None = None
+    accuracy_reference: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_drop_ci95: tuple[float, float] | None = None
+    """95 % score interval for the difference of paired proportions (Tango 1998)."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that a client needs to use a classifier rightly, carried inside its file."""
+
+    labels: tuple[str, ...]
+    """One name a class, in the order of the output columns."""
+    image: ImageRule
+    intensity: Intensity
+    task: Literal["multiclass", "multilabel"] = "multiclass"
+    head: Head = "softmax"
+    """The Keras model's own last step; an artefact's output is always probabilities."""
+    precision: Precision = "fp32"
+    temperature: float = 1.0
+    """Divides the logits; folded into an artefact's graph."""
+    operating_points: tuple[OperatingPoint, ...] = ()
+    intended_use: str | None = None
+    allowed: Allowed = field(default_factory=Allowed)
+    simulated_data: bool = False
+    """Whether the model was trained on simulated images."""
+    source: Source | None = None
+    tools: dict[str, str] = field(default_factory=dict)
+    """Versions of the tools that made the file."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that a reduced-precision artefact keeps in float32."""
+    verification: Verification | None = None
+    artefact_sha256: str | None = None
+    """SHA-256 of the file without this entry."""
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ModelError("a model needs at least one label")
+        if len(set(self.labels)) != len(self.labels):
+            raise ModelError(f"labels repeat: {', '.join(self.labels)}")
+        if self.temperature <= 0:
+            raise ModelError(f"temperature {self.temperature} is not positive")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, which is the number of output columns."""
+        return len(self.labels)
+
+    def to_json(self) -> str:
+        """Write the entry: one JSON object, `schema` first, the same text for the same spec."""
+        return json.dumps({"schema": SCHEMA, **to_plain(self)}, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "spec") -> "ModelSpec":
+        """Read the entry.
+
+        Raises:
+            ModelError: it is no JSON, its schema is newer than this version reads, or a field is wrong.
+        """
+        if len(text) > MAX_SPEC_BYTES:
+            raise ModelError(f"{where}: the medimg entry is larger than {MAX_SPEC_BYTES} bytes")
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{where}: the medimg entry is not JSON ({error})") from None
+        if not isinstance(fields, dict) or not isinstance(fields.get("schema"), int):
+            raise ModelError(f"{where}: the medimg entry has no schema number")
+        schema = fields.pop("schema")
+        if schema > SCHEMA:
+            raise ModelError(
+                f"{where}: written with schema {schema}, this version reads up to {SCHEMA}: "
+                "pip install --upgrade medimg"
+            )
+        return from_plain(cls, fields, where)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ModelSpec":
+        """Read the spec out of a model file, without a back end and without onnx.
+
+        Args:
+            path: an `.onnx`, `.keras`, `.h5` or `.hdf5` file.
+
+        Raises:
+            NoSpecError: the file carries none.
+            ModelError: the file or its entry cannot be read.
+        """
+        from medimg.runtime.containers import read_spec
+
+        return read_spec(Path(path))
+
+    def with_(self, **changes: object) -> "ModelSpec":
+        """Copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]  # replace checks the names

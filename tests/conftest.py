@@ -1,0 +1,134 @@
+"""What the tests of all rooms share: the real data, the installed commands, and one trained model."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "MEDIMG_TEST_DATA" in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("real"):
+            item.add_marker(
+                pytest.mark.skip(reason="needs MEDIMG_TEST_DATA, the folder with the real data sets")
+            )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data sets; tests that use it are marked `real`."""
+    return Path(os.environ["MEDIMG_TEST_DATA"])
+
+
+@pytest.fixture(scope="session")
+def brain_mri(real_data: Path) -> Path:
+    return real_data / "images" / "brain-mri"
+
+
+@pytest.fixture(scope="session")
+def imagenet_weights(real_data: Path) -> Path:
+    return real_data / "weights" / "vgg16_imagenet_notop.h5"
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run an installed command as a user does; the result holds its exit status and what it printed."""
+
+    def call(
+        *command: str | Path, cwd: Path | None = None, stdin: str | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        program = Path(sys.executable).with_name(str(command[0]))
+        return subprocess.run(
+            [program, *map(str, command[1:])],
+            cwd=cwd,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Keras classifier of 32 px with a spec, for tests of everything but accuracy."""
+    import keras
+
+    from medimg.runtime.containers import write_spec
+    from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((32, 32, 3)),
+            layers.Conv2D(8, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(16, activation="relu"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    path = tmp_path_factory.mktemp("small") / "small.keras"
+    model.save(path)
+    write_spec(path, ModelSpec(("cyst", "normal", "solid"), ImageRule(32, 32), Intensity.named("caffe")))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_artefact(small_model: Path, run: Run) -> Path:
+    """That classifier, exported in float32."""
+    done = run("medimg-export", small_model)
+    assert done.returncode == 0, done.stderr
+    return small_model.with_suffix(".onnx")
+
+
+@pytest.fixture(scope="session")
+def brain_model(
+    tmp_path_factory: pytest.TempPathFactory, brain_mri: Path, imagenet_weights: Path, run: Run
+) -> Path:
+    """VGG16 fine-tuned on the brain-MRI set at default settings, as `model.h5`."""
+    model = tmp_path_factory.mktemp("brain") / "model.h5"
+    done = run("medimg-train", "fit", brain_mri, "--output", model, "--weights", imagenet_weights)
+    assert done.returncode == 0, done.stderr
+    return model
+
+
+@pytest.fixture(scope="session")
+def brain_artefacts(brain_model: Path, brain_mri: Path, run: Run) -> dict[str, Path]:
+    """That model exported in all precisions, by precision; `json` is the export's own report."""
+    report = brain_model.with_name("export.json")
+    precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
+    done = run(
+        *("medimg-export", brain_model, *precisions, "--json", report),
+        *("--calibration", brain_mri / "train", "--validation", brain_mri / "test"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {
+        "fp32": "model.onnx",
+        "fp16": "model.fp16.onnx",
+        "int8": "model.int8.onnx",
+        "json": "export.json",
+    }
+    return {precision: brain_model.with_name(name) for precision, name in names.items()}
