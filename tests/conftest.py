@@ -86,8 +86,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layers.ReLU(),
             layers.MaxPooling2D(),
             layers.Flatten(),
-            layers.Dense(16, activation="relu"),
-            layers.Dense(3, activation="softmax"),
+            layers.Dense(16, activation="relu", name="hidden"),
+            layers.Dense(3, activation="softmax", name="classes"),
         ]
     )
     path = tmp_path_factory.mktemp("small") / "small.keras"

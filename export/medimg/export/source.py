@@ -16,6 +16,8 @@ from medimg.runtime.errors import NoSpecError
 from medimg.runtime.optional import require
 from medimg.runtime.spec import Head, ModelSpec
 
+_WEIGHTS_GROUPS = {"layers", "_layer_checkpoint_dependencies", "model_weights"}
+"""What a file written by `save_weights` holds at its top."""
 _HEADS: dict[str, Head] = {"softmax": "softmax", "linear": "logits"}
 
 
@@ -126,11 +128,8 @@ def _version_in_hdf5(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:
             if "model_config" not in file.attrs:
-                what = (
-                    "holds weights only"
-                    if "layer_names" in file or "layer_names" in file.attrs
-                    else "holds no Keras model"
-                )
+                weights = "layer_names" in file.attrs or not _WEIGHTS_GROUPS.isdisjoint(file)
+                what = "holds weights only" if weights else "holds no Keras model"
                 raise SourceError(f"{path}: {what}: save the whole model with model.save(...)")
             version = str(file.attrs.get("keras_version", "unknown"))
     except OSError as error:

@@ -133,7 +133,7 @@ class Classifier:
         """
         if top_k < 1 or batch_size < 1:
             raise UsageError(f"top_k {top_k} and batch_size {batch_size} must be at least 1")
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="medimg-decode") as pool:
             decoded = _decode_in_order(pool, inputs, self.spec.image, ahead=2 * self._threads)
             for group in _groups(decoded, batch_size):
                 yield from self._answer(group, top_k)

@@ -1,8 +1,8 @@
 """DICOM files to 8-bit pixels: which of them hold an image, and how each transfer syntax is decoded.
 
 Compressed pixels go only through decoders that survive damaged data: OpenJPEG for JPEG 2000, CharLS for
-JPEG-LS, pydicom's own for RLE and OpenCV's libjpeg-turbo for 8-bit JPEG. GDCM can end the whole process, so it
-is not used even where it is installed. "PS3.x" are parts of the DICOM standard.
+JPEG-LS, pydicom's own for RLE and OpenCV's libjpeg-turbo for 8-bit JPEG. GDCM can end the whole process, so
+it is not used even where it is installed. "PS3.x" are parts of the DICOM standard.
 """
 
 import logging
@@ -82,7 +82,7 @@ def decode_frames(
         for pixels, photometric in islice(_stored_frames(dataset), wanted):
             yield display(pixels, photometric, dataset, count, window)
             count += 1
-    except _DAMAGED as error:
+    except (*_DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"a damaged or unusual DICOM file ({reason[:200]})") from None
     if count < wanted:

@@ -25,7 +25,8 @@ class LookupTable:
     def apply(self, values: Values) -> Values:
         """Look values up; rescaled ones are rounded first."""
         indices = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
-        return self.entries[indices.astype(np.int64)]
+        found: Values = self.entries[indices.astype(np.int64)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -179,26 +180,50 @@ def _to_bytes(shares: Values) -> NDArray[np.uint8]:
 
 
 def _lookup_table(item: Any) -> LookupTable:  # noqa: ANN401
-    """Read a table; its entries are 8 or 16 bits wide whatever the number of bits that count."""
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    # A count of 0 stands for 65536 (PS3.3 C.11.1.1).
-    count = count or 65536
+    """Read a modality or VOI LUT."""
+    count, first, bits = _descriptor(item.LUTDescriptor)
     data = item.LUTData
     if isinstance(data, bytes):
-        order = "<" if item.original_encoding[1] is not False else ">"
-        entries = np.frombuffer(data, np.uint8 if len(data) < 2 * count else np.dtype(f"{order}u2"))
+        entries = _entries(data, count, big_endian=item.original_encoding[1] is False)
     else:
         entries = np.asarray(data, np.uint16).reshape(-1)
-    if not 1 <= bits <= 16 or len(entries) < count:
-        raise ImageError(
-            f"a lookup table of {len(entries)} entries where {count} of {bits} bits are announced"
-        )
+    if len(entries) < count:
+        raise ImageError(f"a lookup table of {len(entries)} entries where {count} are announced")
     return LookupTable(first, entries[:count].astype(np.float64), bits)
+
+
+def _descriptor(values: Any) -> tuple[int, int, int]:  # noqa: ANN401
+    """Read a table's number of entries, first input value and bits (PS3.3 C.7.6.3.1.5, C.11.1.1)."""
+    count, first, bits = (int(value) for value in values)
+    if not 1 <= bits <= 16 or count < 0:
+        raise ImageError(f"a lookup table of {count} entries of {bits} bits")
+    return count or 65536, first, bits
+
+
+def _entries(data: bytes, count: int, *, big_endian: bool) -> NDArray[np.uint16]:
+    """Read a table's entries, which are 8 or 16 bits wide whatever the number of bits that count."""
+    words = np.frombuffer(data[: len(data) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
+    return words if len(words) >= count else words.astype("<u2").view(np.uint8).astype(np.uint16)
 
 
 def _show_palette(pixels: NDArray[Any], dataset: Any) -> NDArray[np.uint8]:  # noqa: ANN401
     """Look colours up (PS3.3 C.7.6.3.1.5, C.7.9); of 16-bit entries the high byte is shown, as in dcmtk."""
-    from pydicom.pixels import apply_color_lut
+    if "RedPaletteColorLookupTableData" not in dataset:
+        from pydicom.pixels import apply_color_lut
 
-    colours: NDArray[Any] = apply_color_lut(pixels, dataset)[..., :3]
-    return (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
+        return _high_bytes(apply_color_lut(pixels, dataset)[..., :3])
+    count, first, _ = _descriptor(dataset.RedPaletteColorLookupTableDescriptor)
+    big_endian = dataset.original_encoding[1] is False
+    # pydicom 3.0's own reading of these tables takes no notice of the byte order.
+    tables = [
+        _entries(dataset[f"{colour}PaletteColorLookupTableData"].value, count, big_endian=big_endian)
+        for colour in ("Red", "Green", "Blue")
+    ]
+    if min(map(len, tables)) < count:
+        raise ImageError(f"a palette of {min(map(len, tables))} entries where {count} are announced")
+    indices = np.clip(pixels.astype(np.int64) - first, 0, count - 1)
+    return _high_bytes(np.stack([table[:count][indices] for table in tables], axis=-1))
+
+
+def _high_bytes(colours: NDArray[Any]) -> NDArray[np.uint8]:
+    return (colours >> 8 if colours.dtype == np.uint16 and colours.max() > 255 else colours).astype(np.uint8)

@@ -144,6 +144,8 @@ def _read_strips(content: bytes, page: Page, size_bytes: int, *, deflated: bool)
     offsets, sizes = page.entries[_STRIP_OFFSETS].values, page.entries[_STRIP_SIZES].values
     for offset, size in zip(offsets, sizes, strict=False):
         strip = content[offset : offset + size]
+        if len(strip) < size:
+            raise ImageError("a truncated TIFF")
         try:
             data += zlib.decompressobj().decompress(strip, size_bytes - len(data) + 1) if deflated else strip
         except zlib.error as error:

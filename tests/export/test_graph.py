@@ -1,0 +1,212 @@
+"""The passes and the two reduced precisions, against independent computations."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from medimg.export import graph
+from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs
+from medimg.export.errors import SourceError
+from medimg.export.to_fp16 import to_fp16
+from medimg.export.to_int8 import lint, to_int8
+from medimg.export.to_onnx import NETWORK_INPUT
+from medimg.runtime.containers import open_onnx
+from medimg.runtime.preprocess import to_network_input
+from medimg.runtime.spec import Intensity, IntensityName
+
+
+def answers(model: ModelProto, images: NDArray[Any]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": images})
+    return np.asarray(found)
+
+
+def identity(rows: int, columns: int, channels: int) -> ModelProto:
+    """A network that gives its input back."""
+    shape = ["batch", rows, columns, channels]
+    made = helper.make_graph(
+        [helper.make_node("Identity", [NETWORK_INPUT], ["out"], name="copy")],
+        "identity",
+        [helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def network(small_artefact: Path) -> ModelProto:
+    return graph.check(onnx.load_from_string(open_onnx(small_artefact).content))
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    return np.stack([cv2.GaussianBlur(image, (0, 0), 1 + place) for place, image in enumerate(noise)])
+
+
+@pytest.mark.parametrize("rule", ["caffe", "torch", "tf", "unit", "raw"])
+@pytest.mark.parametrize("order", ["rgb", "bgr", None])
+def test_preprocessing_in_the_graph_equals_the_reference_bit_for_bit(rule: IntensityName, order: Any) -> None:
+    intensity = Intensity.named(rule, color_order=order)
+    pixels = np.arange(256, dtype=np.uint8)
+    images = np.stack([pixels, pixels[::-1], np.roll(pixels, 77)], axis=-1).reshape(1, 16, 16, 3)
+    model = graph.check(graph.add_preprocessing(identity(16, 16, 3), intensity))
+    np.testing.assert_array_equal(answers(model, images), to_network_input(images, intensity))
+
+
+@pytest.mark.parametrize("rule", ["tf", "unit", "raw"])
+def test_grey_reduction_equals_opencv_for_every_kind_of_pixel(rule: IntensityName) -> None:
+    images = np.random.default_rng(3).integers(0, 256, (2, 200, 300, 3), dtype=np.uint8)
+    images[1] = images[1, :, :, :1]
+    intensity = Intensity.named(rule, channels=1)
+    model = graph.check(graph.add_preprocessing(identity(200, 300, 1), intensity))
+    found = answers(model, images)
+    np.testing.assert_array_equal(found, to_network_input(images, intensity))
+    np.testing.assert_array_equal(found[1], to_network_input(images, intensity)[1])
+    if rule == "raw":
+        np.testing.assert_array_equal(found[1, ..., 0], images[1, ..., 0])
+
+
+def test_the_keras_formulas_are_ours() -> None:
+    from keras.applications.imagenet_utils import preprocess_input
+
+    images = np.random.default_rng(5).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    for mode in ("caffe", "torch", "tf"):
+        expected = preprocess_input(images.astype(np.float32), mode=mode)
+        found = to_network_input(images, Intensity.named(mode))  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_names_come_from_the_keras_layers(network: ModelProto) -> None:
+    names = [node.name for node in network.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"hidden/Gemm", "classes/Gemm", "head/Softmax"} <= set(names)
+    assert network.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert network.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_no_shape_arithmetic_and_no_batch_normalisation_is_left(network: ModelProto) -> None:
+    assert {node.op_type for node in network.graph.node}.isdisjoint({"Shape", "BatchNormalization", "Slice"})
+    constants = {item.name for item in network.graph.initializer}
+    assert all(node.input[1] in constants for node in network.graph.node if node.op_type == "Reshape")
+    assert [opset.domain for opset in network.opset_import] == [""]
+    assert network.opset_import[0].version == 17
+    assert network.ir_version <= 9
+
+
+def test_fp16_keeps_preprocessing_and_head_in_float32(network: ModelProto, images: NDArray[np.uint8]) -> None:
+    half = to_fp16(network)
+    onnx.checker.check_model(half, full_check=True)
+    kinds = {item.name: item.data_type for item in half.graph.initializer}
+    for node in half.graph.node:
+        weights = [kinds[name] for name in node.input if name in kinds and node.op_type in ("Conv", "Gemm")]
+        assert all(kind == TensorProto.FLOAT16 for kind in weights)
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    (softmax,) = (node for node in half.graph.node if node.op_type == "Softmax")
+    assert types[softmax.input[0]] == TensorProto.FLOAT
+    assert np.abs(answers(half, images) - answers(network, images)).max() < 5e-3
+
+
+def test_fp16_refuses_a_weight_beyond_its_range(network: ModelProto) -> None:
+    copy = ModelProto()
+    copy.CopyFrom(network)
+    for item in copy.graph.initializer:
+        if item.name == "hidden/Gemm/constant_1":
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1e8, item.name))
+    with pytest.raises(SourceError, match="hidden/Gemm/constant_1"):
+        to_fp16(copy)
+    to_fp16(copy, float_nodes=("hidden/Gemm",))
+
+
+@pytest.fixture(scope="module")
+def quantized(network: ModelProto, images: NDArray[np.uint8]) -> ModelProto:
+    histograms = collect(network, [images[:2], images[2:]], threads=1)
+    return to_int8(network, {name: entropy_threshold(found) for name, found in histograms.items()})
+
+
+def test_int8_has_the_portable_form(
+    quantized: ModelProto, network: ModelProto, images: NDArray[np.uint8]
+) -> None:
+    onnx.checker.check_model(quantized, full_check=True)
+    assert lint(quantized) == []
+    assert np.abs(answers(quantized, images) - answers(network, images)).max() < 0.1
+
+
+def test_the_linter_sees_each_departure_from_the_form(quantized: ModelProto, network: ModelProto) -> None:
+    assert "operand 0 is not quantised" in "\n".join(lint(network))
+
+    shifted = ModelProto()
+    shifted.CopyFrom(quantized)
+    for item in shifted.graph.initializer:
+        if item.name.endswith("_zero_point"):
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) + np.int8(1), item.name))
+    assert "zero point is not 0" in lint(shifted)[0]
+
+    other_axis = ModelProto()
+    other_axis.CopyFrom(quantized)
+    for node in other_axis.graph.node:
+        for attribute in node.attribute:
+            attribute.i = (
+                1 if attribute.name == "axis" and node.op_type == "DequantizeLinear" else attribute.i
+            )
+    assert "axis 0" in "\n".join(lint(other_axis))
+
+
+def test_a_layer_can_stay_in_float32(network: ModelProto, images: NDArray[np.uint8]) -> None:
+    histograms = collect(network, [images], threads=1)
+    thresholds = {name: entropy_threshold(found) for name, found in histograms.items()}
+    kept = to_int8(network, thresholds, float_nodes=("hidden/Gemm",))
+    assert lint(kept, float_nodes=("hidden/Gemm",)) == []
+    assert lint(kept) != []
+
+
+def test_calibration_does_not_depend_on_batches_or_order(
+    network: ModelProto, images: NDArray[np.uint8]
+) -> None:
+    once = collect(network, [images], threads=1)
+    in_parts = collect(
+        network, [images[place : place + 1] for place in reversed(range(len(images)))], threads=1
+    )
+    assert once.keys() == in_parts.keys() == set(quantized_inputs(network))
+    for name, histogram in once.items():
+        assert in_parts[name].largest == pytest.approx(histogram.largest, rel=1e-5)
+        assert entropy_threshold(in_parts[name]) == pytest.approx(entropy_threshold(histogram), rel=0.02)
+
+
+def test_histogram_counts_everything_as_its_range_grows() -> None:
+    histogram = Histogram()
+    values = np.random.default_rng(0).gamma(1.0, 2.0, 50_000).astype(np.float32)
+    for part in np.array_split(np.sort(values), 40):
+        histogram.add(part)
+    assert histogram.counts.sum() == len(values)
+    assert histogram.largest == values.max() < histogram.limit
+    expected, _ = np.histogram(values, bins=BINS, range=(0, histogram.limit))
+    assert np.abs(histogram.counts.cumsum() - expected.cumsum()).max() <= 5
+
+
+def test_entropy_clips_a_lone_outlier() -> None:
+    histogram = Histogram()
+    histogram.add(np.abs(np.random.default_rng(0).normal(0, 1, 100_000)).astype(np.float32))
+    histogram.add(np.array([40.0], np.float32))
+    assert 2 < entropy_threshold(histogram) < 20
+    assert histogram.largest == 40
+
+
+def test_the_same_file_gives_the_same_bytes(small_model: Path, tmp_path: Path) -> None:
+    digests = set()
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        command = [Path(sys.executable).with_name("medimg-export"), small_model, "--output", out]
+        subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": seed, "PATH": ""})
+        digests.add((out / "small.onnx").read_bytes())
+    assert len(digests) == 1

@@ -1,0 +1,79 @@
+"""The three precisions of a VGG16 fine-tuned on real images, from image file to probabilities."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medimg.runtime import metrics
+from medimg.runtime.backends import NAMES
+from medimg.runtime.classifier import Classifier
+from medimg.runtime.data import DataSet, load_batches, read_data
+from medimg.runtime.spec import ModelSpec
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def test_images(brain_mri: Path) -> DataSet:
+    return read_data(brain_mri).part("test")
+
+
+@pytest.fixture(scope="module")
+def probabilities(
+    brain_artefacts: dict[str, Path], test_images: DataSet
+) -> dict[tuple[str, str], NDArray[np.float32]]:
+    """What each precision answers on each back end, for all 394 test images."""
+    found = {}
+    for precision in ("fp32", "fp16", "int8"):
+        for backend in NAMES:
+            with Classifier(brain_artefacts[precision], backend=backend, device="cpu") as classifier:
+                batches = load_batches(test_images.samples, classifier.spec.image, 16, 2)
+                found[precision, backend] = np.concatenate(
+                    [classifier.probabilities(batch) for batch in batches]
+                )
+    return found
+
+
+def test_figures_against_keras(brain_artefacts: dict[str, Path]) -> None:
+    artefacts = {
+        item["precision"]: item for item in json.loads(brain_artefacts["json"].read_text())["artefacts"]
+    }
+    found = {precision: item["verification"] for precision, item in artefacts.items()}
+    assert all(item["images"] == 394 and item["images_from"] == "validation" for item in found.values())
+    assert found["fp32"]["max_abs_diff"] <= 1e-5
+    assert found["fp32"]["top1_agreement"] == 1
+    assert found["fp16"]["top1_agreement"] >= 1 - 1 / 394
+    assert found["int8"]["accuracy_drop"] <= 0.01
+    assert found["int8"]["top1_agreement"] >= 0.98
+    assert ModelSpec.read(brain_artefacts["int8"]).labels == (
+        *("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor"),
+    )
+
+
+def test_fp16_flips_only_where_two_classes_tie(
+    probabilities: dict[tuple[str, str], NDArray[np.float32]],
+) -> None:
+    for backend in NAMES:
+        full, half = probabilities["fp32", backend], probabilities["fp16", backend]
+        flipped = full.argmax(axis=1) != half.argmax(axis=1)
+        top_two = np.sort(full[flipped], axis=1)[:, -2:]
+        assert flipped.sum() <= 1
+        assert np.all(top_two[:, 1] - top_two[:, 0] < 0.01)
+
+
+@pytest.mark.parametrize(("precision", "agreement"), [("fp32", 1.0), ("fp16", 1 - 1 / 394), ("int8", 0.98)])
+def test_back_ends_agree(
+    probabilities: dict[tuple[str, str], NDArray[np.float32]], precision: str, agreement: float
+) -> None:
+    first, second = (probabilities[precision, backend] for backend in NAMES)
+    assert metrics.top1_agreement(first, second) >= agreement
+    if precision == "fp32":
+        assert np.abs(first - second).max() <= 1e-5
+
+
+def test_int8_really_runs_in_int8(brain_artefacts: dict[str, Path]) -> None:
+    with Classifier(brain_artefacts["int8"], backend="openvino") as classifier:
+        assert classifier.backend.precision == "int8"

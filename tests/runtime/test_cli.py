@@ -1,0 +1,156 @@
+"""medimg-run as its users run it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from medimg.runtime.doctor import examine
+from medimg.runtime.spec import ModelSpec
+from medimg.runtime.text import csv_cell, printable
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good pictures among a truncated JPEG, an empty file and a text file named .png."""
+    generator = np.random.default_rng(0)
+    inside = tmp_path / "inputs"
+    (inside / "deeper").mkdir(parents=True)
+    cv2.imwrite(str(inside / "b.png"), generator.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    cv2.imwrite(str(inside / "deeper" / "d.png"), generator.integers(0, 256, (40, 50), dtype=np.uint8))
+    cv2.imwrite(str(inside / "whole.jpg"), generator.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    whole = (inside / "whole.jpg").read_bytes()
+    (inside / "whole.jpg").unlink()
+    (inside / "c.jpg").write_bytes(whole[: len(whole) * 9 // 10])
+    (inside / "a.png").touch()
+    (inside / "text.png").write_text("not a picture")
+    return inside
+
+
+def test_good_images_are_answered_and_each_bad_one_has_its_reason(
+    run: Run, small_artefact: Path, folder: Path
+) -> None:
+    done = run("medimg-run", "predict", small_artefact, folder, "--format", "jsonl")
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    names = [str(Path(line["path"]).relative_to(folder)) for line in lines]
+    assert names == ["a.png", "b.png", "c.jpg", "deeper/d.png", "text.png"]
+    assert [("error" in line) for line in lines] == [True, False, True, False, True]
+    for line in lines:
+        if "error" in line:
+            assert line.keys() == {"path", "frame", "error"}
+            assert line["frame"] is None
+            assert line["error"]["type"] == "ImageError"
+            assert "\n" not in line["error"]["message"]
+        else:
+            assert line.keys() == {"path", "frame", "top_k"}
+            assert line["frame"] == 0
+            assert [best["score"] for best in line["top_k"]] == sorted(
+                (best["score"] for best in line["top_k"]), reverse=True
+            )
+    assert "2 answered, 3 could not be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_formats_agree_and_output_is_written_whole(
+    run: Run, small_artefact: Path, folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "answers.csv"
+    done = run("medimg-run", "predict", small_artefact, folder, "--format", "csv", "--output", target)
+    assert done.stdout == ""
+    rows = list(csv.DictReader(io.StringIO(target.read_text())))
+    assert [row["rank"] for row in rows if row["path"].endswith("b.png")] == ["1", "2", "3"]
+    assert len([row for row in rows if row["error"]]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "inputs"]
+
+    table = run("medimg-run", "predict", small_artefact, folder / "b.png").stdout
+    assert rows[1]["label"] in table.splitlines()[1]
+
+
+def test_paths_come_from_standard_input(run: Run, small_artefact: Path, folder: Path) -> None:
+    listed = f"{folder / 'b.png'}\n{folder / 'deeper' / 'd.png'}\n"
+    done = run("medimg-run", "predict", small_artefact, "-", "--format", "jsonl", stdin=listed)
+    assert done.returncode == 0
+    assert [Path(json.loads(line)["path"]).name for line in done.stdout.splitlines()] == ["b.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("absent.onnx", "x.png"), "absent.onnx: No such file"),
+        (("{artefact}", "{folder}", "--device", "gpu"), "device 'gpu' cannot be had"),
+        (("{artefact}", "{folder}", "--output", "/proc/none/x"), "cannot be written"),
+    ],
+)
+def test_unusable_input_is_exit_2_and_one_message(
+    run: Run, small_artefact: Path, folder: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    filled = [argument.format(artefact=small_artefact, folder=folder) for argument in arguments]
+    done = run("medimg-run", "predict", *filled)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_inspect_tells_what_the_file_is(run: Run, small_artefact: Path) -> None:
+    shown = run("medimg-run", "inspect", small_artefact).stdout
+    assert "cyst, normal, solid" in shown
+    assert "caffe (BGR)" in shown
+    fields = json.loads(run("medimg-run", "inspect", small_artefact, "--json", "-").stdout)
+    assert fields["schema"] == 1
+    assert fields["verification"]["images_from"] == "synthetic"
+    assert ModelSpec.from_json(json.dumps(fields)) == ModelSpec.read(small_artefact)
+
+
+def test_doctor_finds_both_back_ends(run: Run) -> None:
+    done = run("medimg-run", "doctor", "--json", "-")
+    assert done.returncode == 0
+    found = {backend["name"]: backend for backend in json.loads(done.stdout)["backends"]}
+    assert found.keys() == {"openvino", "onnxruntime"}
+    assert all("cpu" in backend["devices"] for backend in found.values())
+
+
+def test_doctor_sees_two_distributions_of_one_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = {"onnxruntime": ["onnxruntime", "onnxruntime-gpu"], "cv2": ["opencv-python-headless"]}
+    monkeypatch.setattr("medimg.runtime.doctor.packages_distributions", lambda: providers)
+    (conflict,) = examine(1).conflicts
+    assert conflict.startswith("onnxruntime and onnxruntime-gpu provide onnxruntime: pip uninstall")
+
+
+def test_a_closed_pipe_ends_without_a_complaint(small_artefact: Path, folder: Path) -> None:
+    program = Path(sys.executable).with_name("medimg-run")
+    command = f"{program} predict {small_artefact} {folder}/b.png {folder}/b.png | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("é", "é"),
+        ("a\u202eb", "a\\u202eb"),
+        ("a\udcffb", "a\\udcffb"),
+        ("a\nb", "a\\nb"),
+    ],
+)
+def test_text_from_files_cannot_drive_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@A1"])
+def test_text_from_files_is_no_formula(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
