@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import keras
 import numpy as np
 import pytest
@@ -18,19 +17,6 @@ from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LABELS = ("cyst", "normal", "solid")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder per class, each with pictures of one texture."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for place, label in enumerate(LABELS):
-        (folder / label).mkdir()
-        for number in range(8):
-            noise = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            cv2.imwrite(str(folder / label / f"{number}.png"), cv2.GaussianBlur(noise, (0, 0), 1 + 2 * place))
-    return folder
 
 
 def saved(path: Path, *layers: Any, size: tuple[int, int, int] = (32, 32, 3)) -> Path:
@@ -46,13 +32,13 @@ def head(units: int, activation: str | None) -> tuple[Any, ...]:
 
 
 def test_all_precisions_are_written_verified_and_described(
-    run: Run, small_model: Path, data: Path, tmp_path: Path
+    run: Run, small_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.json"
     precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
     done = run(
         *("medimg-export", small_model, *precisions, "--output", tmp_path / "out", "--json", report),
-        *("--calibration", data, "--validation", data, "--max-drop", "0.3"),
+        *("--calibration", pictures, "--validation", pictures, "--max-drop", "0.3"),
     )
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -124,13 +110,13 @@ def test_a_grey_network_takes_the_same_three_channels(run: Run, tmp_path: Path) 
         assert classifier.probabilities(np.zeros((1, 24, 20, 3), np.uint8)).shape == (1, 2)
 
 
-def test_unknown_preprocessing_is_said_and_predict_refuses(run: Run, tmp_path: Path, data: Path) -> None:
+def test_unknown_preprocessing_is_said_and_predict_refuses(run: Run, tmp_path: Path, pictures: Path) -> None:
     model = saved(tmp_path / "foreign.keras", *head(3, "softmax"))
     done = run("medimg-export", model, "--labels", ",".join(LABELS))
     assert done.returncode == 0, done.stderr
     assert "the preprocessing is unknown" in done.stderr
     assert "synthetic arrays only" in done.stderr
-    refused = run("medimg-run", "predict", tmp_path / "foreign.onnx", data)
+    refused = run("medimg-run", "predict", tmp_path / "foreign.onnx", pictures)
     assert refused.returncode == 2
     assert "--preprocessing" in refused.stderr
 
@@ -203,14 +189,14 @@ def test_bad_input_is_exit_2_with_its_own_message(run: Run, tmp_path: Path, name
 
 
 def test_an_artefact_that_fails_is_not_written_unless_forced(
-    run: Run, small_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medimg.export import export_model, verify
 
     monkeypatch.setattr(verify, "FP32_LIMIT", 0.0)
-    result = export_model(small_model, output=tmp_path, validation=data)
+    result = export_model(small_model, output=tmp_path, validation=pictures)
     assert [item.verification.verdict for item in result.failed] == ["failed"]
     assert list(tmp_path.iterdir()) == []
-    forced = export_model(small_model, output=tmp_path, validation=data, force=True)
+    forced = export_model(small_model, output=tmp_path, validation=pictures, force=True)
     assert forced.artefacts[0].written
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]

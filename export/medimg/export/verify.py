@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ def make_trial(
 
 
 def verify(path: Path, trial: Trial, *, max_drop: float, threads: int) -> Verification:
-    """Compare an artefact with Keras, through ONNX Runtime on the CPU.
+    """Compare an artefact with Keras, through the back end that would run it on this CPU.
 
     Args:
         path: the artefact, read and checked as any client reads it.
@@ -84,7 +84,7 @@ def verify(path: Path, trial: Trial, *, max_drop: float, threads: int) -> Verifi
         threads: processor threads.
     """
     artefact = open_onnx(path)
-    backend = open_backend(artefact, backend="onnxruntime", device="cpu", threads=threads)
+    backend = open_backend(artefact, backend="auto", device="cpu", threads=threads)
     answers = np.concatenate([backend.infer(batch) for batch in trial.batches()])
     first = next(trial.batches())
     alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])
@@ -98,6 +98,7 @@ def verify(path: Path, trial: Trial, *, max_drop: float, threads: int) -> Verifi
         max_abs_diff=difference if math.isfinite(difference) else math.inf,
         top1_agreement=metrics.top1_agreement(trial.reference, answers),
         verdict="unlabelled",
+        backend=backend.name,
     )
     return _judged(found, artefact.spec, trial, answers, max_drop)
 
@@ -114,30 +115,23 @@ def _judged(
     if not math.isfinite(found.max_abs_diff) or (
         spec.precision == "fp32" and found.max_abs_diff > FP32_LIMIT
     ):
-        return _with_verdict(found, "failed")
+        return replace(found, verdict="failed")
     if trial.truth is None:
         enough = spec.task == "multilabel" or found.top1_agreement >= AGREEMENT_FLOOR[spec.precision]
-        return _with_verdict(found, "unlabelled" if enough else "failed")
+        return replace(found, verdict="unlabelled" if enough else "failed")
     reference_right = trial.reference.argmax(axis=1) == trial.truth
     right = answers.argmax(axis=1) == trial.truth
     low, high = metrics.paired_drop_ci95(reference_right, right)
     drop = float(reference_right.mean() - right.mean())
     verdict: Verdict = "proven" if high <= max_drop else "failed" if drop > max_drop else "not proven"
-    return Verification(
-        found.images,
-        found.images_from,
-        found.max_abs_diff,
-        found.top1_agreement,
-        verdict,
+    return replace(
+        found,
+        verdict=verdict,
         accuracy=float(right.mean()),
         accuracy_reference=float(reference_right.mean()),
         accuracy_drop=drop,
         accuracy_drop_ci95=(low, high),
     )
-
-
-def _with_verdict(found: Verification, verdict: Verdict) -> Verification:
-    return Verification(found.images, found.images_from, found.max_abs_diff, found.top1_agreement, verdict)
 
 
 def _reference(source: KerasSource, spec: ModelSpec, batch: NDArray[Any]) -> Probabilities:

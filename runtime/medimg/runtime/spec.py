@@ -141,6 +141,8 @@ class Verification:
     accuracy_drop: float | None = None
     accuracy_drop_ci95: tuple[float, float] | None = None
     """95 % score interval for the difference of paired proportions (Tango 1998)."""
+    backend: str | None = None
+    """What ran the artefact for the comparison."""
 
 
 @dataclass(frozen=True)
