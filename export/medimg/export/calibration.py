@@ -44,6 +44,13 @@ class Histogram:
         self.counts += counted.reshape(-1)
 
 
+def quantized_nodes(model: ModelProto) -> tuple[str, ...]:
+    """Name the nodes that run in int8: every Conv, Gemm and MatMul of the network, in graph order."""
+    return tuple(
+        node.name for node in model.graph.node if node.op_type in QUANTIZED_OPS and not is_float_node(node)
+    )
+
+
 def quantized_inputs(model: ModelProto) -> tuple[str, ...]:
     """Name the activations that Q/DQ pairs go on: inputs of Conv, Gemm and MatMul, in graph order."""
     constants = {initializer.name for initializer in model.graph.initializer}
@@ -101,6 +108,17 @@ def entropy_threshold(histogram: Histogram) -> float:
     divergences = [_divergence(counts, bins) for bins in candidates]
     best = candidates[int(np.argmin(divergences))]
     return min(best / BINS * histogram.limit, histogram.largest)
+
+
+def percentile_threshold(histogram: Histogram, share: float = 0.9999) -> float:
+    """Choose the magnitude that all but one in ten thousand values stay below."""
+    reached = np.searchsorted(histogram.counts.cumsum(), share * histogram.counts.sum())
+    return min((int(reached) + 1) / BINS * histogram.limit, histogram.largest)
+
+
+def largest_magnitude(histogram: Histogram) -> float:
+    """Clip nothing."""
+    return histogram.largest
 
 
 def _divergence(counts: NDArray[np.float64], bins: int) -> float:

@@ -88,6 +88,15 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     show_default=True,
     help="Accepted loss of accuracy.",
 )
+@click.option(
+    "--repair-budget",
+    "repair_minutes",
+    type=click.FloatRange(min=0),
+    default=15,
+    show_default=True,
+    metavar="MINUTES",
+    help="Time for putting layers of a failed INT8 artefact back to float32.",
+)
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)

@@ -45,6 +45,8 @@ class ExportOptions:
     validation: Path | None = None
     """Images, labelled if possible, that the artefacts are judged on."""
     max_drop: float = 0.01
+    repair_minutes: float = 15.0
+    """Time for putting layers of a failed INT8 artefact back to float32."""
     strict: bool = False
     force: bool = False
 

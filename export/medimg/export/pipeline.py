@@ -1,9 +1,6 @@
 """From a Keras file to verified artefacts."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,38 +9,21 @@ import numpy as np
 from onnx import ModelProto
 
 from medimg.export import graph
-from medimg.export.calibration import collect, entropy_threshold
 from medimg.export.errors import CalibrationError
+from medimg.export.int8 import make_int8
+from medimg.export.job import Job, Steps
 from medimg.export.options import ExportOptions, make_spec
-from medimg.export.result import ArtefactFile, ExportResult, SourceFile
+from medimg.export.result import ExportResult, SourceFile
 from medimg.export.source import KerasSource, load_source
 from medimg.export.to_fp16 import to_fp16
-from medimg.export.to_int8 import to_int8
 from medimg.export.to_onnx import convert
-from medimg.export.verify import Trial, images_needed, make_trial, verify
-from medimg.runtime.containers import embed_in_onnx, file_sha256, replaced
+from medimg.export.verify import Trial, images_needed, make_trial
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, load_batches, read_data
+from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ModelSpec, Precision
+from medimg.runtime.spec import ModelSpec
 
 TOOLS = ("medimg", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime")
-SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
-
-
-@dataclass
-class _Steps:
-    """Tells a listener which step begins, and keeps how long each took."""
-
-    tell: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        self.tell(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def export_model(
@@ -71,7 +51,7 @@ def export_model(
         CalibrationError: the calibration images do not serve.
     """
     chosen = ExportOptions(**options)
-    path, used_threads, steps = Path(model), threads or usable_cpus(), _Steps(progress)
+    path, used_threads, steps = Path(model), threads or usable_cpus(), Steps(progress)
     folder = _writable(chosen.output or path.parent)
     with steps.step("read data"):
         calibration = _calibration_data(chosen)
@@ -90,56 +70,23 @@ def export_model(
         images = validation or calibration
         trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     warnings += _trial_warnings(trial, chosen)
-    makers = _makers(network, spec, calibration, used_threads, steps)
-    artefacts = []
+    job = Job(network, spec, trial, folder / path.stem, chosen, used_threads, steps)
+    artefacts, quantization = [], None
     for precision in dict.fromkeys(chosen.precisions):
-        made = makers[precision]()
-        with steps.step(f"verify {precision}"):
-            target = folder / f"{path.stem}{SUFFIXES[precision]}"
-            stated = spec.with_(precision=precision)
-            artefacts.append(_place(made, stated, target, trial, options=chosen, threads=used_threads))
+        if precision == "int8":
+            assert calibration is not None, "options are checked before anything is loaded"
+            item, quantization = make_int8(job, calibration)
+        else:
+            item = job.place(network if precision == "fp32" else to_fp16(network), precision)
+        artefacts.append(item)
     summary = SourceFile(str(path), source.sha256, source.keras_version)
-    return ExportResult(summary, tuple(artefacts), tuple(warnings), steps.seconds)
+    return ExportResult(summary, tuple(artefacts), quantization, tuple(warnings), steps.seconds)
 
 
 def _convert(source: KerasSource, spec: ModelSpec) -> ModelProto:
     network = graph.tidy(convert(source.model), source.layer_names())
     network = graph.add_preprocessing(network, spec.intensity)
     return graph.check(graph.finish_head(network, spec.head))
-
-
-def _makers(
-    network: ModelProto, spec: ModelSpec, calibration: DataSet | None, threads: int, steps: _Steps
-) -> dict[Precision, Callable[[], ModelProto]]:
-    def int8() -> ModelProto:
-        assert calibration is not None, "options are checked before anything is loaded"
-        with steps.step(f"calibrate on {len(calibration)} images"):
-            batches = load_batches(calibration.samples, spec.image, 1, threads)
-            histograms = collect(network, batches, threads)
-        with steps.step("quantise"):
-            thresholds = {name: entropy_threshold(histogram) for name, histogram in histograms.items()}
-            return to_int8(network, thresholds)
-
-    return {"fp32": lambda: network, "fp16": lambda: to_fp16(network), "int8": int8}
-
-
-def _place(
-    model: ModelProto, spec: ModelSpec, target: Path, trial: Trial, *, options: ExportOptions, threads: int
-) -> ArtefactFile:
-    """Write to a temporary name, verify that file, and only then give it its name."""
-    content = model.SerializeToString(deterministic=True)
-    try:
-        with replaced(target) as temporary:
-            temporary.write_bytes(embed_in_onnx(content, spec))
-            verification = verify(temporary, trial, max_drop=options.max_drop, threads=threads)
-            temporary.write_bytes(embed_in_onnx(content, spec.with_(verification=verification)))
-            size, sha256 = temporary.stat().st_size, file_sha256(temporary)
-            written = verification.verdict != "failed" or options.force
-            if not written:
-                temporary.unlink()
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written ({error.strerror})") from None
-    return ArtefactFile(str(target), "onnx", spec.precision, size, sha256, verification, written)
 
 
 def _writable(folder: Path) -> Path:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from medimg.export.ranges import MethodScore
+from medimg.export.repair import LayerEffect
+from medimg.export.verify import ClassRecall
 from medimg.runtime.spec import Precision, Verification
 
 SCHEMA = 1
@@ -26,8 +29,35 @@ class ArtefactFile:
     bytes: int
     sha256: str
     verification: Verification
+    batch_max_abs_diff: float
+    """Largest difference of a probability between an image alone and in a batch."""
+    recall: tuple[ClassRecall, ...]
+    difference_counts: tuple[int, ...]
+    """Images by their largest difference, in the bins of `medimg.export.verify.DIFFERENCE_EDGES`."""
     written: bool
     """False if it failed its verification and was not forced."""
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """One image that INT8 ranges came from."""
+
+    name: str
+    """Path relative to the data."""
+    sha256: str
+    """Of the uint8 array that the network was given."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How INT8 came about."""
+
+    method: str
+    """The method of ranges that agreed best with float32 on held-back images."""
+    scores: tuple[MethodScore, ...]
+    images: tuple[CalibrationImage, ...]
+    layers: tuple[LayerEffect, ...]
+    """Effect of quantising each layer alone; measured only where a repair was needed."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,7 @@ class ExportResult:
 
     source: SourceFile
     artefacts: tuple[ArtefactFile, ...]
+    quantization: Quantization | None
     warnings: tuple[str, ...]
     steps_s: dict[str, float]
     """Seconds that each step took."""

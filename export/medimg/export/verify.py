@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from medimg.export.source import KerasSource
 from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities, open_backend
-from medimg.runtime.containers import open_onnx
+from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import Head, ModelSpec, Verdict, Verification
@@ -22,6 +21,10 @@ FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""
 AGREEMENT_FLOOR = {"fp32": 1.0, "fp16": 0.99, "int8": 0.95}
 """Least top-1 agreement where no labels tell what a difference costs."""
+BATCH_LIMIT = {"fp32": FP32_LIMIT, "fp16": 5e-3, "int8": 0.05}
+"""Largest change of a probability that comes from sharing a batch."""
+DIFFERENCE_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Lower edges of the bins in which a report counts images by their difference from Keras."""
 SYNTHETIC_IMAGES = 64
 BATCH = 8
 
@@ -74,33 +77,72 @@ def make_trial(
     )
 
 
-def verify(path: Path, trial: Trial, *, max_drop: float, threads: int) -> Verification:
+@dataclass(frozen=True)
+class ClassRecall:
+    """One class's recall (sensitivity) by Keras and by the artefact."""
+
+    label: str
+    reference: float
+    artefact: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An artefact beside Keras: the figures that go into its spec, and those for the report."""
+
+    verification: Verification
+    batch_max_abs_diff: float
+    """Largest difference of a probability between an image alone and the same image in a batch."""
+    recall: tuple[ClassRecall, ...]
+    """Empty unless labelled images judged."""
+    difference_counts: tuple[int, ...]
+    """Images by their largest difference of a probability, in the bins of `DIFFERENCE_EDGES`."""
+
+
+def compare(artefact: Artefact, trial: Trial, *, max_drop: float, threads: int) -> Comparison:
     """Compare an artefact with Keras, through the back end that would run it on this CPU.
 
     Args:
-        path: the artefact, read and checked as any client reads it.
+        artefact: as any client reads it.
         trial: the images and Keras's answers.
         max_drop: the largest loss of accuracy that is accepted.
         threads: processor threads.
     """
-    artefact = open_onnx(path)
     backend = open_backend(artefact, backend="auto", device="cpu", threads=threads)
     answers = np.concatenate([backend.infer(batch) for batch in trial.batches()])
     first = next(trial.batches())
     alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])
     backend.close()
-    difference = float(np.abs(answers - trial.reference).max())
-    # A batch that changes the answers is a fault of the graph, as bad as a wrong answer.
-    difference = max(difference, float(np.abs(alone - trial.reference[: len(first)]).max()))
+    differences = np.abs(answers - trial.reference).max(axis=1)
     found = Verification(
         images=len(answers),
         images_from=trial.images_from,
-        max_abs_diff=difference if math.isfinite(difference) else math.inf,
+        max_abs_diff=_finite_or_inf(differences.max()),
         top1_agreement=metrics.top1_agreement(trial.reference, answers),
         verdict="unlabelled",
         backend=backend.name,
     )
-    return _judged(found, artefact.spec, trial, answers, max_drop)
+    batch_difference = _finite_or_inf(np.abs(alone - answers[: len(first)]).max())
+    found = _judged(found, artefact.spec, trial, answers, max_drop)
+    if batch_difference > BATCH_LIMIT[artefact.spec.precision]:
+        found = replace(found, verdict="failed")
+    counts, _ = np.histogram(differences, bins=[*DIFFERENCE_EDGES, np.inf])
+    recall = _recall(artefact.spec, trial, answers)
+    return Comparison(found, batch_difference, recall, tuple(int(count) for count in counts))
+
+
+def _finite_or_inf(value: float) -> float:
+    """Make of NaN, which compares with nothing, what it is: the largest difference."""
+    return float(value) if math.isfinite(value) else math.inf
+
+
+def _recall(spec: ModelSpec, trial: Trial, answers: Probabilities) -> tuple[ClassRecall, ...]:
+    if trial.truth is None:
+        return ()
+    before = metrics.evaluate(trial.truth, trial.reference.argmax(axis=1), spec.labels)
+    after = metrics.evaluate(trial.truth, answers.argmax(axis=1), spec.labels)
+    pairs = zip(before.per_class, after.per_class, strict=True)
+    return tuple(ClassRecall(old.label, old.recall, new.recall) for old, new in pairs)
 
 
 def images_needed(max_drop: float) -> int:

@@ -1,0 +1,61 @@
+"""INT8 from end to end: ranges, quantisation, proof, and repair where the proof fails."""
+
+import hashlib
+from pathlib import Path
+
+from onnx import ModelProto
+
+from medimg.export.job import Job
+from medimg.export.ranges import Ranges, choose_ranges, hold_back, split_calibration
+from medimg.export.repair import LayerEffect, repair
+from medimg.export.result import ArtefactFile, CalibrationImage, Quantization
+from medimg.export.to_int8 import to_int8
+from medimg.runtime.containers import Artefact
+from medimg.runtime.data import DataSet, load_batches
+from medimg.runtime.spec import ImageRule, Verification
+
+
+def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantization]:
+    """Make the INT8 artefact; one that fails its verification is repaired before it is given up.
+
+    Args:
+        job: the export under way.
+        calibration: images of the kind that the model will see.
+    """
+    feeding, judging = split_calibration(calibration)
+    with job.steps.step(f"calibrate on {len(calibration)} images"):
+        held_back = hold_back(job.network, job.spec, judging, job.threads)
+        ranges = choose_ranges(job.network, job.spec, feeding, held_back, job.threads)
+    item = job.place(to_int8(job.network, ranges.thresholds), "int8", force=False)
+    effects: tuple[LayerEffect, ...] = ()
+    if item.verification.verdict == "failed":
+        with job.steps.step("repair int8"):
+            mended = repair(
+                job.network,
+                job.spec,
+                ranges.thresholds,
+                held_back,
+                judge=lambda model, layers: _judge(job, model, layers),
+                threads=job.threads,
+                budget_s=job.options.repair_minutes * 60,
+            )
+        effects = mended.effects
+        item = job.place(mended.model, "int8", float_layers=mended.restored)
+    return item, _report(ranges, calibration, job.spec.image, effects, job.threads)
+
+
+def _judge(job: Job, model: ModelProto, layers: tuple[str, ...]) -> Verification:
+    spec = job.spec.with_(precision="int8", float_layers=layers)
+    artefact = Artefact(Path(f"{job.stem}.int8.onnx"), spec, model.SerializeToString())
+    return job.compare(artefact).verification
+
+
+def _report(
+    ranges: Ranges, calibration: DataSet, rule: ImageRule, effects: tuple[LayerEffect, ...], threads: int
+) -> Quantization:
+    arrays = load_batches(calibration.samples, rule, 1, threads)
+    images = tuple(
+        CalibrationImage(sample.name, hashlib.sha256(array.tobytes()).hexdigest())
+        for sample, array in zip(calibration.samples, arrays, strict=True)
+    )
+    return Quantization(ranges.method, ranges.scores, images, effects)

@@ -1,0 +1,109 @@
+"""The choice of INT8 ranges: three methods, judged on images that gave no range."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from medimg.export.answers import answers
+from medimg.export.calibration import (
+    Histogram,
+    collect,
+    entropy_threshold,
+    largest_magnitude,
+    percentile_threshold,
+)
+from medimg.export.to_int8 import to_int8
+from medimg.runtime import metrics
+from medimg.runtime.backends import Probabilities
+from medimg.runtime.data import DataSet, load_batches
+from medimg.runtime.preprocess import Images
+from medimg.runtime.spec import ModelSpec
+
+METHODS: dict[str, Callable[[Histogram], float]] = {
+    "entropy": entropy_threshold,
+    "percentile": percentile_threshold,
+    "min-max": largest_magnitude,
+}
+HELD_BACK_SHARE = 0.2
+FEWEST_TO_HOLD_BACK = 20
+"""With fewer images all of them give ranges and judge the methods."""
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class MethodScore:
+    """How near one method's INT8 came to float32 on the held-back images."""
+
+    method: str
+    top1_agreement: float
+    mean_abs_diff: float
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges that were chosen, and why."""
+
+    method: str
+    thresholds: dict[str, float]
+    """The largest magnitude that each activation keeps, by tensor."""
+    scores: tuple[MethodScore, ...]
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Calibration images that gave no range, with what the float32 graph answers."""
+
+    batches: tuple[Images, ...]
+    reference: Probabilities
+
+
+def split_calibration(calibration: DataSet) -> tuple[DataSet, DataSet]:
+    """Divide the images into those that give ranges and those that judge, drawn evenly with a fixed seed."""
+    if len(calibration) < FEWEST_TO_HOLD_BACK:
+        return calibration, calibration
+    order = np.random.default_rng(1).permutation(len(calibration))
+    judges = set(order[: round(HELD_BACK_SHARE * len(calibration))].tolist())
+    parts = (
+        tuple(sample for place, sample in enumerate(calibration.samples) if (place in judges) == wanted)
+        for wanted in (False, True)
+    )
+    feeding, judging = (DataSet(calibration.labels, part) for part in parts)
+    return feeding, judging
+
+
+def hold_back(network: ModelProto, spec: ModelSpec, images: DataSet, threads: int) -> HeldBack:
+    """Load the judging images and run the float32 graph on them."""
+    batches = tuple(load_batches(images.samples, spec.image, BATCH, threads))
+    return HeldBack(batches, answers(network, spec, batches, threads))
+
+
+def choose_ranges(
+    network: ModelProto, spec: ModelSpec, feeding: DataSet, judging: HeldBack, threads: int
+) -> Ranges:
+    """Collect histograms once, quantise by each method, and keep the one that agrees best with float32.
+
+    Args:
+        network: the checked float32 graph.
+        spec: its spec.
+        feeding: images for the histograms, one at a time.
+        judging: images for the choice; top-1 agreement decides, then the mean difference.
+        threads: processor threads.
+    """
+    histograms = collect(network, load_batches(feeding.samples, spec.image, 1, threads), threads)
+    candidates = {
+        name: {tensor: threshold(found) for tensor, found in histograms.items()}
+        for name, threshold in METHODS.items()
+    }
+    scores = tuple(
+        _score(name, answers(to_int8(network, found), spec, judging.batches, threads), judging.reference)
+        for name, found in candidates.items()
+    )
+    best = max(scores, key=lambda score: (score.top1_agreement, -score.mean_abs_diff))
+    return Ranges(best.method, candidates[best.method], scores)
+
+
+def _score(method: str, found: Probabilities, reference: Probabilities) -> MethodScore:
+    difference = float(np.abs(found - reference).mean())
+    return MethodScore(method, metrics.top1_agreement(reference, found), difference)
