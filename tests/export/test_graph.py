@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from medimg.export import graph
 from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs
 from medimg.export.errors import SourceError
-from medimg.export.to_fp16 import to_fp16
+from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_int8 import lint, to_int8
 from medimg.export.to_onnx import NETWORK_INPUT
 from medimg.runtime.containers import open_onnx
@@ -32,7 +32,7 @@ def answers(model: ModelProto, images: NDArray[Any]) -> NDArray[np.float32]:
 
 def identity(rows: int, columns: int, channels: int) -> ModelProto:
     """A network that gives its input back."""
-    shape = ["batch", rows, columns, channels]
+    shape: list[str | int | None] = ["batch", rows, columns, channels]
     made = helper.make_graph(
         [helper.make_node("Identity", [NETWORK_INPUT], ["out"], name="copy")],
         "identity",
@@ -80,9 +80,10 @@ def test_the_keras_formulas_are_ours() -> None:
     from keras.applications.imagenet_utils import preprocess_input
 
     images = np.random.default_rng(5).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    for mode in ("caffe", "torch", "tf"):
+    modes: tuple[IntensityName, ...] = ("caffe", "torch", "tf")
+    for mode in modes:
         expected = preprocess_input(images.astype(np.float32), mode=mode)
-        found = to_network_input(images, Intensity.named(mode))  # type: ignore[arg-type]
+        found = to_network_input(images, Intensity.named(mode))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -206,7 +207,30 @@ def test_the_same_file_gives_the_same_bytes(small_model: Path, tmp_path: Path) -
     digests = set()
     for seed in ("1", "2"):
         out = tmp_path / seed
-        command = [Path(sys.executable).with_name("medimg-export"), small_model, "--output", out]
+        command = [
+            str(Path(sys.executable).with_name("medimg-export")),
+            str(small_model),
+            "--output",
+            str(out),
+        ]
         subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": seed, "PATH": ""})
         digests.add((out / "small.onnx").read_bytes())
     assert len(digests) == 1
+
+
+def test_activations_beyond_half_precision_stay_in_float32(
+    network: ModelProto, images: NDArray[np.uint8]
+) -> None:
+    assert overflowing_nodes(network, [images], threads=1) == ()
+    large = ModelProto()
+    large.CopyFrom(network)
+    scale = {"hidden/Gemm/constant_1": 1e5, "classes/Gemm/constant_1": 1e-5}
+    for item in large.graph.initializer:
+        if item.name in scale:
+            item.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(scale[item.name]), item.name)
+            )
+    beyond = overflowing_nodes(large, [images], threads=1)
+    assert beyond == ("hidden/Gemm", "hidden/Relu", "classes/Gemm")
+    kept = to_fp16(large, beyond)
+    assert np.abs(answers(kept, images) - answers(large, images)).max() < 0.02

@@ -12,7 +12,7 @@ from medimg.runtime.containers import open_onnx
 
 
 def build(content: bytes) -> int:
-    """Parse a graph into a strongly typed network and build it for up to 16 images; give the engine's size."""
+    """Parse a graph into a strongly typed network, build it for up to 16 images, give the engine's size."""
     import tensorrt_rtx_bindings as tensorrt
     import tensorrt_rtx_libs  # noqa: F401  loads the libraries
 

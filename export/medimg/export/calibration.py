@@ -4,8 +4,9 @@ Memory does not grow with the number of images: each tensor keeps one histogram,
 larger value comes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +65,7 @@ def quantized_inputs(model: ModelProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def collect(model: ModelProto, batches: Iterable[NDArray[np.generic]], threads: int) -> dict[str, Histogram]:
+def collect(model: ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> dict[str, Histogram]:
     """Run the model on images and count its activations.
 
     Args:
@@ -75,19 +76,25 @@ def collect(model: ModelProto, batches: Iterable[NDArray[np.generic]], threads: 
     Returns:
         A histogram for each tensor that `quantized_inputs` names.
     """
+    histograms = {name: Histogram() for name in quantized_inputs(model)}
+    for activations in watch(model, tuple(histograms), batches, threads):
+        for name, values in activations.items():
+            histograms[name].add(values)
+    return histograms
+
+
+def watch(
+    model: ModelProto, names: tuple[str, ...], batches: Iterable[NDArray[Any]], threads: int
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Run the model and give its inner tensors by name, a dictionary a batch."""
     onnxruntime = require("onnxruntime", "export")
-    names = quantized_inputs(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        _with_outputs(model, names).SerializeToString(), options, ["CPUExecutionProvider"]
-    )
-    histograms = {name: Histogram() for name in names}
+    watched = _with_outputs(model, names).SerializeToString()
+    session = onnxruntime.InferenceSession(watched, options, ["CPUExecutionProvider"])
     for batch in batches:
-        for name, values in zip(names, session.run(list(names), {INPUT: batch}), strict=True):
-            histograms[name].add(values)
-    return histograms
+        yield dict(zip(names, session.run(list(names), {INPUT: batch}), strict=True))
 
 
 def entropy_threshold(histogram: Histogram) -> float:

@@ -96,5 +96,6 @@ class Job:
             found.batch_max_abs_diff,
             found.recall,
             found.difference_counts,
+            float_layers,
             written,
         )

@@ -1,5 +1,6 @@
 """From a Keras file to verified artefacts."""
 
+import itertools
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,9 @@ from medimg.export.errors import CalibrationError
 from medimg.export.int8 import make_int8
 from medimg.export.job import Job, Steps
 from medimg.export.options import ExportOptions, make_spec
-from medimg.export.result import ExportResult, SourceFile
+from medimg.export.result import ArtefactFile, ExportResult, SourceFile
 from medimg.export.source import KerasSource, load_source
-from medimg.export.to_fp16 import to_fp16
+from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_onnx import convert
 from medimg.export.verify import Trial, images_needed, make_trial
 from medimg.runtime.cpus import usable_cpus
@@ -23,6 +24,8 @@ from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import ModelSpec
 
+OVERFLOW_BATCHES = 4
+"""Batches of images on which activations beyond half precision are looked for."""
 TOOLS = ("medimg", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime")
 
 
@@ -76,11 +79,21 @@ def export_model(
         if precision == "int8":
             assert calibration is not None, "options are checked before anything is loaded"
             item, quantization = make_int8(job, calibration)
+        elif precision == "fp16":
+            item = _make_fp16(job)
+            warnings += [f"fp16: {layer} would overflow and stays in float32" for layer in item.float_layers]
         else:
-            item = job.place(network if precision == "fp32" else to_fp16(network), precision)
+            item = job.place(network, precision)
         artefacts.append(item)
     summary = SourceFile(str(path), source.sha256, source.keras_version)
     return ExportResult(summary, tuple(artefacts), quantization, tuple(warnings), steps.seconds)
+
+
+def _make_fp16(job: Job) -> ArtefactFile:
+    with job.steps.step("look for overflow"):
+        images = itertools.islice(job.trial.batches(), OVERFLOW_BATCHES)
+        beyond = overflowing_nodes(job.network, images, job.threads)
+    return job.place(to_fp16(job.network, beyond), "fp16", float_layers=beyond)
 
 
 def _convert(source: KerasSource, spec: ModelSpec) -> ModelProto:

@@ -34,6 +34,8 @@ class ArtefactFile:
     recall: tuple[ClassRecall, ...]
     difference_counts: tuple[int, ...]
     """Images by their largest difference, in the bins of `medimg.export.verify.DIFFERENCE_EDGES`."""
+    float_layers: tuple[str, ...]
+    """Layers that a reduced-precision artefact keeps in float32."""
     written: bool
     """False if it failed its verification and was not forced."""
 

@@ -5,9 +5,14 @@ consumers that stay in float32, as a one-unit sigmoid head has; this pass is sma
 only two regions.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from medimg.export.calibration import watch
 from medimg.export.errors import SourceError
 from medimg.export.graph import is_float_node
 
@@ -43,6 +48,29 @@ def to_fp16(model: ModelProto, float_nodes: tuple[str, ...] = ()) -> ModelProto:
     graph.node.extend(nodes)
     _convert_constants(half, stays)
     return half
+
+
+def overflowing_nodes(model: ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> tuple[str, ...]:
+    """Find the nodes that would overflow in half precision on these images.
+
+    Args:
+        model: a checked float32 graph, with every shape inferred.
+        batches: arrays for the input `image`.
+        threads: processor threads.
+
+    Returns:
+        Names of the network's nodes that give or take a magnitude beyond 65504, in graph order.
+    """
+    network = [node for node in model.graph.node if not is_float_node(node)]
+    floats = _float_tensors(model)
+    names = tuple(name for node in network for name in node.output if name in floats)
+    beyond = {
+        name
+        for activations in watch(model, names, batches, threads)
+        for name, values in activations.items()
+        if not np.abs(values).max() <= FP16_MAX
+    }
+    return tuple(node.name for node in network if beyond.intersection((*node.input, *node.output)))
 
 
 class _Casts:
