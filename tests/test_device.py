@@ -47,7 +47,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
 
 def test_device_predicts_without_tensorflow(device: Path, small_artefact: Path, tmp_path: Path) -> None:
     listed = subprocess.run(
-        [device / "pip", "list", "--format=json"], env=CLEAN, capture_output=True, check=True
+        [str(device / "pip"), "list", "--format=json"], env=CLEAN, capture_output=True, check=True
     )
     installed = {package["name"] for package in json.loads(listed.stdout)}
     assert {"medimg", "numpy", "opencv-python-headless", "click", "onnxruntime"} <= installed
@@ -55,7 +55,7 @@ def test_device_predicts_without_tensorflow(device: Path, small_artefact: Path, 
 
     picture = tmp_path / "picture.png"
     cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    command = [device / "medimg-run", "predict", small_artefact, picture, "--format", "jsonl"]
+    command = [str(device / "medimg-run"), "predict", str(small_artefact), str(picture), "--format", "jsonl"]
     done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -53,7 +53,7 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(header: tuple[int, int, int, int], *chunks: bytes, rows: bytes) -> bytes:
-    """Write a PNG by hand: (columns, rows, bits, colour type), chunks before the image data, filtered rows."""
+    """Write a PNG by hand: (columns, rows, bits, colour type), chunks before the pixels, filtered rows."""
     start = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
     end = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + start + b"".join(chunks) + end
@@ -71,7 +71,7 @@ def tiff(
     """Write a TIFF by hand: one strip, directory first; `tags` are named t274 and so on."""
     samples = pixels[..., None] if pixels.ndim == 2 else pixels
     rows, columns, channels = samples.shape
-    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+    data = samples.astype(f"{order}{samples.dtype.kind}{samples.dtype.itemsize}").tobytes()
     if tags.get("t259") == 8:
         data = zlib.compress(data)
     formats = {"u": 1, "i": 2, "f": 3}
@@ -101,8 +101,23 @@ def tiff(
             struct.pack(order + "HHIHH", tag, 3, 1, fields[tag], 0) if tag not in (273, 279) else entry
             for tag, entry in zip(sorted(fields), entries, strict=True)
         ]
-        content += struct.pack(order + "H", len(fields)) + b"".join(entries) + struct.pack(order + "I", following)
+        content += (
+            struct.pack(order + "H", len(fields)) + b"".join(entries) + struct.pack(order + "I", following)
+        )
     return content + data
+
+
+def planar_tiff() -> bytes:
+    """A TIFF that keeps each channel in a strip of its own, whose places stand before them."""
+    strips = 8 + 2 + 12 * 9 + 4
+    pixels = strips + 24
+    fields = [(256, 1, COLUMNS), (257, 1, ROWS), (258, 1, 8), (262, 1, 2), (273, 3, strips), (277, 1, 3)]
+    fields += [(278, 1, ROWS), (279, 3, strips + 12), (284, 1, 2)]
+    plane = ROWS * COLUMNS
+    places = struct.pack("<6I", *(pixels + channel * plane for channel in range(3)), *[plane] * 3)
+    directory = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in fields)
+    header = b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4)
+    return header + places + np.moveaxis(RGB, -1, 0).tobytes()
 
 
 def rotated_jpeg() -> bytes:
@@ -151,6 +166,7 @@ EXACT: dict[str, tuple[str, Callable[[], bytes], NDArray[Any]]] = {
     "16-bit grey TIFF, big-endian": (".tif", lambda: tiff(wide(GREY), photometric=1, order=">"), three(GREY)),
     "white is zero": (".tif", lambda: tiff(GREY, photometric=0), three(255 - GREY)),
     "16-bit white is zero": (".tif", lambda: tiff(wide(GREY), photometric=0), three(255 - GREY)),
+    "RGB TIFF by channel": (".tif", planar_tiff, RGB),
     "RGBA TIFF, unassociated alpha": (".tif", lambda: tiff(ALPHA, photometric=2, extra=2), RGB),
     "RGBA TIFF, associated alpha": (".tif", lambda: tiff(ALPHA, photometric=2, extra=1), RGB),
     "16-bit RGBA TIFF": (".tif", lambda: tiff(wide(ALPHA), photometric=2, extra=2), RGB),
@@ -200,7 +216,7 @@ def test_tiff_orientation_by_rule(pixels: NDArray[Any], tmp_path: Path) -> None:
     assert np.array_equal(load_image(path, ImageRule(COLUMNS, ROWS)), np.rot90(RGB, -1))
 
 
-WHOLE = {
+WHOLE: dict[str, Callable[[], bytes]] = {
     "colour.jpg": lambda: encode(".jpg", RGB),
     "progressive.jpg": lambda: encode(".jpg", RGB, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
     "grey.jpg": lambda: encode(".jpg", GREY),
@@ -210,12 +226,15 @@ WHOLE = {
     "plain.tif": lambda: tiff(RGB, photometric=2),
     "five.tif": lambda: tiff(FIVE, photometric=2),
     "five-deflated.tif": lambda: tiff(FIVE, photometric=2, t259=8),
+    "planar.tif": planar_tiff,
     "colour.bmp": lambda: encode(".bmp", RGB),
     "grey.bmp": lambda: encode(".bmp", GREY),
 }
 
 
-@pytest.mark.parametrize("cut", ["half", "95 %", "10 bytes short", "1 byte short", "16 bytes", "8 bytes", "3 bytes"])
+@pytest.mark.parametrize(
+    "cut", ["half", "95 %", "10 bytes short", "1 byte short", "16 bytes", "8 bytes", "3 bytes"]
+)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_truncated_file_is_an_error_and_never_a_partial_image(name: str, cut: str, tmp_path: Path) -> None:
     content = WHOLE[name]()
@@ -277,7 +296,10 @@ def test_bad_files_write_nothing_to_standard_error(tmp_path: Path, capfd: pytest
         ),
         (
             "huge.jpg",
-            b"\xff\xd8\xff\xc0\x00\x11\x08" + struct.pack(">HH", 60000, 60000) + bytes(10) + b"\xff\xda\0\x02\xff\xd9",
+            b"\xff\xd8\xff\xc0\x00\x11\x08"
+            + struct.pack(">HH", 60000, 60000)
+            + bytes(10)
+            + b"\xff\xda\0\x02\xff\xd9",
             "60000x60000",
         ),
         ("no-directory.tif", b"II*\0" + bytes(4), "without an image"),
@@ -363,7 +385,9 @@ def test_arrays_of_other_types_are_refused(kind: type) -> None:
     columns=st.integers(1, 12),
     resize=st.sampled_from(["stretch-linear", "stretch-area", "stretch-nearest", "letterbox", "crop"]),
 )
-def test_any_image_becomes_the_network_s_size(pixels: NDArray[Any], rows: int, columns: int, resize: Any) -> None:
+def test_any_image_becomes_the_network_s_size(
+    pixels: NDArray[Any], rows: int, columns: int, resize: Any
+) -> None:
     image = prepare(pixels, ImageRule(rows, columns, resize=resize))
     assert image.shape == (rows, columns, 3)
     assert image.dtype == np.uint8
@@ -398,11 +422,13 @@ def area_weights(size_in: int, size_out: int) -> NDArray[np.float64]:
     edges = np.arange(size_out + 1) * size_in / size_out
     low = np.maximum(edges[:-1, None], np.arange(size_in))
     high = np.minimum(edges[1:, None], np.arange(size_in) + 1)
-    return np.maximum(high - low, 0) * size_out / size_in
+    return np.asarray(np.maximum(high - low, 0) * size_out / size_in)
 
 
-def separable(pixels: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.einsum("ri,ijc,kj->rkc", rows, pixels.astype(np.float64), columns)
+def separable(
+    pixels: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("ri,ijc,kj->rkc", rows, pixels.astype(np.float64), columns))
 
 
 @pytest.mark.parametrize("size", [(24, 32), (20, 30), (80, 120), (57, 41), (1, 1), (224, 224)])

@@ -86,7 +86,7 @@ def write_json(result: object, destination: str | None, **head: object) -> None:
         click.echo(text, nl=False)
         return
     with written_whole(Path(destination)) as path:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def _load(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except _UNREADABLE as error:
-        raise DataError(f"{path}: not a CIFAR-10 file, or a damaged one ({error})") from None
+        raise DataError(f"{path}: not a CIFAR-10 file, or a damaged one ({str(error)[:200]})") from None
     if not isinstance(fields, dict):
         raise DataError(f"{path}: not a CIFAR-10 file")
     return {key.encode() if isinstance(key, str) else key: value for key, value in fields.items()}
@@ -140,11 +140,17 @@ class _Type:
         """Byte order and the like, which single bytes do not have."""
 
 
-def _encode(text: object, encoding: object = None) -> bytes:
-    """Take the place of `_codecs.encode`, by which Python 3 writes bytes in an old protocol."""
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError("an unknown encoding")
-    return text.encode("latin-1")
+class _Bytes:
+    """Takes the place of `_codecs.encode`, by which Python 3 writes bytes in an old protocol."""
+
+    def __new__(cls, text: object, encoding: object = None) -> bytes:  # type: ignore[misc]  # as the function
+        """Encode as the files do, and in no other way."""
+        if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+            raise pickle.UnpicklingError("an unknown encoding")
+        return text.encode("latin-1")
+
+    def __setstate__(self, state: object) -> None:
+        """Keep a pickle from setting attributes of this class."""
 
 
 _STAND_INS = {
@@ -152,7 +158,7 @@ _STAND_INS = {
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): _Bytes,
 }
 
 

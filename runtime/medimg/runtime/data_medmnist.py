@@ -18,6 +18,18 @@ from medimg.runtime.errors import DataError
 
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ORGANS = (
     "bladder",
     "femur-left",
@@ -100,24 +112,14 @@ def read_parts(path: Path) -> list[Part]:
     """
     try:
         # No pickles: an archive from elsewhere must not be able to run code.
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
             parts = [_read_part(archive, name, path) for name in PARTS if f"{name}_images" in names]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    except (
-        ValueError,
-        KeyError,
-        EOFError,
-        MemoryError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        raise DataError(f"{path}: not a MedMNIST archive, or a damaged one ({error})") from None
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a MedMNIST archive, or a damaged one ({reason})") from None
     if not parts:
         raise DataError(
             f"{path}: holds no train_images, val_images or test_images: is it a MedMNIST archive?"

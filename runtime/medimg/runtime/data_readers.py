@@ -9,6 +9,7 @@ from medimg.runtime import data_cifar, data_medmnist
 from medimg.runtime.data import DataSet, Sample, Split
 from medimg.runtime.errors import DataError
 from medimg.runtime.paths import visible, walk_images
+from medimg.runtime.text import printable
 
 SPLITS: dict[str, Split] = {
     "train": "train",
@@ -108,6 +109,9 @@ def read_medmnist(path: Path) -> DataSet:
 def from_found(found: Sequence[Found]) -> DataSet:
     """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
     names = {item.label for item in found if item.label is not None}
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"the class {printable(name)!r} has a name that is not UTF-8 text: rename it")
     numbers = all(name.isascii() and name.isdigit() for name in names)
     labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
     index_of = {label: index for index, label in enumerate(labels)}

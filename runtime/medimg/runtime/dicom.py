@@ -22,6 +22,7 @@ from medimg.runtime import headers
 from medimg.runtime.dicom_display import display
 from medimg.runtime.errors import ImageError
 from medimg.runtime.optional import require
+from medimg.runtime.text import printable
 
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70))
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
@@ -84,7 +85,7 @@ def decode_frames(
             count += 1
     except (*_DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"a damaged or unusual DICOM file ({reason[:200]})") from None
+        raise ImageError(f"a damaged or unusual DICOM file ({printable(reason[:200])})") from None
     if count < wanted:
         raise ImageError(f"a truncated DICOM file ({count} of {wanted} frames)")
 

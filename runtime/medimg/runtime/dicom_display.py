@@ -98,9 +98,23 @@ def _show_grey(
     frame: int,
     window: Literal["first", "min-max"],
 ) -> NDArray[np.uint8]:
-    values, low, high = _modality_values(pixels, dataset, frame)
-    if window == "min-max" or not np.isfinite(high - low):
+    is_float = pixels.dtype.kind == "f"
+    in_file = dataset.get("VOILUTSequence") or _first_window(dataset, frame)
+    if window == "min-max" or (is_float and not in_file):
+        values, _, _ = _modality_values(pixels, dataset, frame)
         return _stretch(values, np.isfinite(values) & ~_padding(pixels, dataset))
+    if is_float:
+        return _show_values(np.nan_to_num(pixels, nan=-1e30), dataset, frame)
+    darkest, brightest = int(pixels.min()), int(pixels.max())
+    if brightest - darkest >= pixels.size:
+        return _show_values(pixels, dataset, frame)
+    # Many pixels share few values, each of which is worked out once.
+    every_value = np.arange(darkest, brightest + 1, dtype=np.int64)
+    return _show_values(every_value, dataset, frame)[pixels.astype(np.int64) - darkest]
+
+
+def _show_values(pixels: NDArray[Any], dataset: Any, frame: int) -> NDArray[np.uint8]:  # noqa: ANN401
+    values, low, high = _modality_values(pixels, dataset, frame)
     if tables := dataset.get("VOILUTSequence"):
         table = _lookup_table(tables[0])
         return _to_bytes(table.apply(values) / (2**table.bits - 1))
@@ -115,9 +129,8 @@ def _modality_values(pixels: NDArray[Any], dataset: Any, frame: int) -> tuple[Va
     if tables := dataset.get("ModalityLUTSequence"):
         table = _lookup_table(tables[0])
         return table.apply(values), 0.0, float(2**table.bits - 1)
-    if pixels.dtype.kind == "f":
-        low, high = -np.inf, np.inf
-    else:
+    low, high = -np.inf, np.inf
+    if pixels.dtype.kind != "f":
         span, signed = 2.0 ** int(dataset.BitsStored), bool(dataset.PixelRepresentation)
         low, high = (-span / 2, span / 2 - 1) if signed else (0.0, span - 1)
     slope = _number(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from medimg.runtime.errors import ImageError
+from medimg.runtime.text import printable
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
@@ -51,7 +52,7 @@ def jpeg_frame(content: bytes) -> JpegFrame:
     """
     frame = None
     for marker, start, end in _jpeg_segments(content):
-        if marker in _JPEG_FRAMES and end - start >= 5:
+        if marker in _JPEG_FRAMES and start + 5 <= min(end, len(content)):
             bits, rows, columns = struct.unpack_from(">BHH", content, start)
             frame = JpegFrame(rows, columns, bits)
         if marker == _START_OF_SCAN and frame and content.find(b"\xff\xd9", end) > 0:
@@ -84,7 +85,9 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
             critical
             and zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]
         ):
-            raise ImageError(f"a damaged PNG (the checksum of its {name.decode('latin-1')} chunk is wrong)")
+            raise ImageError(
+                f"a damaged PNG (the checksum of its {printable(name.decode('latin-1'))} chunk is wrong)"
+            )
         yield name, body
         if name == b"IEND":
             return

@@ -186,7 +186,7 @@ def _decode_with_opencv(content: bytes, magic: str, rule: ImageRule) -> NDArray[
         raise ImageError(f"a {magic} that cannot be decoded ({error.err or error})") from None
     if pixels is None:
         raise ImageError(f"a damaged or truncated {magic}, or one of an unusual kind")
-    return pixels if pixels.ndim == 2 else pixels[..., ::-1]
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _check_size(rows: int, columns: int) -> None:

@@ -1,6 +1,7 @@
 """What an artefact says about itself: labels, preprocessing, origin, verification."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -66,6 +67,8 @@ class Intensity:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ModelError(f"{name} has {len(values)} values for {self.channels} channels")
+        if not all(map(math.isfinite, (self.divisor, *self.mean, *self.std))):
+            raise ModelError("divisor, mean and std must be finite")
         if self.divisor == 0 or 0 in self.std:
             raise ModelError("divisor and std must not be 0")
 
@@ -178,8 +181,8 @@ class ModelSpec:
             raise ModelError("a model needs at least one label")
         if len(set(self.labels)) != len(self.labels):
             raise ModelError(f"labels repeat: {', '.join(self.labels)}")
-        if self.temperature <= 0:
-            raise ModelError(f"temperature {self.temperature} is not positive")
+        if not 0 < self.temperature < math.inf:
+            raise ModelError(f"temperature {self.temperature} is not positive and finite")
 
     @property
     def classes(self) -> int:

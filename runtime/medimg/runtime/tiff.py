@@ -15,6 +15,7 @@ from medimg.runtime.errors import ImageError
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _STRIP_SIZES, _PLANAR = 273, 274, 277, 279, 284
+_TILE_OFFSETS, _TILE_SIZES = 324, 325
 _PREDICTOR, _TILE_WIDTH, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBFILE = 317, 322, 338, 339, 254
 _TYPE_BYTES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8}
 _TYPE_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
@@ -84,6 +85,7 @@ def read_page(content: bytes) -> Page:
     full = [page for page in pages if not page.first(_SUBFILE, 0) & 1]
     if len(full) > 1:
         raise ImageError(f"a TIFF of {len(full)} pages: save each as a file of its own")
+    _require_whole(content, pages[0])
     return pages[0]
 
 
@@ -137,6 +139,15 @@ def read_many_channels(content: bytes, page: Page) -> NDArray[np.uint8] | NDArra
     return pixels
 
 
+def _require_whole(content: bytes, page: Page) -> None:
+    """Check that the pixels lie in the file; libtiff can make a partial image of what is left of them."""
+    for offsets, sizes in ((_STRIP_OFFSETS, _STRIP_SIZES), (_TILE_OFFSETS, _TILE_SIZES)):
+        if offsets in page.entries and sizes in page.entries:
+            places = zip(page.entries[offsets].values, page.entries[sizes].values, strict=False)
+            if any(offset + size > len(content) for offset, size in places):
+                raise ImageError("a truncated TIFF")
+
+
 def _read_strips(content: bytes, page: Page, size_bytes: int, *, deflated: bool) -> bytes:
     data = bytearray()
     if _STRIP_OFFSETS not in page.entries or _STRIP_SIZES not in page.entries:
@@ -144,8 +155,6 @@ def _read_strips(content: bytes, page: Page, size_bytes: int, *, deflated: bool)
     offsets, sizes = page.entries[_STRIP_OFFSETS].values, page.entries[_STRIP_SIZES].values
     for offset, size in zip(offsets, sizes, strict=False):
         strip = content[offset : offset + size]
-        if len(strip) < size:
-            raise ImageError("a truncated TIFF")
         try:
             data += zlib.decompressobj().decompress(strip, size_bytes - len(data) + 1) if deflated else strip
         except zlib.error as error:

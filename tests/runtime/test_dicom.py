@@ -1,0 +1,683 @@
+"""DICOM to pixels: every real file against pydicom and dcmtk, each pipeline by hand, damaged files."""
+
+import random
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    SecondaryCaptureImageStorage,
+)
+
+from medimg.runtime import dicom
+from medimg.runtime.errors import ImageError
+from medimg.runtime.images import MAX_PIXELS, load_frames, load_image, prepare
+from medimg.runtime.spec import ImageRule
+
+PACKAGED = [
+    path
+    for folder in (
+        Path(pydicom.__file__).parent / "data/test_files",
+        Path(str(files("data_store"))) / "data",
+    )
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.read_bytes()[128:132] == b"DICM"
+]
+BY_NAME = {path.name: path for path in PACKAGED}
+RULE = ImageRule(64, 48)
+Window = Literal["first", "min-max"]
+
+REASONS = {
+    "ExplVR_BigEndNoMeta.dcm": "without pixels",
+    "ExplVR_LitEndNoMeta.dcm": "without pixels",
+    "JPEG-LL.dcm": "nothing here decodes 16-bit JPEG Lossless",
+    "JPEG-lossy.dcm": "nothing here decodes 12-bit JPEG Extended",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "a compressed frame of 3722445056x1024 pixels",
+    "JPGExtended.dcm": "nothing here decodes 12-bit JPEG Extended",
+    "MR_truncated.dcm": "less than expected (8130 vs 8192 bytes)",
+    "badVR.dcm": "a damaged or unusual DICOM file",
+    "bad_sequence.dcm": "nothing here decodes 16-bit JPEG Lossless",
+    "emri_small_jpeg_2k_lossless_too_short.dcm": "without pixels (Enhanced MR Image Storage)",
+    "meta_missing_tsyntax.dcm": "without rows and columns",
+    "nested_priv_SQ.dcm": "without rows and columns",
+    "no_meta_group_length.dcm": "without pixels (RT Image Storage)",
+    "test-SR.dcm": "without pixels (Comprehensive SR Storage)",
+    "reportsi.dcm": "without pixels (Basic Text SR Storage)",
+    "waveform_ecg.dcm": "without pixels (12-lead ECG Waveform Storage)",
+    "DICOMDIR": "without pixels (Media Storage Directory Storage)",
+}
+"""What pydicom's own files are refused for; others without pixels say so."""
+
+
+def decode(content: bytes, window: Window = "first") -> list[NDArray[np.uint8]]:
+    return list(dicom.decode_frames(content, window, MAX_PIXELS))
+
+
+def shown_by_hand(dataset: Dataset, stored: NDArray[Any], frame: int) -> NDArray[np.float64]:
+    """What DICOM says is shown of a frame, 0 to 255, written after the standard and not after the product."""
+    photometric = dataset.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        colours = apply_color_lut(stored, dataset)
+        return np.asarray(colours / (256 if colours.max() > 255 else 1))
+    if dataset.SamplesPerPixel == 3:
+        return np.asarray(stored * (255 / (2**dataset.BitsStored - 1)))
+    values = rescaled(dataset, stored, frame)
+    if dataset.get("VOILUTSequence"):
+        table = apply_voi(values, dataset)
+        shown = table * (255 / (2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1))
+    elif (window := of_frame(dataset, frame, "FrameVOILUTSequence", WINDOW)) is not None:
+        # PS3.3 C.11.2.1.2.1, as it is written there.
+        center, width = window
+        x = values.astype(np.float64)
+        shown = ((x - (center - 0.5)) / (width - 1) + 0.5) * 255
+        shown[x <= center - 0.5 - (width - 1) / 2] = 0
+        shown[x > center - 0.5 + (width - 1) / 2] = 255
+    else:
+        low = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
+        ends = rescaled(dataset, np.array([low, low + 2**dataset.BitsStored - 1], np.int64), frame)
+        shown = (values - float(ends[0])) * (255 / (float(ends[1]) - float(ends[0])))
+    return np.asarray(255 - shown if photometric == "MONOCHROME1" else shown)
+
+
+WINDOW = ("WindowCenter", "WindowWidth")
+
+
+def rescaled(dataset: Dataset, stored: NDArray[Any], frame: int) -> NDArray[Any]:
+    if "ModalityLUTSequence" in dataset:
+        table: NDArray[Any] = apply_modality_lut(stored, dataset)
+        return table
+    names = ("RescaleSlope", "RescaleIntercept")
+    slope, intercept = of_frame(dataset, frame, "PixelValueTransformationSequence", names) or (1, 0)
+    return stored * slope + intercept
+
+
+def of_frame(dataset: Dataset, frame: int, macro: str, names: tuple[str, str]) -> tuple[float, float] | None:
+    """Find two attributes of a frame: in its own macro, the shared one, or the data set."""
+    holders = [dataset]
+    if "SharedFunctionalGroupsSequence" in dataset:
+        own, shared = (
+            dataset.PerFrameFunctionalGroupsSequence[frame],
+            dataset.SharedFunctionalGroupsSequence[0],
+        )
+        holders = [item[macro][0] for item in (own, shared) if macro in item] + holders
+    for holder in holders:
+        if names[0] in holder:
+            first, second = (float(np.atleast_1d(np.array(holder[name].value, float))[0]) for name in names)
+            return first, second
+    return None
+
+
+def stored_frames(dataset: Dataset) -> list[NDArray[Any]]:
+    pixels = dataset.pixel_array
+    return list(pixels) if int(dataset.get("NumberOfFrames") or 1) > 1 else [pixels]
+
+
+def unreadable_reason(path: Path) -> str | None:
+    dataset = pydicom.dcmread(path, force=True)
+    if "PixelData" not in dataset:
+        return REASONS.get(path.name, "without pixels")
+    return REASONS.get(path.name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.name)
+def test_every_file_of_pydicom_is_shown_as_the_standard_says_or_has_its_reason(path: Path) -> None:
+    reason = unreadable_reason(path)
+    if reason is not None:
+        with pytest.raises(ImageError, match=re.escape(reason)):
+            list(load_frames(path, RULE))
+        return
+    shown = decode(path.read_bytes())
+    dataset = pydicom.dcmread(path)
+    if str(dataset.file_meta.TransferSyntaxUID) in (JPEGBaseline8Bit, JPEGLosslessSV1):
+        # pydicom needs a decoder for these that is not among the dependencies; dcmtk is compared below.
+        assert shown[0].shape[:2] == (dataset.Rows, dataset.Columns)
+        return
+    if "expb" in path.name and dataset.PhotometricInterpretation == "PALETTE COLOR":
+        # pydicom takes no notice of the byte order of palettes; the same image exists in the other order.
+        other = decode(BY_NAME[path.name.replace("_expb", "")].read_bytes())
+        assert all(np.array_equal(one, two) for one, two in zip(shown, other, strict=True))
+        return
+    for index, (frame, stored) in enumerate(zip(shown, stored_frames(dataset), strict=True)):
+        expected = shown_by_hand(dataset, stored, index)
+        assert frame.shape == expected.shape
+        assert np.abs(frame - np.clip(expected, 0, 255)).max() <= 1
+
+
+def dcmtk_shows(path: Path, options: list[str], folder: Path) -> NDArray[np.uint8] | None:
+    """Convert the first frame with dcmtk; None where it cannot."""
+    target = folder / "frame.pnm"
+    command = [
+        "dcmj2pnm",
+        "--write-raw-pnm",
+        "--frame",
+        "1",
+        "--no-overlays",
+        *options,
+        str(path),
+        str(target),
+    ]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return None
+    pixels = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels.astype(np.uint8) if pixels.ndim == 2 else pixels[..., ::-1].astype(np.uint8)
+
+
+# dcmtk shows 1-bit images at half brightness, mixes the bytes of 32-bit big-endian values, rounds the
+# conversion of YBR otherwise, and does not know the windows of enhanced CT.
+DCMTK_DIFFERS = {"liver", "rtdose_expb", "SC_ybr_full_uncompressed", "eCT_Supplemental"}
+
+
+def compare_with_dcmtk(path: Path, folder: Path, window: Window) -> bool:
+    """Compare the first frame within one grey level; False where either side cannot show it."""
+    if shutil.which("dcmj2pnm") is None:
+        pytest.skip("dcmj2pnm of the Debian package dcmtk is not installed")
+    if any(path.name.startswith(name) for name in DCMTK_DIFFERS):
+        return False
+    dataset = pydicom.dcmread(path, force=True)
+    if window == "min-max":
+        if dataset.get("SamplesPerPixel") != 1 or "PALETTE" in dataset.PhotometricInterpretation:
+            return False
+        if "PixelPaddingValue" in dataset:
+            return False
+        options = ["--min-max-window"]
+    elif dataset.get("VOILUTSequence"):
+        options = ["--use-voi-lut", "1"]
+    else:
+        options = ["--use-window", "1"] if "WindowCenter" in dataset else []
+    try:
+        shown = decode(path.read_bytes(), window)[0]
+    except ImageError:
+        return False
+    theirs = dcmtk_shows(path, options, folder)
+    if theirs is None:
+        return False
+    assert np.abs(shown.astype(int) - theirs).max() <= 1
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("window", ["first", "min-max"])
+def test_files_of_pydicom_are_shown_as_dcmtk_shows_them(window: Window, tmp_path: Path) -> None:
+    compared = sum(compare_with_dcmtk(path, tmp_path, window) for path in PACKAGED)
+    assert compared >= (70 if window == "first" else 35)
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("window", ["first", "min-max"])
+def test_files_of_other_projects_are_shown_as_dcmtk_shows_them(
+    window: Window, real_data: Path, tmp_path: Path
+) -> None:
+    paths = sorted((real_data / "dicom").glob("*/*.dcm"))
+    assert sum(compare_with_dcmtk(path, tmp_path, window) for path in paths) >= (
+        9 if window == "first" else 5
+    )
+
+
+FOREIGN = {
+    "CT0012.fragmented_no_bot_jpeg_baseline.51.dcm": "nothing here decodes 12-bit JPEG Extended",
+    "CTImage.dcm_JPEGProcess10_12TransferSyntax_1.2.840.10008.1.2.4.55.dcm": "nothing here decodes JPEG",
+    "CTImage.dcm_JPEGProcess14SV1TransferSyntax_1.2.840.10008.1.2.4.70.dcm": "nothing here decodes 16-bit",
+    "CTImage.dcm_JPEGProcess14TransferSyntax_1.2.840.10008.1.2.4.57.dcm": "nothing here decodes 16-bit",
+    "CTImage.dcm_JPEGProcess2_4TransferSyntax_1.2.840.10008.1.2.4.51.dcm": "nothing here decodes 12-bit",
+    "CTImage.dcm_JPEGProcess6_8TransferSyntax_1.2.840.10008.1.2.4.53.dcm": "nothing here decodes JPEG",
+    "CTImageEvenAligned.dat": "not an image that can be read",
+    "CTImageOddAligned.dat": "not an image that can be read",
+    "no-pixel-data.dcm": "DICOM without pixels (Basic Text SR Storage)",
+    "explicit_big.dcm": "its window of width 0 (LINEAR) is none that DICOM defines",
+    "jpeg_lossless_sel1.dcm": "nothing here decodes 16-bit JPEG Lossless",
+}
+FRAMES = {"explicit_little.dcm": 16, "jpeg_baseline_8bit.dcm": 96}
+
+
+@pytest.mark.real
+def test_every_file_of_other_projects_has_its_frames_or_its_reason(real_data: Path) -> None:
+    paths = sorted(path for path in (real_data / "dicom").rglob("*") if path.is_file())
+    assert len(paths) == 33
+    for path in paths:
+        if path.name in FOREIGN:
+            with pytest.raises(ImageError) as caught:
+                list(load_frames(path, RULE))
+            assert str(caught.value).startswith(f"{path}: {FOREIGN[path.name]}")
+        else:
+            frames = list(load_frames(path, RULE))
+            assert len(frames) == FRAMES.get(path.name, 1)
+            assert all(frame.shape == (64, 48, 3) and frame.max() > frame.min() for frame in frames)
+
+
+@pytest.mark.real
+def test_one_slice_is_the_same_in_every_lossless_transfer_syntax(real_data: Path) -> None:
+    folder = real_data / "dicom/cornerstone"
+    (expected,) = decode((folder / "CTImage.dcm").read_bytes())
+    lossless = [
+        path
+        for path in sorted(folder.glob("CTImage.dcm_*"))
+        if re.search(r"Explicit|Implicit|Deflated|JPEG2000Lossless|JPEGLSLossless|RLE", path.name)
+    ]
+    assert len(lossless) == 7
+    for path in lossless:
+        (found,) = decode(path.read_bytes())
+        assert np.array_equal(found, expected), path.name
+
+
+# Pipelines on files made here.
+
+
+def make(pixels: NDArray[Any], syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
+    """Make a file of `(rows, columns)`, `(rows, columns, 3)` or, with NumberOfFrames, a stack."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = FileDataset("made", {}, file_meta=meta, preamble=bytes(128))
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    colour = pixels.ndim > 2 and "NumberOfFrames" not in attributes
+    dataset.Rows, dataset.Columns = (
+        pixels.shape[:2] if "NumberOfFrames" not in attributes else pixels.shape[1:3]
+    )
+    dataset.SamplesPerPixel = 3 if colour else 1
+    dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = dataset.BitsStored = pixels.dtype.itemsize * 8
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PixelData = pixels.tobytes()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def saved(dataset: Dataset) -> bytes:
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def table(first: int, bits: int, entries: list[int]) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", np.array(entries, "<u2").tobytes())
+    return item
+
+
+SIGNED = np.array([[-1000, -100, 0, 40], [80, 200, 1000, 3000]], np.int16)
+
+
+def one(dataset: Dataset, window: Window = "first") -> list[int]:
+    (frame,) = decode(saved(dataset), window)
+    return frame.ravel().tolist()
+
+
+def test_window_after_rescale() -> None:
+    dataset = make(SIGNED, RescaleSlope=2, RescaleIntercept=-24, WindowCenter=[40, 300], WindowWidth=[401, 1])
+    values = SIGNED.ravel() * 2.0 - 24
+    expected = np.clip(((values - 39.5) / 400 + 0.5) * 255, 0, 255)
+    assert np.abs(np.array(one(dataset)) - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("LINEAR", [0, 0, 0, 255]),
+        ("LINEAR_EXACT", [0, 0, 128, 255]),
+        ("SIGMOID", [0, 0, 128, 255]),
+    ],
+)
+def test_each_voi_function_at_its_narrowest(function: str, expected: list[int]) -> None:
+    pixels = np.array([[0, 90, 100, 110]], np.uint8)
+    width = 1 if function == "LINEAR" else 2
+    center = 101 if function == "LINEAR" else 100
+    assert one(make(pixels, WindowCenter=center, WindowWidth=width, VOILUTFunction=function)) == expected
+
+
+def test_sigmoid_by_its_formula() -> None:
+    pixels = np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5)
+    expected = 255 / (1 + np.exp(-4 * (pixels.ravel() - 100.0) / 80))
+    shown = one(make(pixels, WindowCenter=100, WindowWidth=80, VOILUTFunction="SIGMOID"))
+    assert np.abs(np.array(shown) - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("width", "function"), [(0, "LINEAR"), (0.5, "LINEAR"), (-1, "SIGMOID"), (9, "CUBIC")]
+)
+def test_a_window_that_dicom_does_not_define_is_an_error(width: float, function: str) -> None:
+    dataset = make(SIGNED, WindowCenter=40, WindowWidth=width, VOILUTFunction=function)
+    with pytest.raises(ImageError, match=re.escape(f"its window of width {width:g} ({function})")):
+        one(dataset)
+    assert one(dataset, "min-max")[-1] == 255
+
+
+def test_the_voi_table_goes_before_the_window() -> None:
+    pixels = np.array([[0, 1, 2, 3]], np.uint8)
+    dataset = make(pixels, WindowCenter=2, WindowWidth=2, VOILUTSequence=[table(1, 12, [0, 2048, 4095])])
+    assert one(dataset) == [0, 0, 128, 255]
+
+
+def test_the_modality_table_and_its_range() -> None:
+    pixels = np.array([[0, 5, 6, 7, 250]], np.uint8)
+    assert one(make(pixels, ModalityLUTSequence=[table(5, 8, [10, 20, 255])])) == [10, 10, 20, 255, 255]
+
+
+def test_a_table_shorter_than_it_says_is_an_error() -> None:
+    short = table(0, 16, [0, 1, 2])
+    short.LUTDescriptor = [9, 0, 16]
+    with pytest.raises(ImageError, match="where 9 are announced"):
+        one(make(np.zeros((2, 2), np.uint8), VOILUTSequence=[short]))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "stored", "expected"),
+    [
+        (np.array([[0, 10, 255]], np.uint8), 8, [0, 10, 255]),
+        (np.array([[0, 819, 4095]], np.uint16), 12, [0, 51, 255]),
+        (np.array([[0, 4112, 65535]], np.uint16), 16, [0, 16, 255]),
+        (np.array([[-2048, 0, 2047]], np.int16), 12, [0, 128, 255]),
+        (np.array([[0, 2**31, 2**32 - 1]], np.uint32), 32, [0, 128, 255]),
+    ],
+)
+def test_without_a_window_the_stored_bits_span_the_range(
+    pixels: NDArray[Any], stored: int, expected: list[int]
+) -> None:
+    assert one(make(pixels, BitsStored=stored, HighBit=stored - 1)) == expected
+
+
+def test_monochrome1_is_turned_round_last() -> None:
+    plain = make(SIGNED, WindowCenter=40, WindowWidth=400)
+    turned = make(SIGNED, WindowCenter=40, WindowWidth=400, PhotometricInterpretation="MONOCHROME1")
+    for window in ("first", "min-max"):
+        assert [255 - value for value in one(plain, window)] == one(turned, window)
+
+
+def test_min_max_leaves_padding_out() -> None:
+    pixels = np.array([[-2000, -1990, 0, 50, 100]], np.int16)
+    dataset = make(pixels, WindowCenter=40, WindowWidth=400)
+    dataset.add_new("PixelPaddingValue", "SS", -2000)
+    assert one(dataset, "min-max") == [0, 0, 243, 249, 255]
+    dataset.add_new("PixelPaddingRangeLimit", "SS", -1500)
+    assert one(dataset, "min-max") == [0, 0, 0, 128, 255]
+
+
+def test_a_flat_frame_is_black_in_min_max() -> None:
+    assert one(make(np.full((2, 2), 7, np.int16)), "min-max") == [0] * 4
+
+
+def test_float_pixels_span_their_own_range_or_the_window() -> None:
+    dataset = make(np.zeros((1, 4), np.uint32))
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.FloatPixelData = np.array([[-1.5, 0.5, np.nan, 2.5]], "<f4").tobytes()
+    assert one(dataset) == [0, 128, 0, 255]
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = 0, 2, "LINEAR_EXACT"
+    assert one(dataset) == [0, 191, 0, 255]
+    assert one(dataset, "min-max") == [0, 128, 0, 255]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palette(bits: int) -> None:
+    pixels = np.array([[0, 1, 2, 9]], np.uint8)
+    dataset = make(pixels, PhotometricInterpretation="PALETTE COLOR")
+    kind, scale = ("<u1", 1) if bits == 8 else ("<u2", 257)
+    for colour, entries in (("Red", [0, 100, 255, 7]), ("Green", [9, 8, 7, 6]), ("Blue", [255, 0, 1, 2])):
+        dataset.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [4, 0, bits])
+        dataset.add_new(
+            f"{colour}PaletteColorLookupTableData", "OW", (np.array(entries) * scale).astype(kind).tobytes()
+        )
+    (frame,) = decode(saved(dataset))
+    assert frame.tolist() == [[[0, 9, 255], [100, 8, 0], [255, 7, 1], [7, 6, 2]]]
+
+
+def test_colours_of_16_bits_and_by_plane() -> None:
+    colours = np.array([[[0, 257, 65535], [128 * 257, 5, 0]]], np.uint16)
+    by_plane = make(colours, PlanarConfiguration=1)
+    by_plane.PixelData = np.moveaxis(colours, -1, 0).tobytes()
+    for dataset in (make(colours), by_plane):
+        (frame,) = decode(saved(dataset))
+        assert frame.tolist() == [[[0, 1, 255], [128, 0, 0]]]
+
+
+def test_each_frame_of_an_enhanced_file_has_its_own_window_and_rescale() -> None:
+    stack = np.array([[[0, 100]], [[0, 100]], [[0, 100]]], np.int16)
+    dataset = make(stack, NumberOfFrames=3)
+    frames = [Dataset(), Dataset(), Dataset()]
+    for frame, width in zip(frames, (101, 201), strict=False):
+        voi = Dataset()
+        voi.WindowCenter, voi.WindowWidth = 50.5, width
+        frame.FrameVOILUTSequence = [voi]
+    rescale = Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept = 1, 0
+    frames[1].PixelValueTransformationSequence = [rescale]
+    shared, common, halved = Dataset(), Dataset(), Dataset()
+    common.WindowCenter, common.WindowWidth = 25.5, 51
+    halved.RescaleSlope, halved.RescaleIntercept = 0.5, 0
+    shared.FrameVOILUTSequence, shared.PixelValueTransformationSequence = [common], [halved]
+    dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence = frames, [shared]
+    shown = [frame.ravel().tolist() for frame in decode(saved(dataset))]
+    assert shown == [[0, 128], [64, 191], [0, 255]]
+
+
+def jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        100,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    done, encoded = cv2.imencode(".jpg", pixels, options)
+    assert done
+    return encoded.tobytes()
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+def test_jpeg_frames_in_several_fragments(fragments: int) -> None:
+    frames = [np.full((16, 16), level, np.uint8) for level in (10, 100, 200)]
+    dataset = make(np.stack(frames), JPEGBaseline8Bit, NumberOfFrames=3)
+    dataset.PixelData = encapsulate([jpeg(frame) for frame in frames], fragments_per_frame=fragments)
+    shown = decode(saved(dataset))
+    assert [frame.shape for frame in shown] == [(16, 16)] * 3
+    assert all(np.abs(one.astype(int) - two).max() <= 1 for one, two in zip(shown, frames, strict=True))
+
+
+def test_jpeg_without_a_marker_takes_its_colours_from_the_header() -> None:
+    """The three components are RGB where the data set says so, though libjpeg would guess YCbCr."""
+    levels = np.full((16, 16, 3), (30, 120, 210), np.uint8)
+    content = jpeg(levels[..., ::-1])
+    assert content[2:4] == b"\xff\xe0"
+    without_jfif = content[:2] + content[4 + struct.unpack_from(">H", content, 4)[0] :]
+    stored = cv2.cvtColor(levels[:1, :1], cv2.COLOR_RGB2YCrCb)[0, 0][[0, 2, 1]]
+    for photometric, expected in (("YBR_FULL_422", levels[0, 0]), ("RGB", stored)):
+        dataset = make(levels, JPEGBaseline8Bit, PhotometricInterpretation=photometric)
+        dataset.PixelData = encapsulate([without_jfif])
+        (frame,) = decode(saved(dataset))
+        assert np.abs(frame.astype(int) - expected).max() <= 2
+
+
+# What is refused.
+
+
+def test_fewer_frames_than_announced_is_an_error() -> None:
+    dataset = make(np.zeros((3, 16, 16), np.uint8), JPEGBaseline8Bit, NumberOfFrames=3)
+    dataset.PixelData = encapsulate([jpeg(np.zeros((16, 16), np.uint8))] * 2)
+    with pytest.raises(ImageError, match=re.escape("a truncated DICOM file (2 of 3 frames)")):
+        decode(saved(dataset))
+
+
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded() -> None:
+    dataset = make(np.zeros((16, 16), np.uint8), JPEGBaseline8Bit)
+    dataset.PixelData = encapsulate([jpeg(np.zeros((8, 24), np.uint8))])
+    with pytest.raises(ImageError, match="a compressed frame of 24x8 pixels, where the header says 16x16"):
+        decode(saved(dataset))
+
+
+def test_a_compressed_frame_without_its_end_is_refused() -> None:
+    dataset = make(np.zeros((16, 16), np.uint8), JPEGBaseline8Bit)
+    dataset.PixelData = encapsulate([jpeg(np.zeros((16, 16), np.uint8))[:-20]])
+    with pytest.raises(ImageError, match="a compressed frame has no end"):
+        decode(saved(dataset))
+
+
+def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = make(np.zeros((2, 2), np.uint8))
+    huge.Rows = huge.Columns = 60000
+    with pytest.raises(ImageError, match="its header says 60000x60000 pixels; the limit is"):
+        decode(saved(huge))
+    deflated = saved(make(np.zeros((500, 500), np.uint8), DeflatedExplicitVRLittleEndian))
+    assert len(deflated) < 2000
+    assert decode(deflated)[0].shape == (500, 500)
+    monkeypatch.setattr(dicom, "_MAX_INFLATED_BYTES", 100_000)
+    with pytest.raises(ImageError, match="unpacks to more than 100,000 bytes"):
+        decode(deflated)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"PhotometricInterpretation": "HSV"}, "its photometric interpretation HSV is not supported"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "a damaged or unusual DICOM file"),
+        ({"Rows": 0}, "DICOM pixels without rows and columns"),
+        ({"BitsAllocated": 13}, "a damaged or unusual DICOM file"),
+        ({"BitsStored": 0}, "a damaged or unusual DICOM file"),
+        ({"Rows": 3}, "a damaged or unusual DICOM file"),
+    ],
+)
+def test_unusable_headers_have_one_line_reasons(
+    attributes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(saved(make(np.zeros((2, 2), np.uint8), **attributes)))
+    with pytest.raises(ImageError) as caught:
+        load_image(path, RULE)
+    assert str(caught.value).startswith(f"{path}: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transfer_syntax_that_nothing_decodes_is_named() -> None:
+    dataset = make(np.zeros((2, 2), np.uint8), MPEG2MPML)
+    dataset.PixelData = encapsulate([b"\0\0\1\xb3"])
+    with pytest.raises(
+        ImageError,
+        match=re.escape("nothing here decodes MPEG2 Main Profile / Main Level (1.2.840.10008.1.2.4.100)"),
+    ):
+        decode(saved(dataset))
+
+
+def test_gdcm_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydicom.pixels.decoders import gdcm
+
+    def fail(*_: object) -> None:
+        raise AssertionError("GDCM was used")
+
+    monkeypatch.setattr(gdcm, "_decode_frame", fail)
+    for name in ("MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
+        assert decode(BY_NAME[name].read_bytes())
+
+
+def test_a_file_without_preamble_is_known_by_its_name(tmp_path: Path) -> None:
+    content = saved(make(np.array([[0, 255]], np.uint8)))
+    without = content[132:]
+    (tmp_path / "a.dcm").write_bytes(without)
+    assert load_image(tmp_path / "a.dcm", ImageRule(1, 2))[0, :, 0].tolist() == [0, 255]
+    (tmp_path / "a.png").write_bytes(without)
+    with pytest.raises(ImageError, match="not an image that can be read"):
+        load_image(tmp_path / "a.png", ImageRule(1, 2))
+    (tmp_path / "notes.dcm").write_bytes(b"these are notes, not pixels\n" * 20)
+    with pytest.raises(ImageError, match="DICOM"):
+        load_image(tmp_path / "notes.dcm", ImageRule(1, 2))
+
+
+def test_an_image_where_one_frame_is_wanted() -> None:
+    with pytest.raises(ImageError, match="holds several frames where one image is wanted"):
+        load_image(BY_NAME["emri_small.dcm"], RULE)
+    assert len(list(load_frames(BY_NAME["emri_small.dcm"], RULE))) == 10
+
+
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "emri_small.dcm", "examples_palette.dcm", "RG1_UNCR.dcm", "vlut_04.dcm"]
+)
+@pytest.mark.parametrize("window", ["first", "min-max"])
+def test_a_file_and_its_decoded_array_give_the_same_bytes(name: str, window: Window) -> None:
+    rule = ImageRule(40, 56, dicom_window=window)
+    path = BY_NAME[name]
+    loaded = list(load_frames(path, rule))
+    decoded = [prepare(pixels, rule) for pixels in decode(path.read_bytes(), window)]
+    assert all(np.array_equal(one, two) for one, two in zip(loaded, decoded, strict=True))
+
+
+# Damage.
+
+SMALL = [
+    "CT_small.dcm",
+    "MR_small_jp2klossless.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "MR_small_RLE.dcm",
+    "SC_rgb_jpeg_dcmtk.dcm",
+    "SC_rgb_jpeg_gdcm.dcm",
+    "image_dfl.dcm",
+    "emri_small.dcm",
+    "vlut_04.dcm",
+    "SC_ybr_full_422_uncompressed.dcm",
+]
+
+
+def damaged(content: bytes, seed: int) -> Iterator[bytes]:
+    """Cut a file, or flip bits anywhere or among its first elements."""
+    generator = random.Random(seed)
+    for _ in range(12):
+        changed = bytearray(content)
+        end = generator.choice([len(changed), min(len(changed), 2500)])
+        for _ in range(generator.choice([1, 2, 8])):
+            changed[generator.randrange(132, end)] ^= 1 << generator.randrange(8)
+        yield bytes(changed)
+    for _ in range(4):
+        yield content[: generator.randrange(132, len(content))]
+
+
+def outcome(content: bytes, window: Window) -> list[NDArray[np.uint8]]:
+    """Give the frames, or none where the file is refused; any other error is the test's failure."""
+    try:
+        return decode(content, window)
+    except ImageError:
+        return []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_damaged_files_give_frames_or_one_line(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    content, answered = BY_NAME[name].read_bytes(), 0
+    for changed in damaged(content, seed=zlib.crc32(name.encode())):
+        for window in ("first", "min-max"):
+            answered += bool(outcome(changed, window))
+    assert 0 < answered < 32
+    # libjpeg itself writes "Corrupt JPEG data" there, and nothing but its own words.
+    printed = [line for line in capfd.readouterr().err.splitlines() if "JPEG" not in line]
+    assert not printed
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_truncated_files_are_never_shown_in_part(name: str, share: float) -> None:
+    content = BY_NAME[name].read_bytes()
+    whole, shown = decode(content), outcome(content[: int(len(content) * share)], "first")
+    # Some files end in padding, whose loss costs no pixel.
+    assert share > 0.9 or not shown
+    assert all(np.array_equal(one, two) for one, two in zip(shown, whole, strict=bool(shown)))
