@@ -99,6 +99,7 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
 )
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
+@click.option("--report", type=PathArgument, metavar="FILE.html", help="Write the evidence as one HTML page.")
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
 @version_option
@@ -107,6 +108,7 @@ def cli(
     formats: tuple[str, ...],
     spec_file: Path | None,
     json_file: str | None,
+    report: Path | None,
     threads: int,
     **options: Any,  # noqa: ANN401  the fields of ExportOptions
 ) -> int:
@@ -124,6 +126,11 @@ def cli(
 
     result = export_model(model, threads=threads, progress=show, spec_fields=_fields(spec_file), **options)
     commandline.write_json(result, json_file, schema=SCHEMA)
+    if report:
+        from medimg.export.report import render
+
+        with commandline.written_whole(report) as temporary:
+            temporary.write_text(render(result), encoding="utf-8", errors="surrogateescape")
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
     if json_file != "-":

@@ -3,11 +3,10 @@
 MedimgError
 ├── SourceError          the model file cannot be exported, and why
 ├── CalibrationError     the calibration images do not serve
-└── CheckFailedError
-    └── VerificationError  an artefact does not give the Keras model's answers
+└── PreprocessingError   the images do not tell how they were prepared in training
 """
 
-from medimg.runtime.errors import CheckFailedError, MedimgError
+from medimg.runtime.errors import MedimgError
 
 
 class SourceError(MedimgError):
@@ -18,5 +17,5 @@ class CalibrationError(MedimgError):
     """The calibration images do not serve."""
 
 
-class VerificationError(CheckFailedError):
-    """An artefact does not give the Keras model's answers."""
+class PreprocessingError(MedimgError):
+    """The images do not tell how they were prepared in training."""

@@ -93,11 +93,6 @@ def make_spec(
     classes = 2 if head == "sigmoid" else source.units
     image = known.image if known else ImageRule(rows, columns)
     intensity = _intensity(options, known, 1 if channels == 1 else 3)
-    if intensity.rule == "unspecified":
-        warnings.append(
-            "the preprocessing is unknown: the artefact takes the network's own float input, and predict "
-            "refuses it; say how images were scaled with --preprocessing caffe|torch|tf|unit|raw"
-        )
     spec = ModelSpec(
         labels=_labels(options, known, data_labels, classes, warnings),
         image=from_plain(

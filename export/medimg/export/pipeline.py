@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from onnx import ModelProto
 
 from medimg.export import graph
 from medimg.export.errors import CalibrationError
+from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.int8 import make_int8
 from medimg.export.job import Job, Steps
 from medimg.export.options import ExportOptions, make_spec
@@ -58,19 +60,19 @@ def export_model(
     folder = _writable(chosen.output or path.parent)
     with steps.step("read data"):
         calibration = _calibration_data(chosen)
-        validation = (
-            _evaluation_part(read_data(chosen.validation, labelled=False)) if chosen.validation else None
-        )
+        validation = read_data(chosen.validation, labelled=False) if chosen.validation else None
     with steps.step("load model"):
         source = load_source(path)
         data_labels = next((data.labels for data in (validation, calibration) if data and data.labels), ())
         spec, warnings = make_spec(source, chosen, data_labels)
         spec = spec.with_(tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
+    spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
+    warnings += _preprocessing_notes(spec, evidence)
     with steps.step("convert"):
         network = _convert(source, spec)
     with steps.step("run Keras"):
-        images = validation or calibration
+        images = _evaluation_part(validation) if validation else calibration
         trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     warnings += _trial_warnings(trial, chosen)
     job = Job(network, spec, trial, folder / path.stem, chosen, used_threads, steps)
@@ -86,7 +88,46 @@ def export_model(
             item = job.place(network, precision)
         artefacts.append(item)
     summary = SourceFile(str(path), source.sha256, source.keras_version)
-    return ExportResult(summary, tuple(artefacts), quantization, tuple(warnings), steps.seconds)
+    return ExportResult(summary, tuple(artefacts), quantization, evidence, tuple(warnings), steps.seconds)
+
+
+def _with_evidence(
+    source: KerasSource,
+    spec: ModelSpec,
+    validation: DataSet | None,
+    options: ExportOptions,
+    threads: int,
+    steps: Steps,
+) -> tuple[ModelSpec, Evidence | None]:
+    """Find an unknown preprocessing with labelled images, if there are any."""
+    known = spec.intensity.rule != "unspecified" or spec.task != "multiclass"
+    if known or validation is None or not validation.labels:
+        return spec, None
+    with steps.step("find preprocessing"):
+        evidence = find_preprocessing(
+            source,
+            spec.head,
+            spec.image,
+            _choosing_part(validation),
+            resize_is_known=options.resize is not None,
+            threads=threads,
+        )
+    image = replace(spec.image, resize=evidence.resize)
+    return spec.with_(intensity=evidence.intensity, image=image), evidence
+
+
+def _preprocessing_notes(spec: ModelSpec, evidence: Evidence | None) -> list[str]:
+    if evidence is not None:
+        chosen, margin = evidence.intensity, evidence.margin
+        by = f", {margin:.3f} more accurate than the next" if margin is not None else ""
+        return [f"preprocessing found: {chosen.rule} {chosen.color_order}{by}", *evidence.notes]
+    if spec.intensity.rule != "unspecified":
+        return []
+    return [
+        "the preprocessing is unknown: the artefact takes the network's own float input, and predict "
+        "refuses it; say how images were scaled with --preprocessing caffe|torch|tf|unit|raw, or give "
+        "labelled images with --validation"
+    ]
 
 
 def _make_fp16(job: Job) -> ArtefactFile:
@@ -134,6 +175,11 @@ def _calibration_data(options: ExportOptions) -> DataSet | None:
 def _evaluation_part(data: DataSet) -> DataSet:
     """Take the test split if there is one, else the validation split, else everything."""
     return next((part for part in (data.part("test"), data.part("val")) if len(part)), data)
+
+
+def _choosing_part(data: DataSet) -> DataSet:
+    """Take images for choices: not the test split, which judges, where the data have other parts."""
+    return next((part for part in (data.part("val"), data.part("train")) if len(part)), data)
 
 
 def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:

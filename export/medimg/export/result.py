@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from medimg.export.evidence import Evidence
 from medimg.export.ranges import MethodScore
 from medimg.export.repair import LayerEffect
 from medimg.export.verify import ClassRecall
@@ -69,6 +70,8 @@ class ExportResult:
     source: SourceFile
     artefacts: tuple[ArtefactFile, ...]
     quantization: Quantization | None
+    evidence: Evidence | None
+    """How the preprocessing was found, where neither the file nor the user said it."""
     warnings: tuple[str, ...]
     steps_s: dict[str, float]
     """Seconds that each step took."""

@@ -1,7 +1,7 @@
 """An export's outcome in words."""
 
 from medimg.export.result import ArtefactFile, ExportResult
-from medimg.runtime.text import printable
+from medimg.runtime.text import printable, size_text
 
 
 def lines(result: ExportResult) -> list[str]:
@@ -12,7 +12,7 @@ def lines(result: ExportResult) -> list[str]:
 def _artefact(item: ArtefactFile) -> list[str]:
     found = item.verification
     state = found.verdict if item.written else f"{found.verdict}, not written"
-    head = f"{printable(item.path)}  {item.bytes / 1e6:.1f} MB  {state}"
+    head = f"{printable(item.path)}  {size_text(item.bytes)}  {state}"
     figures = (
         f"    {found.images} {found.images_from} images: max |Δp| {found.max_abs_diff:.1e}, "
         f"top-1 agreement {found.top1_agreement:.4f}"

@@ -1,0 +1,213 @@
+"""Preprocessing by evidence: which rule makes the Keras model right on labelled images.
+
+A model file seldom says how its images were scaled. Each rule is tried on Keras itself; the winner must be
+better than every rule with other predictions by more than chance.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.export.errors import PreprocessingError
+from medimg.export.source import KerasSource
+from medimg.export.verify import as_probabilities
+from medimg.runtime import metrics
+from medimg.runtime.data import DataSet, load_batches
+from medimg.runtime.preprocess import to_network_input
+from medimg.runtime.spec import (
+    ColorOrder,
+    Head,
+    ImageRule,
+    Intensity,
+    IntensityName,
+    ResizeRule,
+)
+
+SCALINGS: tuple[IntensityName, ...] = ("caffe", "torch", "tf", "unit", "raw")
+FIRST_IMAGES = 48
+"""Images that every candidate is tried on; those that are still in question then see the rest."""
+MOST_IMAGES = 256
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rule and how often Keras was right with it."""
+
+    rule: str
+    images: int
+    accuracy: float
+    same_as_winner: bool
+    """Whether it predicted the same class as the winner for every image: then the choice is immaterial."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found, and what it rests on."""
+
+    intensity: Intensity
+    resize: ResizeRule
+    attempts: tuple[Attempt, ...]
+    margin: float | None
+    """Accuracy of the winner less that of the best rule with other predictions; None without one."""
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Candidate:
+    rule: str
+    image: ImageRule
+    intensity: Intensity
+    predicted: NDArray[np.int64]
+
+
+def find_preprocessing(
+    source: KerasSource, head: Head, image: ImageRule, images: DataSet, *, resize_is_known: bool, threads: int
+) -> Evidence:
+    """Try every scaling and colour order, then, for the best of them, every resize rule.
+
+    Args:
+        source: the Keras model.
+        head: what its last layer gives.
+        image: size and resize rule for the first round.
+        images: labelled; at most 256 are used, drawn evenly with a fixed seed.
+        resize_is_known: whether the resize rule was given and is not to be tried.
+        threads: processor threads for decoding.
+
+    Raises:
+        PreprocessingError: two rules with different predictions cannot be told apart.
+    """
+    drawn = _drawn(images)
+    trial = _Trial(source, head, drawn, threads)
+    candidates = [
+        _Candidate(f"{rule.rule} {rule.color_order}", image, rule, np.empty(0, np.int64))
+        for rule in _intensities(source.input_shape[2])
+    ]
+    winner, rivals = trial.decide(candidates)
+    attempts, margin = trial.attempts(candidates, winner), trial.margin(winner, candidates)
+    if rivals:
+        raise PreprocessingError(_tie(winner, rivals, trial))
+    notes = [
+        f"{candidate.rule} gives the same predictions on these images: immaterial"
+        for candidate in candidates
+        if candidate is not winner and trial.same(candidate, winner)
+    ]
+    resize = image.resize
+    if not resize_is_known:
+        resize, tried, said = _find_resize(trial, winner)
+        attempts += tried
+        notes += said
+    return Evidence(winner.intensity, resize, attempts, margin, tuple(notes))
+
+
+class _Trial:
+    """Keras's predictions under candidate rules, on the same images."""
+
+    def __init__(self, source: KerasSource, head: Head, images: DataSet, threads: int) -> None:
+        self._source, self._head, self._images, self._threads = source, head, images, threads
+        self._truth = images.truth
+
+    def decide(self, candidates: list[_Candidate]) -> tuple[_Candidate, list[_Candidate]]:
+        """Find the best candidate, and those with other predictions that are not worse beyond chance."""
+        for candidate in candidates:
+            self._extend(candidate, min(FIRST_IMAGES, len(self._images)))
+        winner, rivals = self._leader(candidates)
+        if rivals and len(self._images) > FIRST_IMAGES:
+            # Only those in question see the rest of the images.
+            doubtful = [winner, *rivals]
+            doubtful += [other for other in candidates if other not in doubtful and self.same(other, winner)]
+            for candidate in doubtful:
+                self._extend(candidate, len(self._images))
+            winner, rivals = self._leader(doubtful)
+        return winner, rivals
+
+    def right(self, candidate: _Candidate) -> NDArray[np.bool_]:
+        """Whether Keras was right, for the images that the candidate has seen."""
+        return np.asarray(candidate.predicted == self._truth[: len(candidate.predicted)])
+
+    def same(self, first: _Candidate, second: _Candidate) -> bool:
+        """Whether two candidates gave every image that both saw the same class."""
+        seen = min(len(first.predicted), len(second.predicted))
+        return bool(np.array_equal(first.predicted[:seen], second.predicted[:seen]))
+
+    def attempts(self, candidates: list[_Candidate], winner: _Candidate) -> tuple[Attempt, ...]:
+        """Report every candidate."""
+        return tuple(
+            Attempt(item.rule, len(item.predicted), float(self.right(item).mean()), self.same(item, winner))
+            for item in candidates
+        )
+
+    def margin(self, winner: _Candidate, candidates: list[_Candidate]) -> float | None:
+        """How much better the winner is than the best candidate with other predictions."""
+        others = [float(self.right(item).mean()) for item in candidates if not self.same(item, winner)]
+        return float(self.right(winner).mean()) - max(others) if others else None
+
+    def _leader(self, candidates: list[_Candidate]) -> tuple[_Candidate, list[_Candidate]]:
+        winner = max(candidates, key=lambda item: float(self.right(item).mean()))
+        return winner, [
+            item for item in candidates if not self.same(item, winner) and self._tied(winner, item)
+        ]
+
+    def _tied(self, winner: _Candidate, other: _Candidate) -> bool:
+        seen = min(len(winner.predicted), len(other.predicted))
+        low, _ = metrics.paired_drop_ci95(self.right(winner)[:seen], self.right(other)[:seen])
+        return low <= 0
+
+    def _extend(self, candidate: _Candidate, count: int) -> None:
+        """Predict the images up to `count` that the candidate has not seen."""
+        samples = self._images.samples[len(candidate.predicted) : count]
+        answers = [candidate.predicted]
+        for batch in load_batches(samples, candidate.image, BATCH, self._threads):
+            outputs = self._source.predict(to_network_input(batch, candidate.intensity))
+            answers.append(as_probabilities(outputs, self._head).argmax(axis=1))
+        candidate.predicted = np.concatenate(answers)
+
+
+def _find_resize(trial: _Trial, winner: _Candidate) -> tuple[ResizeRule, tuple[Attempt, ...], list[str]]:
+    """Leave the default resize rule only for one that is better beyond chance."""
+    default = winner.image.resize
+    candidates = [winner]
+    for rule in get_args(ResizeRule):
+        if rule != default:
+            image = replace(winner.image, resize=rule)
+            candidates.append(_Candidate(rule, image, winner.intensity, np.empty(0, np.int64)))
+    best, rivals = trial.decide(candidates)
+    attempts = trial.attempts(candidates[1:], best)
+    if best is winner or winner in rivals or trial.same(best, winner):
+        alike = [item.rule for item in candidates[1:] if item in rivals or trial.same(item, winner)]
+        others = ", ".join(alike)
+        said = f"resize {default} is kept: these images do not tell it from {others}; --resize decides"
+        return default, attempts, [said] if alike else []
+    if rivals:
+        raise PreprocessingError(_tie(best, rivals, trial))
+    return best.image.resize, attempts, [f"resize {best.image.resize} is better than {default} beyond chance"]
+
+
+def _intensities(channels: int) -> Iterator[Intensity]:
+    """Each named rule in its own channel order first, then in the other."""
+    if channels == 1:
+        yield from (Intensity.named(rule, channels=1) for rule in SCALINGS if rule not in ("caffe", "torch"))
+        return
+    orders: tuple[ColorOrder, ...] = ("rgb", "bgr")
+    for rule in SCALINGS:
+        own = Intensity.named(rule)
+        yield own
+        yield Intensity.named(rule, color_order=next(order for order in orders if order != own.color_order))
+
+
+def _drawn(images: DataSet) -> DataSet:
+    """Shuffle the images with a fixed seed, so that any first part holds every class."""
+    order = np.random.default_rng(0).permutation(len(images))[:MOST_IMAGES]
+    return DataSet(images.labels, tuple(images.samples[place] for place in order))
+
+
+def _tie(winner: _Candidate, rivals: list[_Candidate], trial: _Trial) -> str:
+    figures = ", ".join(f"{item.rule} {trial.right(item).mean():.3f}" for item in [winner, *rivals])
+    return (
+        f"these {len(winner.predicted)} labelled images do not tell how the model's images were prepared "
+        f"(accuracies: {figures}): say it with --preprocessing, "
+        "--color-order and --resize, or give more images"
+    )

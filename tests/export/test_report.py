@@ -1,0 +1,55 @@
+"""The report, in a real browser: complete, self-contained, and safe whatever a file is called."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+
+
+@pytest.fixture(scope="module")
+def report(run: Run, small_model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    page = folder / "report.html"
+    precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
+    done = run(
+        *("medimg-export", small_model, *precisions, "--output", folder, "--report", page),
+        *("--labels", f"cyst,normal,{HOSTILE}", "--calibration", pictures),
+    )
+    assert done.returncode == 0, done.stderr
+    return page
+
+
+def browse(page: Path) -> str:
+    browser = shutil.which("chromium")
+    assert browser, "no chromium: install the package chromium"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_browser_shows_the_figures_and_runs_nothing(report: Path) -> None:
+    shown = browse(report)
+    assert "<title>Export of small.keras</title>" in shown
+    for text in (
+        "small.int8.onnx",
+        "Warnings",
+        "Ranges come from 24 images",
+        "min-max",
+        "percentile",
+        "entropy",
+    ):
+        assert text in shown
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/svg\+xml;base64,', shown)) >= 1
+
+
+def test_nothing_is_fetched_and_no_path_is_shown(report: Path) -> None:
+    text = report.read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert "<script" not in text
+    assert str(report.parent) not in text
+    assert HOSTILE not in text
