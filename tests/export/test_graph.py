@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from medimg.export import graph
+from medimg.export import export_model, graph
 from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs
 from medimg.export.errors import SourceError
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_int8 import lint, to_int8
 from medimg.export.to_onnx import NETWORK_INPUT
+from medimg.runtime.classifier import Classifier
 from medimg.runtime.containers import open_onnx
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import Intensity, IntensityName
@@ -234,3 +235,61 @@ def test_activations_beyond_half_precision_stay_in_float32(
     assert beyond == ("hidden/Gemm", "hidden/Relu", "classes/Gemm")
     kept = to_fp16(large, beyond)
     assert np.abs(answers(kept, images) - answers(large, images)).max() < 0.02
+
+
+def pooled(units: int, activation: str | None) -> Any:
+    import keras
+
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    features = layers.Conv2D(6, 3, activation="relu")
+    dense = layers.Dense(units, activation=activation)
+    return keras.Sequential([layers.Input((20, 24, 3)), features, layers.GlobalAveragePooling2D(), dense])
+
+
+@pytest.mark.parametrize(("units", "activation"), [(3, "softmax"), (1, "sigmoid"), (4, "sigmoid")])
+def test_the_mean_of_the_activation_map_is_the_logit(
+    tmp_path: Path, units: int, activation: str, pictures: Path
+) -> None:
+    pooled(units, activation).save(tmp_path / "model.keras")
+    options: dict[str, Any] = {"preprocessing": "unit", "heatmap": True, "calibration": pictures / "cyst"}
+    result = export_model(tmp_path / "model.keras", precisions=("fp32", "fp16", "int8"), **options)
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    tolerances = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}
+    for item in result.artefacts:
+        content = open_onnx(item.path).content
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        probabilities, maps = session.run(["probabilities", "activation_map"], {"image": images})
+        logits = maps.mean(axis=(1, 2))
+        assert maps.dtype == np.float32
+        assert maps.shape == (3, 18, 22, probabilities.shape[1])
+        if activation == "softmax":
+            expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        else:
+            expected = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(probabilities, expected, atol=tolerances[item.precision])
+
+
+def test_an_activation_map_that_would_not_be_exact_is_refused(small_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="average pooling and one dense layer"):
+        export_model(small_model, output=tmp_path, heatmap=True)
+
+
+@pytest.mark.parametrize(("units", "activation"), [(3, "softmax"), (1, "sigmoid"), (4, "sigmoid"), (3, None)])
+def test_the_temperature_divides_the_logits(tmp_path: Path, units: int, activation: str | None) -> None:
+    pooled(units, activation).save(tmp_path / "model.keras")
+    options: dict[str, Any] = {"preprocessing": "unit", "spec_fields": {"temperature": 2.5}}
+    (warm,) = export_model(tmp_path / "model.keras", **options).artefacts
+    assert warm.verification.max_abs_diff <= 1e-5
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    with Classifier(warm.path) as classifier:
+        found = classifier.probabilities(images)
+    (plain,) = export_model(tmp_path / "model.keras", preprocessing="unit").artefacts
+    with Classifier(plain.path) as classifier:
+        before = classifier.probabilities(images)
+    odds_before, odds = np.log(before[:, 0] / before[:, 1]), np.log(found[:, 0] / found[:, 1])
+    if activation != "sigmoid" or units == 1:
+        np.testing.assert_allclose(odds, odds_before / 2.5, atol=1e-4)
+    else:
+        expected = np.log(before / (1 - before)) / 2.5
+        np.testing.assert_allclose(np.log(found / (1 - found)), expected, atol=1e-4)

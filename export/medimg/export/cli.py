@@ -97,6 +97,7 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     metavar="MINUTES",
     help="Time for putting layers of a failed INT8 artefact back to float32.",
 )
+@click.option("--heatmap", is_flag=True, help="Add the output activation_map (pooling + dense heads).")
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
 @click.option("--report", type=PathArgument, metavar="FILE.html", help="Write the evidence as one HTML page.")

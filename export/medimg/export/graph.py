@@ -1,6 +1,7 @@
 """Passes over the converted graph, each with a claim that is checked after it.
 
-The order: `tidy` (names, batch axis, constant reshapes), `add_preprocessing`, `finish_head`, `check`.
+The order: `tidy` (names, batch axis, constant reshapes), `add_preprocessing`, `head.finish_head`,
+`head.add_heatmap`, `check`.
 """
 
 import re
@@ -15,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from medimg.export.errors import SourceError
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
-from medimg.runtime.spec import Head, Intensity
+from medimg.runtime.spec import Intensity
 
 IR_VERSION = 8
 """The lowest that holds op set 17; ONNX Runtime 1.23, the last for Python 3.10, reads up to 11."""
@@ -59,11 +60,11 @@ def add_preprocessing(model: ModelProto, intensity: Intensity) -> ModelProto:
     """
     graph = model.graph
     if intensity.rule == "unspecified":
-        _rename_tensor(graph, NETWORK_INPUT, INPUT)
+        rename_tensor(graph, NETWORK_INPUT, INPUT)
         graph.input[0].name = INPUT
         return model
     _, rows, columns, _ = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim)
-    steps = _Chain(INPUT, PREPROCESSING)
+    steps = Chain(INPUT, PREPROCESSING)
     steps.add("Cast", to=TensorProto.FLOAT)
     if intensity.channels == 1:
         steps.add("Mul", np.array(GRAY_WEIGHTS, np.float32))
@@ -89,38 +90,6 @@ def add_preprocessing(model: ModelProto, intensity: Intensity) -> ModelProto:
     return model
 
 
-def finish_head(model: ModelProto, head: Head) -> ModelProto:
-    """Make the output `probabilities`, float32 `[batch, classes]`.
-
-    Logits get a softmax; a one-unit sigmoid becomes two columns, 1 - p and p.
-    """
-    graph = model.graph
-    final, units = graph.output[0].name, graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    _mark_head(graph, final)
-    steps = _Chain(final, HEAD)
-    if head == "logits":
-        steps.add("Softmax", axis=1)
-    elif head == "sigmoid":
-        one_minus = helper.make_node(
-            "Sub", [f"{HEAD}one", final], [f"{HEAD}complement"], name=f"{HEAD}complement"
-        )
-        steps.constants.append(numpy_helper.from_array(np.array(1, np.float32), f"{HEAD}one"))
-        steps.nodes.append(one_minus)
-        steps.nodes.append(
-            helper.make_node("Concat", [one_minus.output[0], final], [OUTPUT], name=f"{HEAD}columns", axis=1)
-        )
-        units = 2
-    if steps.nodes:
-        steps.nodes[-1].output[0] = OUTPUT
-        graph.node.extend(steps.nodes)
-        graph.initializer.extend(steps.constants)
-    else:
-        _rename_tensor(graph, final, OUTPUT)
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", units]))
-    return model
-
-
 def check(model: ModelProto) -> ModelProto:
     """Infer every shape and run onnx's full check.
 
@@ -142,22 +111,23 @@ def is_float_node(node: NodeProto) -> bool:
     return node.name.startswith((PREPROCESSING, HEAD))
 
 
-class _Chain:
+class Chain:
     """Nodes in a row, each taking the one before and at most one constant."""
 
     def __init__(self, start: str, prefix: str) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
-        self._last, self._prefix = start, prefix
+        self.last, self._prefix = start, prefix
 
     def add(self, op_type: str, constant: NDArray[Any] | None = None, **attributes: int) -> None:
+        """Append a node; `constant` is its second input."""
         name = f"{self._prefix}{len(self.nodes)}_{op_type}"
-        inputs = [self._last]
+        inputs = [self.last]
         if constant is not None:
             self.constants.append(numpy_helper.from_array(constant, f"{name}/constant"))
             inputs.append(f"{name}/constant")
         self.nodes.append(_node(op_type, inputs, name, attributes))
-        self._last = name
+        self.last = name
 
 
 def _node(op_type: str, inputs: list[str], name: str, attributes: dict[str, int]) -> NodeProto:
@@ -262,14 +232,8 @@ def _layer_of(name: str, layers: tuple[str, ...]) -> str:
     return ""
 
 
-def _mark_head(graph: onnx.GraphProto, final: str) -> None:
-    """Move the last activation into the part that stays in float32."""
-    for node in graph.node:
-        if final in node.output and node.op_type in ("Softmax", "Sigmoid"):
-            node.name = f"{HEAD}{node.op_type}"
-
-
-def _rename_tensor(graph: onnx.GraphProto, old: str, new: str) -> None:
+def rename_tensor(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Give a tensor another name wherever it is made or taken."""
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]

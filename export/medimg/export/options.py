@@ -47,6 +47,8 @@ class ExportOptions:
     max_drop: float = 0.01
     repair_minutes: float = 15.0
     """Time for putting layers of a failed INT8 artefact back to float32."""
+    heatmap: bool = False
+    """Adds the output `activation_map`."""
     strict: bool = False
     force: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from medimg.export import graph
+from medimg.export import graph, head
 from medimg.export.errors import CalibrationError
 from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.int8 import make_int8
@@ -65,7 +65,7 @@ def export_model(
         source = load_source(path)
         data_labels = next((data.labels for data in (validation, calibration) if data and data.labels), ())
         spec, warnings = make_spec(source, chosen, data_labels)
-        spec = spec.with_(tools={name: version(name) for name in TOOLS})
+        spec = spec.with_(heatmap=chosen.heatmap, tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
     spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
     warnings += _preprocessing_notes(spec, evidence)
@@ -140,7 +140,8 @@ def _make_fp16(job: Job) -> ArtefactFile:
 def _convert(source: KerasSource, spec: ModelSpec) -> ModelProto:
     network = graph.tidy(convert(source.model), source.layer_names())
     network = graph.add_preprocessing(network, spec.intensity)
-    return graph.check(graph.finish_head(network, spec.head))
+    network = head.finish_head(network, spec.head, spec.temperature)
+    return graph.check(head.add_heatmap(network) if spec.heatmap else network)
 
 
 def _writable(folder: Path) -> Path:
@@ -185,6 +186,10 @@ def _choosing_part(data: DataSet) -> DataSet:
 def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:
     if trial.images_from == "synthetic":
         return ["verified on synthetic arrays only: --validation DATA verifies on your images"]
+    if trial.images_from == "calibration":
+        return [
+            "compared on the calibration images, which INT8 ranges come from: --validation DATA judges fairly"
+        ]
     if trial.truth is not None and len(trial.truth) < images_needed(options.max_drop):
         return [
             f"{len(trial.truth)} labelled images cannot prove a drop of at most {options.max_drop:g}: "

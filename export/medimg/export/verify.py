@@ -181,7 +181,7 @@ def _reference(source: KerasSource, spec: ModelSpec, batch: NDArray[Any]) -> Pro
         network_input = batch.astype(np.float32)
     else:
         network_input = to_network_input(batch.astype(np.uint8), spec.intensity)
-    return as_probabilities(source.predict(network_input), spec.head)
+    return with_temperature(as_probabilities(source.predict(network_input), spec.head), spec)
 
 
 def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
@@ -192,6 +192,17 @@ def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
     return outputs
+
+
+def with_temperature(probabilities: Probabilities, spec: ModelSpec) -> Probabilities:
+    """Divide the logits behind probabilities by the spec's temperature."""
+    if spec.temperature == 1:
+        return probabilities
+    raised = probabilities.astype(np.float64) ** (1 / spec.temperature)
+    if spec.task == "multilabel":
+        others = (1 - probabilities.astype(np.float64)) ** (1 / spec.temperature)
+        return np.asarray(raised / (raised + others), np.float32)
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def _synthetic_batches(spec: ModelSpec) -> Batches:

@@ -162,6 +162,8 @@ class ModelSpec:
     precision: Precision = "fp32"
     temperature: float = 1.0
     """Divides the logits; folded into an artefact's graph."""
+    heatmap: bool = False
+    """Whether there is a second output, `activation_map`, float32 `[batch, rows, columns, classes]`."""
     operating_points: tuple[OperatingPoint, ...] = ()
     intended_use: str | None = None
     allowed: Allowed = field(default_factory=Allowed)
