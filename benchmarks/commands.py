@@ -1,0 +1,45 @@
+"""The project's commands as processes of their own, for the scripts beside this file."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+"""Where the commands are installed: beside the interpreter."""
+
+
+class CommandFailedError(Exception):
+    """A command did not end with status 0; its own message has been shown."""
+
+
+def run_command(*arguments: str | Path) -> float:
+    """Show a command as a user would type it, run it, and show and return its time in seconds.
+
+    Raises:
+        CommandFailedError: it failed.
+    """
+    command = [str(argument) for argument in arguments]
+    print(f"\n$ {as_typed(shlex.join(command))}", flush=True)
+    start = time.perf_counter()
+    status = subprocess.run([str(BIN / command[0]), *command[1:]], check=False).returncode
+    seconds = time.perf_counter() - start
+    print(f"[{command[0]}: {seconds:.1f} s]", flush=True)
+    if status != 0:
+        raise CommandFailedError(f"{command[0]} ended with status {status}")
+    return seconds
+
+
+def as_typed(text: str) -> str:
+    """Name the folder of the real data sets by its variable, as a user would."""
+    real = os.environ.get("MEDIMG_TEST_DATA")
+    return text.replace(real, "$MEDIMG_TEST_DATA") if real else text
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  any layout
+    """Read what a command wrote with `--json`."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,213 @@
+"""The project's figures, measured anew: `figures.py [NAME…]` writes results/NAME.json for each.
+
+The sets of real images are those in the folder that MEDIMG_TEST_DATA points to.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commands import BIN, as_typed, read_json, run_command
+from medimg.benchmarks.environment import now, read_environment
+from medimg.runtime.backends import Probabilities
+from medimg.runtime.classifier import Classifier
+from medimg.runtime.codec import to_plain
+from medimg.runtime.commandline import write_json
+from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.data import DataSet, load_batches, read_data
+from medimg.runtime.metrics import accuracy, top1_agreement
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SCRATCH = Path("demo") / "figures"
+"""Ignored by git; relative to the repository's root, where the commands run."""
+SCHEMA = 1
+
+PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
+BACKENDS = ("onnxruntime", "openvino")
+VERBS = {
+    "medimg-train": ("", "fit", "evaluate", "simulate"),
+    "medimg-export": ("",),
+    "medimg-run": ("", "predict", "inspect", "doctor"),
+    "medimg-bench": ("", "run"),
+}
+IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")
+
+Figure = Callable[[], dict[str, Any]]
+FIGURES: dict[str, Figure] = {}
+
+
+def figure(name: str) -> Callable[[Figure], Figure]:
+    """Register a function that measures something and returns plain values."""
+
+    def register(function: Figure) -> Figure:
+        FIGURES[name] = function
+        return function
+
+    return register
+
+
+@figure("startup")
+def startup() -> dict[str, Any]:
+    """Time `--help` of every command, and imports, as medians of ten new processes."""
+    helps = {
+        " ".join(filter(None, (command, verb, "--help"))): _median_s(
+            [str(BIN / command), *filter(None, (verb,)), "--help"]
+        )
+        for command, verbs in VERBS.items()
+        for verb in verbs
+    }
+    return {
+        "help_s": helps,
+        "help_target_s": 0.5,
+        "python_s": {code: _median_s([sys.executable, "-c", code]) for code in IMPORTS},
+    }
+
+
+@figure("vgg16-brain-mri")
+def brain_mri() -> dict[str, Any]:
+    """VGG16 fine-tuned on the brain-MRI set, judged on its 394 test images."""
+    return _fine_tuned("brain-mri", "images/brain-mri")
+
+
+@figure("vgg16-pneumoniamnist")
+def pneumoniamnist() -> dict[str, Any]:
+    """VGG16 fine-tuned on PneumoniaMNIST, judged on its 624 test images."""
+    return _fine_tuned("pneumoniamnist", "images/pneumoniamnist-subset.npz")
+
+
+@figure("vgg16-cifar-10")
+def cifar_10() -> dict[str, Any]:
+    """VGG16 fine-tuned on CIFAR-10, judged on its 1,000 test images."""
+    return _fine_tuned("cifar-10", "images/cifar-10-batches-py")
+
+
+def _fine_tuned(name: str, data: str) -> dict[str, Any]:
+    """Fit, evaluate, export and measure, each by its command."""
+    real = Path(os.environ["MEDIMG_TEST_DATA"])
+    images, folder = real / data, SCRATCH / name
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    model = folder / "model.h5"
+    weights = real / "weights" / "vgg16_imagenet_notop.h5"
+    fit_s = run_command("medimg-train", "fit", images, "--output", model, "--weights", weights)
+    evaluation, export = folder / "evaluation.json", folder / "export.json"
+    run_command("medimg-train", "evaluate", model, images, "--json", evaluation)
+    precisions = [word for precision in PRECISIONS for word in ("--precision", precision)]
+    export_s = run_command(
+        "medimg-export", model, *precisions, "--calibration", images, "--validation", images, "--json", export
+    )
+    return {
+        "fit_s": fit_s,
+        "export_s": export_s,
+        "keras": read_json(evaluation),
+        "export": [_without_path(item) for item in read_json(export)["artefacts"]],
+        "backends": _measured(model, images),
+    }
+
+
+def _measured(model: Path, images: Path) -> list[dict[str, Any]]:
+    """Score and time every artefact on every back end."""
+    test = read_data(images).part("test")
+    found, reference = [], None
+    for backend in BACKENDS:
+        for precision, suffix in PRECISIONS.items():
+            artefact = model.with_suffix(suffix)
+            answers = _answers(artefact, backend, test)
+            reference = answers if reference is None else reference
+            bench = model.with_name(f"bench-{backend}-{precision}.json")
+            run_command(
+                "medimg-bench", "run", artefact, "--data", images, "--backend", backend,
+                "--batch-size", "1,8", "--json", bench,
+            )  # fmt: skip
+            found.append(
+                {
+                    "artefact": precision,
+                    "backend": backend,
+                    "test_images": len(test),
+                    "accuracy": accuracy(test.truth, answers.argmax(axis=1)),
+                    "agreement_with_fp32_onnxruntime": top1_agreement(reference, answers),
+                    "max_abs_diff_to_fp32_onnxruntime": float(np.abs(reference - answers).max()),
+                    **_bench_figures(read_json(bench)),
+                }
+            )
+    return found
+
+
+def _answers(artefact: Path, backend: str, test: DataSet) -> Probabilities:
+    with Classifier(artefact, backend=backend) as classifier:
+        assert classifier.spec.labels == test.labels, "fit takes the data set's labels"
+        batches = load_batches(test.samples, classifier.spec.image, 16, usable_cpus())
+        return np.concatenate([classifier.probabilities(batch) for batch in batches])
+
+
+def _bench_figures(bench: dict[str, Any]) -> dict[str, Any]:
+    """Keep everything but the raw times, and the machine that the figure's own head names."""
+    kept = ("precision", "device", "threads", "images_from", "images", "warnings")
+    runs = [{key: value for key, value in run.items() if key != "raw_ms"} for run in bench["runs"]]
+    return {**{key: bench[key] for key in kept}, "runs": runs}
+
+
+def _without_path(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != "path"}
+
+
+def _median_s(command: list[str], runs: int = 10) -> float:
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return round(statistics.median(seconds), 4)
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = " with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
+    return (git("rev-parse", "HEAD") or "none") + changed
+
+
+def main() -> None:
+    """Measure the figures named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)} [default: all]")
+    names = parser.parse_args().names or list(FIGURES)
+    if unknown := [name for name in names if name not in FIGURES]:
+        parser.error(f"no figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
+    os.chdir(ROOT)
+    for name in names:
+        print(f"\nwrote {write_figure(name)}")
+
+
+def write_figure(name: str) -> Path:
+    """Measure one figure and write it, with where and by what it was measured."""
+    started, load, commit = now(), os.getloadavg(), _commit()
+    result = FIGURES[name]()
+    head = {
+        "schema": SCHEMA,
+        "figure": name,
+        "what": FIGURES[name].__doc__,
+        "command": f"python benchmarks/figures.py {name}",
+        "commit": commit,
+        "machine": to_plain(read_environment(started, load)),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{name}.json"
+    # No folder of this machine may stand in a result, wherever a command put it.
+    write_json(json.loads(as_typed(json.dumps(result))), str(target), **head)
+    return target
+
+
+if __name__ == "__main__":
+    main()

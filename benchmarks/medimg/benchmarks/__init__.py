@@ -1,0 +1,30 @@
+"""Measures exported classifiers: how long an answer takes, and how many there are in a second.
+
+from medimg.benchmarks import run_benchmark
+
+result = run_benchmark("model.int8.onnx", data="images/")
+print(result.runs[0].latency_ms["p99"])
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medimg.benchmarks.benchmark import run_benchmark
+    from medimg.benchmarks.results import Benchmark, ColdStart, Run
+
+_HOMES = {
+    "Benchmark": "results",
+    "ColdStart": "results",
+    "Run": "results",
+    "run_benchmark": "benchmark",
+}
+
+__all__ = ["Benchmark", "ColdStart", "Run", "run_benchmark"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  a module attribute
+    """Import a public name when it is first used, so that `--help` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,29 @@
+"""What a new process does for its first answer; `cold_start` starts it and reads what it prints."""
+
+import importlib
+import json
+import sys
+import time
+
+
+def answer_once(model: str, backend: str, device: str, threads: int, batch_size: int) -> list[float]:
+    """Import, load and answer one batch.
+
+    Returns:
+        When each of the three was done, in seconds on the clock that all processes of the machine share.
+    """
+    import numpy as np
+
+    from medimg.runtime.classifier import Classifier
+
+    importlib.import_module(backend)
+    imported = time.monotonic()
+    with Classifier(model, backend=backend, device=device, threads=threads) as classifier:
+        loaded = time.monotonic()
+        rule = classifier.spec.image
+        classifier.probabilities(np.zeros((batch_size, rule.rows, rule.columns, 3), np.uint8))
+        return [imported, loaded, time.monotonic()]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(answer_once(*json.loads(sys.argv[1]))))

@@ -1,0 +1,81 @@
+"""The way of an image from its file to its most likely classes, with a clock at every stage."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medimg.runtime.backends import Probabilities
+from medimg.runtime.classifier import best_classes
+from medimg.runtime.data import Sample
+from medimg.runtime.preprocess import Images
+from medimg.runtime.spec import ModelSpec
+
+TOP_K = 5
+"""Classes a query answers with, as `medimg-run predict` does unless told otherwise."""
+
+
+@dataclass
+class Measurement:
+    """What a scenario saw, in nanoseconds."""
+
+    latencies_ns: list[int] = field(default_factory=list)
+    """One a query, in order."""
+    stages_ns: dict[str, int] = field(default_factory=dict)
+    """Sum over the run, by stage."""
+    images: int = 0
+    elapsed_ns: int = 0
+
+    def add(self, stage: str, duration_ns: int) -> None:
+        """Count time spent in a stage."""
+        self.stages_ns[stage] = self.stages_ns.get(stage, 0) + duration_ns
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An image ready for the network, and what making it took."""
+
+    image: Images
+    """`(rows, columns, 3)` uint8 RGB."""
+    stage: str
+    """`decode` for a file, which includes the resize; `preprocess` for an array."""
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a query."""
+
+    infer: Callable[[Images], Probabilities]
+    """`(batch, rows, columns, 3)` uint8 RGB to `(batch, classes)`."""
+    spec: ModelSpec
+    clock_ns: Callable[[], int] = time.perf_counter_ns
+
+    def fetch(self, sample: Sample) -> Fetched:
+        """Read and resize one image.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        start = self.clock_ns()
+        image = sample.load(self.spec.image)
+        stage = "decode" if isinstance(sample.source, Path) else "preprocess"
+        return Fetched(image, stage, self.clock_ns() - start)
+
+    def answer(self, fetched: Sequence[Fetched], measurement: Measurement) -> None:
+        """Classify one batch and count the time of every stage."""
+        start = self.clock_ns()
+        batch = np.stack([item.image for item in fetched])
+        stacked = self.clock_ns()
+        probabilities = self.infer(batch)
+        inferred = self.clock_ns()
+        best_classes(probabilities, self.spec.labels, TOP_K)
+        done = self.clock_ns()
+        for item in fetched:
+            measurement.add(item.stage, item.duration_ns)
+        measurement.add("preprocess", stacked - start)
+        measurement.add("infer", inferred - stacked)
+        measurement.add("postprocess", done - inferred)
+        measurement.images += len(fetched)

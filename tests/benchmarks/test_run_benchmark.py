@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medimg.benchmarks import Benchmark, run_benchmark
+from medimg.benchmarks.cold_start import measure_cold_start
+from medimg.benchmarks.results import STAGES
+from medimg.benchmarks.table import show
+from medimg.runtime.codec import to_plain
+from medimg.runtime.containers import embed_in_onnx, open_onnx
+from medimg.runtime.errors import BackendError, DataError, ModelError, UsageError
+from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+
+RUN_KEYS = [
+    "scenario",
+    "batch_size",
+    "samples",
+    "throughput_per_s",
+    "latency_ms",
+    "stages_ms",
+    "cold_start_s",
+    "raw_ms",
+]
+
+
+def run_short(model: Path, **options: Any) -> Benchmark:
+    return run_benchmark(model, duration_s=0.3, threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tiny_artefact: Path) -> Benchmark:
+    return run_short(tiny_artefact, batch_sizes=(1, 4), backend="onnxruntime")
+
+
+def test_the_json_has_the_layout_of_the_contract(synthetic: Benchmark) -> None:
+    plain = json.loads(json.dumps(to_plain(synthetic), allow_nan=False))
+    assert {"model", "precision", "backend", "device", "environment", "runs", "images_from"} <= set(plain)
+    for run in plain["runs"]:
+        assert [key for key in run if key in RUN_KEYS] == RUN_KEYS
+        assert list(run["latency_ms"]) == ["p50", "p90", "p95", "p99", "p99.9", "max", "mean"]
+        assert list(run["stages_ms"]) == list(STAGES)
+        assert len(run["raw_ms"]) * run["batch_size"] == run["samples"]
+        assert max(run["raw_ms"]) == run["latency_ms"]["max"]
+
+
+def test_single_stream_is_run_once_and_offline_at_every_batch_size(synthetic: Benchmark) -> None:
+    found = [(run.scenario, run.batch_size) for run in synthetic.runs]
+    assert found == [("single-stream", 1), ("offline", 1), ("offline", 4)]
+
+
+def test_a_run_lasts_as_long_as_was_asked(synthetic: Benchmark) -> None:
+    for run in synthetic.runs:
+        assert 0.3 <= sum(run.raw_ms) / 1000 < 0.6
+        assert run.throughput_per_s == pytest.approx(run.samples / (sum(run.raw_ms) / 1000), rel=1e-6)
+
+
+def test_made_images_are_called_synthetic_and_have_no_decoding(synthetic: Benchmark) -> None:
+    assert synthetic.images_from == "synthetic"
+    assert {run.stages_ms["decode"] for run in synthetic.runs} == {None}
+
+
+def test_the_first_answer_is_timed_in_parts(synthetic: Benchmark) -> None:
+    for run in synthetic.runs:
+        assert run.cold_start is not None
+        parts: dict[str, float] = to_plain(run.cold_start)
+        assert list(parts) == ["import_s", "load_s", "first_inference_s"]
+        assert min(parts.values()) > 0
+        assert run.cold_start_s == pytest.approx(sum(parts.values()))
+        assert 0.05 < sum(parts.values()) < 60
+
+
+def test_the_environment_names_what_the_figures_depend_on(synthetic: Benchmark) -> None:
+    environment = synthetic.environment
+    assert environment.cores >= len(environment.affinity) >= 1
+    assert {"onnxruntime", "numpy"} <= set(environment.packages)
+    assert len(environment.load_average) == 3
+    assert "model name" not in environment.cpu
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_images_from_disk_are_decoded_within_each_query(
+    tiny_artefact: Path, image_folder: Path, backend: str
+) -> None:
+    found = run_short(tiny_artefact, data=image_folder, backend=backend)
+    assert (found.images_from, found.images, found.backend) == ("files", 6, backend)
+    for run in found.runs:
+        assert (run.stages_ms["decode"] or 0) > 0
+    single = found.runs[0]
+    total = sum(value for value in single.stages_ms.values() if value is not None)
+    assert total == pytest.approx(single.latency_ms["mean"], rel=0.05)
+
+
+def test_unreadable_files_are_left_out_and_told(tiny_artefact: Path, image_folder: Path) -> None:
+    (image_folder / "broken.png").write_bytes(b"not an image")
+    found = run_short(tiny_artefact, data=image_folder, scenarios=["single-stream"])
+    assert found.images == 6
+    assert any("1 images are left out" in warning and "broken.png" in warning for warning in found.warnings)
+
+
+def test_no_readable_image_is_an_error_that_names_the_data(tiny_artefact: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=str(tmp_path)):
+        run_short(tiny_artefact, data=tmp_path)
+
+
+def test_the_precision_that_ran_is_told_if_it_is_not_the_files(
+    tiny_artefact: Path, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    content = open_onnx(tiny_artefact).content
+    artefact = tmp_path / "tiny.int8.onnx"
+    artefact.write_bytes(embed_in_onnx(_without_entry(content), tiny_spec.with_(precision="int8")))
+    found = run_short(artefact, backend="openvino", scenarios=["single-stream"])
+    assert (found.file_precision, found.precision) == ("int8", "fp32")
+    assert any("openvino ran it in fp32" in warning for warning in found.warnings)
+
+
+def test_an_artefact_of_unknown_preprocessing_is_refused(tiny_artefact: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(("a", "b", "c"), ImageRule(16, 16), Intensity("unspecified"))
+    artefact = tmp_path / "unknown.onnx"
+    artefact.write_bytes(embed_in_onnx(_without_entry(open_onnx(tiny_artefact).content), spec))
+    with pytest.raises(ModelError, match="--preprocessing"):
+        run_short(artefact)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scenarios": ["server"]}, "no scenario 'server'"),
+        ({"scenarios": []}, "at least one"),
+        ({"batch_sizes": []}, "at least one"),
+        ({"batch_sizes": [0]}, "from 1 up"),
+        ({"duration_s": 0}, "duration 0 s"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_model_is_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_benchmark("missing.onnx", **options)
+
+
+def test_a_first_answer_that_fails_gives_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"missing\.onnx.*failed in a new process"):
+        measure_cold_start(tmp_path / "missing.onnx", 1, backend="onnxruntime", device="cpu", threads=1)
+
+
+def test_the_table_fits_80_columns_and_says_where_the_images_come_from(synthetic: Benchmark) -> None:
+    lines = show(synthetic)
+    assert max(map(len, lines)) <= 80
+    assert any("synthetic" in line for line in lines)
+    assert sum(line.startswith("offline") for line in lines) == 4
+    assert sum(line.startswith("cold start, batch") for line in lines) == 2
+
+
+def _without_entry(content: bytes) -> bytes:
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString())

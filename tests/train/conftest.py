@@ -1,0 +1,71 @@
+"""Small simulated data, and small models trained on them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from medimg.train import FitOptions, FitResult, fit, simulate
+from medimg.train.networks import CONVOLUTIONS
+
+
+@pytest.fixture(scope="session")
+def tiny() -> FitOptions:
+    """What trains in seconds."""
+    return FitOptions(arch="vgg-bn", image_size=32, dense_units=8, epochs=2, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes with eight training images and two test images each."""
+    folder = tmp_path_factory.mktemp("data") / "simulated"
+    simulate(folder, train=8, test=2, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random VGG16 weights in a file laid out as Keras's own."""
+    path = tmp_path_factory.mktemp("weights") / "vgg16_notop.h5"
+    write_weights(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def scratch(simulated: Path, tiny: FitOptions, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """A vgg-bn trained from scratch in bfloat16, saved as `.h5`."""
+    options = replace(tiny, precision_policy="mixed_bfloat16")
+    return fit(simulated, tmp_path_factory.mktemp("scratch") / "model.h5", options)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(simulated: Path, base_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """A vgg16 fine-tuned in two phases in float32, saved as `.keras`."""
+    options = FitOptions(
+        weights=str(base_weights),
+        image_size=32,
+        epochs=3,
+        fine_tune_epochs=1,
+        fine_tune_rate=1e-6,
+        batch_size=8,
+        precision_policy="float32",
+    )
+    return fit(simulated, tmp_path_factory.mktemp("fine-tuned") / "model.keras", options)
+
+
+def write_weights(path: Path) -> None:
+    """Write random weights of every VGG16 convolution, of the size that keeps activations alive."""
+    random = np.random.default_rng(0)
+    channels = 3
+    with h5py.File(path, "w") as file:
+        for block, (filters, count) in enumerate(CONVOLUTIONS["vgg16"], start=1):
+            for number in range(1, count + 1):
+                name = f"block{block}_conv{number}"
+                scale = np.sqrt(2 / (9 * channels))
+                kernel = scale * random.standard_normal((3, 3, channels, filters), np.float32)
+                group = file.create_group(name)
+                group[f"{name}_W_1:0"] = kernel.astype(np.float32)
+                group[f"{name}_b_1:0"] = np.float32(0.01) * random.standard_normal(filters, np.float32)
+                channels = filters

@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from medimg.train.batches import Batches, Part, as_float
+from medimg.train.phases import Plan, run_phase
+from medimg.train.progress import Progress
+
+PLAN = Plan("test", epochs=6, patience=6, learning_rate=0.05)
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+
+
+def data(seed: int, *, inverted: bool = False) -> Batches:
+    values = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)
+    truth = (values[:, 0] > 0).astype(np.int64)
+    part = Part(values, 1 - truth if inverted else truth, np.ones(40, np.float32))
+    return Batches(part, 8, as_float)
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(model: keras.Model) -> None:
+    phase = run_phase(model, data(0), data(1), PLAN, Progress())
+    losses = [epoch.val_loss for epoch in phase.epochs]
+    assert phase.best_epoch == 1 + int(np.argmin(losses))
+    assert model.evaluate(data(1), verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
+    assert losses[-1] < losses[0]
+
+
+def test_an_early_best_epoch_is_gone_back_to(model: keras.Model) -> None:
+    """Training on the opposite of the validation classes makes every epoch worse than the one before."""
+    phase = run_phase(model, data(0), data(1, inverted=True), PLAN, Progress())
+    assert phase.best_epoch == 1
+    assert model.evaluate(data(1, inverted=True), verbose=0)[0] == pytest.approx(phase.epochs[0].val_loss)
+
+
+def test_it_stops_when_patience_ends(model: keras.Model) -> None:
+    phase = run_phase(
+        model, data(0), data(1, inverted=True), replace(PLAN, epochs=50, patience=2), Progress()
+    )
+    assert len(phase.epochs) == 3
+
+
+def test_the_start_is_kept_where_nothing_is_better(model: keras.Model) -> None:
+    before = model.get_weights()
+    phase = run_phase(
+        model, data(0), data(1, inverted=True), replace(PLAN, patience=2, may_keep_start=True), Progress()
+    )
+    assert phase.best_epoch == 0
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_batches_cover_every_image_once_in_a_new_order_each_epoch() -> None:
+    numbers = np.arange(10)
+    part = Part(numbers[:, None], numbers, numbers.astype(np.float32))
+    batches = Batches(part, 4, as_float, seed=0)
+    orders = []
+    for _ in range(2):
+        pairs = [batches[index] for index in range(len(batches))]
+        orders.append(np.concatenate([truth for _, truth, _ in pairs]).tolist())
+        for inputs, truth, weights in pairs:
+            assert inputs.dtype == np.float32
+            np.testing.assert_array_equal(weights, truth)
+            np.testing.assert_array_equal(inputs[:, 0], truth)
+        batches.on_epoch_end()
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]

@@ -1,0 +1,18 @@
+"""What can go wrong in training, beyond what runtime's tree holds.
+
+MedimgError                     see medimg.runtime.errors
+├── ModelError
+│   └── WeightsError            pretrained weights cannot be had, or are not those of the network
+└── CheckFailedError
+└── DivergedError           training ran, and its loss is no number
+"""
+
+from medimg.runtime.errors import CheckFailedError, ModelError
+
+
+class WeightsError(ModelError):
+    """Pretrained weights cannot be had, or are not those of the network."""
+
+
+class DivergedError(CheckFailedError):
+    """Training ran, and its loss is no number."""

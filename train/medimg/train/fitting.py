@@ -1,0 +1,203 @@
+"""`fit`: from a data set to a trained, self-describing Keras file."""
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.containers import file_sha256
+from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.data import DataSet, read_data, stratified_split
+from medimg.runtime.errors import DataError
+from medimg.runtime.metrics import Evaluation
+from medimg.runtime.metrics import evaluate as score
+from medimg.runtime.spec import ModelSpec
+from medimg.train.cache import BATCH, cache_images, work_folder
+from medimg.train.evaluation import keras_answer
+from medimg.train.keras_files import check_output, save
+from medimg.train.keras_setup import Policy, choose_policy, start_keras
+from medimg.train.networks import Network, build
+from medimg.train.options import FitOptions, Job
+from medimg.train.phases import Phase
+from medimg.train.progress import Progress
+from medimg.train.simulation import is_simulated
+from medimg.train.weights import LoadedWeights, imagenet_weights, load_weights
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training went, and the figures of the saved float32 model."""
+
+    output: str
+    """The Keras file."""
+    output_sha256: str
+    options: FitOptions
+    labels: tuple[str, ...]
+    train_images: int
+    validation_images: int
+    validation_from: str
+    """`val`, the part that the data name, or `split`, held out of the training part."""
+    simulated_data: bool
+    precision_policy: Policy
+    """What training computed in; the saved model computes in float32."""
+    weights: LoadedWeights | None
+    """The pretrained weights that training began with."""
+    phases: tuple[Phase, ...]
+    validation: Evaluation
+    """Of the saved model, in float32."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Division:
+    """The images a model is trained on and judged by; never those of a test part."""
+
+    train: DataSet
+    validation: DataSet
+    validation_from: str
+
+
+def fit(
+    data: str | Path,
+    output: str | Path,
+    options: FitOptions | None = None,
+    *,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train an image classifier and save it as a float32 Keras model that carries its `ModelSpec`.
+
+    A part of the data that is named `test` is not looked at.
+
+    Args:
+        data: a data set, in any layout that `medimg.runtime.data.read_data` knows.
+        output: the Keras file to write, `.h5` or `.keras`.
+        options: architecture, rates, epochs, split.
+        threads: processor threads; by default those this process may use.
+        cache_dir: where decoded images and activations are kept meanwhile.
+        progress: shows how far it has come.
+
+    Returns:
+        How it went; its figures are those of the saved model on the validation images, in float32.
+
+    Raises:
+        DataError: the data cannot be understood, or are too few.
+        ImageError: an image cannot be read.
+        WeightsError: the pretrained weights cannot be had.
+        UsageError: options make no sense, or the output cannot be written.
+        DivergedError: the loss became no number.
+    """
+    started = time.perf_counter()
+    options, threads, progress = options or FitOptions(), threads or usable_cpus(), progress or Progress()
+    output = Path(output)
+    check_output(output)
+    division = divide(read_data(data), options)
+    pretrained = _find_weights(options)
+    with work_folder(Path(cache_dir) if cache_dir else None) as folder:
+        trained = _train(division, pretrained, Job(options, folder, threads, progress))
+    spec = ModelSpec(
+        division.train.labels,
+        options.image,
+        options.intensity,
+        simulated_data=is_simulated(data),
+        tools={name: version(name) for name in ("medimg", "keras", "tensorflow")},
+    )
+    save(trained.network, spec, output)
+    return FitResult(
+        output=str(output),
+        output_sha256=file_sha256(output),
+        options=options,
+        labels=spec.labels,
+        train_images=len(division.train),
+        validation_images=len(division.validation),
+        validation_from=division.validation_from,
+        simulated_data=spec.simulated_data,
+        precision_policy=trained.policy,
+        weights=trained.weights,
+        phases=trained.phases,
+        validation=trained.validation,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def divide(dataset: DataSet, options: FitOptions) -> Division:
+    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
+
+    Raises:
+        DataError: a class lacks images in either part.
+    """
+    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
+    train, validation = dataset.part("train"), dataset.part("val")
+    train = train if len(train) else unassigned
+    if not len(train):
+        raise DataError("the data have no training part: name one train, or leave the images undivided")
+    if not len(validation):
+        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
+        return Division(larger, smaller, "split")
+    for name, part in (("train", train), ("val", validation)):
+        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
+            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
+    return Division(train, validation, "val")
+
+
+def class_weights(dataset: DataSet, options: FitOptions) -> NDArray[np.float32]:
+    """Decide what an image of each class counts in the loss.
+
+    Args:
+        dataset: the training part.
+        options: `balanced` or `none`.
+
+    Returns:
+        `(classes,)`, with a mean of 1 over the images.
+    """
+    if options.class_weights == "none":
+        return np.ones(len(dataset.labels), np.float32)
+    images = np.bincount(dataset.truth, minlength=len(dataset.labels))
+    return (len(dataset) / (len(dataset.labels) * images)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    network: Network
+    policy: Policy
+    weights: LoadedWeights | None
+    phases: tuple[Phase, ...]
+    validation: Evaluation
+
+
+def _train(division: Division, pretrained: Path | None, job: Job) -> _Trained:
+    start_keras(job.threads, job.options.seed)
+    from medimg.train.batches import Part
+    from medimg.train.finetune import Parts, fine_tune, train_from_scratch
+
+    options, classes = job.options, len(division.train.labels)
+    policy = choose_policy(options.precision_policy)
+    network = build(options, classes, policy)
+    weights = load_weights(network, pretrained) if pretrained else None
+    counts = class_weights(division.train, options)
+    train, validation = (
+        Part(cache_images(part, job, f"{name} images"), part.truth, counts[part.truth])
+        for name, part in (("training", division.train), ("validation", division.validation))
+    )
+    method = fine_tune if weights else train_from_scratch
+    phases = method(network, Parts(train, validation), job)
+    final = build(options, classes, "float32")
+    final.set_weights(network.get_weights())
+    answer = keras_answer(final, options.intensity)
+    starts = range(0, len(validation), BATCH)
+    predicted = [
+        answer(validation.inputs[start : start + BATCH]).argmax(axis=1)
+        for start in job.progress.track(starts, "judge in float32", len(starts))
+    ]
+    judged = score(validation.truth, np.concatenate(predicted), division.train.labels)
+    return _Trained(final, policy, weights, phases, judged)
+
+
+def _find_weights(options: FitOptions) -> Path | None:
+    if options.pretrained == "imagenet":
+        return imagenet_weights()
+    return Path(options.pretrained) if options.pretrained else None

@@ -1,0 +1,77 @@
+"""Keras model files with a spec: written whole, read back in float32."""
+
+from pathlib import Path
+from typing import Any
+
+from medimg.runtime.containers import HDF5_SUFFIXES, replaced, write_spec
+from medimg.runtime.errors import ModelError, UsageError
+from medimg.runtime.spec import ModelSpec
+from medimg.train.keras_setup import start_keras
+from medimg.train.networks import Network
+
+SUFFIXES = (".keras", *HDF5_SUFFIXES)
+
+
+def check_output(path: Path) -> None:
+    """Find out before the work whether a model can be written here.
+
+    Raises:
+        UsageError: the suffix is no Keras file's, or the folder cannot be written to.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: a Keras file ends in {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder: name a file")
+    try:
+        with replaced(path.with_name(f".{path.name}.check")) as probe:
+            probe.touch()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    path.with_name(f".{path.name}.check").unlink()
+
+
+def save(network: Network, spec: ModelSpec, path: Path) -> None:
+    """Save a float32 model with its spec; the file appears whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        with replaced(path) as temporary:
+            network.save(temporary)
+            write_spec(temporary, spec)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def load_float32(path: Path) -> Network:
+    """Load a Keras model so that it computes in float32, whatever policy it was saved under.
+
+    Raises:
+        ModelError: Keras cannot load it.
+    """
+    keras = start_keras()
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: Keras cannot load it ({_first_line(error)})") from None
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
+    rebuilt = type(model).from_config(_in_float32(model.get_config()))
+    rebuilt.set_weights(model.get_weights())
+    return rebuilt
+
+
+def _in_float32(config: Any) -> Any:  # noqa: ANN401  nested JSON values
+    """Replace each dtype policy in a configuration."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return "float32"
+        return {key: "float32" if key == "dtype" else _in_float32(item) for key, item in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_in_float32(item) for item in config)
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

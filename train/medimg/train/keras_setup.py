@@ -1,0 +1,85 @@
+"""Bringing Keras up: quietly, with the wanted threads, seed and precision."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from medimg.runtime.optional import require
+
+PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16"]
+Policy: TypeAlias = Literal["float32", "mixed_bfloat16"]
+
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""What x86 and aarch64 call their bfloat16 units."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def start_keras(threads: int | None = None, seed: int | None = None) -> Any:  # noqa: ANN401  an untyped module
+    """Import Keras on TensorFlow.
+
+    Args:
+        threads: processor threads; a process in which TensorFlow has run already keeps its own.
+        seed: of Python's, NumPy's and TensorFlow's generators; None leaves them alone.
+
+    Returns:
+        The module `keras`.
+
+    Raises:
+        MissingDependencyError: Keras or TensorFlow is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _native_messages_hidden():
+        tensorflow = require("tensorflow", "train")
+        keras = require("keras", "train")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if threads:
+        _set_threads(tensorflow, threads)
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    return keras
+
+
+def choose_policy(choice: PolicyChoice, cpu_info: Path = CPU_INFO) -> Policy:
+    """Decide the precision that layers compute in; variables are float32 either way.
+
+    Args:
+        choice: `auto` takes `mixed_bfloat16` where this CPU has bfloat16 units.
+        cpu_info: Linux's description of the processors.
+    """
+    if choice != "auto":
+        return choice
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return "mixed_bfloat16" if flags & BF16_FLAGS else "float32"
+
+
+def _set_threads(tensorflow: Any, threads: int) -> None:  # noqa: ANN401
+    threading = tensorflow.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(threads)
+        threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        used = threading.get_intra_op_parallelism_threads()
+        if used != threads:
+            _LOG.warning("TensorFlow runs in this process already, with its own number of threads (%s)", used)
+
+
+@contextlib.contextmanager
+def _native_messages_hidden() -> Iterator[None]:
+    """Discard what TensorFlow's libraries write past every log level while they load."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,106 @@
+"""Results as lines for a terminal."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from medimg.runtime.metrics import Evaluation
+from medimg.runtime.text import printable
+
+if TYPE_CHECKING:
+    from medimg.train.evaluation import ModelEvaluation
+    from medimg.train.fitting import FitResult
+    from medimg.train.phases import Phase
+    from medimg.train.simulation import SimulatedSet
+
+SIMULATED = "The images are simulated: these figures say nothing about patients."
+
+
+def fit_lines(result: "FitResult", data: str) -> list[str]:
+    """Summarise a training, and say what to type next."""
+    held_out = "the part val" if result.validation_from == "val" else "held out of the training part"
+    lines = [
+        f"{result.options.arch} trained on {result.train_images} images of {len(result.labels)} classes in "
+        f"{result.seconds:.0f} s ({result.precision_policy}); "
+        f"{result.validation_images} images for validation, {held_out}",
+        "",
+        *(_phase_line(phase) for phase in result.phases),
+        "",
+        "The saved float32 model on the validation images:",
+        *_figures(result.validation),
+    ]
+    if result.simulated_data:
+        lines += ["", SIMULATED]
+    model, images = shlex.quote(result.output), shlex.quote(data)
+    return [
+        *lines,
+        "",
+        f"saved: {result.output}",
+        f"next:  medimg-train evaluate {model} {images}",
+        f"       medimg-export {model} --precision fp32 --precision int8 --calibration {images}",
+    ]
+
+
+def evaluation_lines(result: "ModelEvaluation") -> list[str]:
+    """Show a model's figures."""
+    part = "all images" if result.part == "all" else f"the part {result.part}"
+    return [
+        f"{result.model} on {part} of {result.data} ({result.backend}, {result.precision}):",
+        *_figures(result.evaluation),
+        *(["", SIMULATED] if result.simulated_data else []),
+    ]
+
+
+def simulation_lines(result: "SimulatedSet") -> list[str]:
+    """Say what was written, and what to type next."""
+    folder = shlex.quote(result.folder)
+    return [
+        f"{result.folder}: simulated ultrasound images of {result.size_px}x{result.size_px} pixels, "
+        f"{result.train} for training and {result.test} for testing in each of the classes "
+        f"{', '.join(result.labels)}",
+        f"next:  medimg-train fit {folder} --output model.h5",
+    ]
+
+
+def _phase_line(phase: "Phase") -> str:
+    if not phase.best_epoch:
+        tried = len(phase.epochs)
+        return f"{phase.name}: {tried} epochs, none better than the start, in {phase.seconds:.0f} s"
+    best = phase.epochs[phase.best_epoch - 1]
+    return (
+        f"{phase.name}: best of {len(phase.epochs)} epochs was {phase.best_epoch}, with validation accuracy "
+        f"{best.val_accuracy:.3f} and loss {best.val_loss:.3f}, in {phase.seconds:.0f} s"
+    )
+
+
+def _figures(evaluation: Evaluation) -> list[str]:
+    """Lay out accuracy, the classes' figures and the confusion matrix."""
+    classes = [
+        (printable(row.label), str(row.images), *map(_share, (row.recall, row.precision, row.f1)))
+        for row in evaluation.per_class
+    ]
+    labels = [row[0] for row in classes]
+    counts = [(label, *map(str, row)) for label, row in zip(labels, evaluation.confusion, strict=True)]
+    return [
+        f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
+        "",
+        *_table([("class", "images", "recall", "precision", "F1"), *classes]),
+        "",
+        "true \\ predicted",
+        *_table([("", *labels), *counts]),
+    ]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align columns: the first to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        row[0].ljust(first)
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
+        for row in rows
+    ]
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

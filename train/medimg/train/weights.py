@@ -1,0 +1,134 @@
+"""Pretrained VGG16 weights: from a file, from Keras's cache, or downloaded into it."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.containers import file_sha256, replaced
+from medimg.runtime.optional import require
+from medimg.train.errors import WeightsError
+from medimg.train.networks import CONVOLUTIONS, Network
+
+IMAGENET_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/"
+    "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+IMAGENET_MD5 = "6d6bbae143d832006294945121d1f1fc"
+DOWNLOAD_LIMIT_S = 10.0
+"""How long a download may stay silent."""
+
+_CHOICES = (
+    "give a file with --weights PATH, put {name} into {folder}, "
+    "or train without any: --weights none, or --arch vgg-bn"
+)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Where a network's first weights came from."""
+
+    file: str
+    sha256: str
+
+
+def imagenet_weights(limit_s: float = DOWNLOAD_LIMIT_S, url: str = IMAGENET_URL) -> Path:
+    """Find VGG16's ImageNet weights in Keras's cache, or download them into it.
+
+    Args:
+        limit_s: seconds without an answer after which the download is given up.
+        url: where from.
+
+    Raises:
+        WeightsError: they are not in the cache and cannot be downloaded; the message lists the choices.
+    """
+    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+    path = folder / Path(IMAGENET_URL).name
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as temporary:
+            _download(url, temporary, limit_s)
+    except (OSError, urllib.error.URLError) as error:
+        choices = _CHOICES.format(name=path.name, folder=folder)
+        raise WeightsError(
+            f"{url}: the ImageNet weights cannot be downloaded ({getattr(error, 'reason', error)}): {choices}"
+        ) from None
+    return path
+
+
+def load_weights(network: Network, path: Path) -> LoadedWeights:
+    """Load a VGG16 base from a file in Keras's layout, and check that every value has arrived.
+
+    Args:
+        network: built by `networks.build` for vgg16; its head is left alone.
+        path: an HDF5 file with a group for each of the 13 convolutions, such as Keras's own `notop` file.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or lacks a layer, or a layer has another shape, or
+            values that are no numbers.
+    """
+    h5py = require("h5py", "train")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; weights are imagenet, none or the path of an .h5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            layers = file.get("model_weights", file)
+            for name in _convolution_names():
+                _load_layer(network.get_layer(name), layers, path)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{path}: not an HDF5 file, or a damaged one ({error})") from None
+    return LoadedWeights(path.name, file_sha256(path))
+
+
+def _convolution_names() -> list[str]:
+    blocks = enumerate(CONVOLUTIONS["vgg16"], start=1)
+    return [f"block{index}_conv{number}" for index, (_, count) in blocks for number in range(1, count + 1)]
+
+
+def _load_layer(layer: Any, layers: Any, path: Path) -> None:  # noqa: ANN401  Keras and h5py are untyped
+    if layer.name not in layers:
+        raise WeightsError(f"{path}: has no layer {layer.name}: not VGG16 weights in Keras's layout")
+    arrays = _arrays(layers[layer.name])
+    for variable in layer.weights:
+        value = arrays.get(len(variable.shape))
+        if value is None or value.shape != tuple(variable.shape):
+            found = "nothing" if value is None else str(value.shape)
+            raise WeightsError(
+                f"{path}: {layer.name} needs {variable.name} of shape {tuple(variable.shape)}, found {found}"
+            )
+        if not np.isfinite(value).all():
+            raise WeightsError(f"{path}: {layer.name} holds values that are no numbers: the file is damaged")
+        variable.assign(value)
+        if not np.array_equal(variable.numpy(), value):
+            raise WeightsError(f"{path}: {layer.name} did not take its {variable.name}")
+
+
+def _arrays(group: Any) -> dict[int, NDArray[np.float32]]:  # noqa: ANN401
+    """Collect a layer's arrays by their number of axes: the kernel has four, the bias one."""
+    h5py = require("h5py", "train")
+    found: dict[int, NDArray[np.float32]] = {}
+
+    def collect(_name: str, item: Any) -> None:  # noqa: ANN401
+        if isinstance(item, h5py.Dataset):
+            found[len(item.shape)] = np.asarray(item, np.float32)
+
+    group.visititems(collect)
+    return found
+
+
+def _download(url: str, path: Path, limit_s: float) -> None:
+    digest = hashlib.md5(usedforsecurity=False)  # the digest that Keras publishes
+    with urllib.request.urlopen(url, timeout=limit_s) as answer, path.open("wb") as file:  # noqa: S310  a constant
+        while block := answer.read(1 << 20):
+            digest.update(block)
+            file.write(block)
+    if digest.hexdigest() != IMAGENET_MD5:
+        raise WeightsError(f"{url}: gave other bytes than Keras publishes (MD5 {digest.hexdigest()})")
