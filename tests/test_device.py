@@ -33,7 +33,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     folder = tmp_path_factory.mktemp("device") / "env"
     subprocess.run([python_3_10(), "-m", "venv", folder], env=CLEAN, check=True)
     install = [
-        folder / "bin" / "python",
+        str(folder / "bin" / "python"),
         "-m",
         "pip",
         "install",

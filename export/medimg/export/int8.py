@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from medimg.export.calibration import ends
 from medimg.export.job import Job
 from medimg.export.ranges import Ranges, choose_ranges, hold_back, split_calibration
 from medimg.export.repair import LayerEffect, repair
@@ -26,7 +27,9 @@ def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantizatio
     with job.steps.step(f"calibrate on {len(calibration)} images"):
         held_back = hold_back(job.network, job.spec, judging, job.threads)
         ranges = choose_ranges(job.network, job.spec, feeding, held_back, job.threads)
-    item = job.place(to_int8(job.network, ranges.thresholds), "int8", force=False)
+    kept = ends(job.network)
+    quantized = to_int8(job.network, ranges.thresholds, kept)
+    item = job.place(quantized, "int8", float_layers=kept, force=False)
     effects: tuple[LayerEffect, ...] = ()
     if item.verification.verdict == "failed":
         with job.steps.step("repair int8"):
@@ -40,7 +43,7 @@ def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantizatio
                 budget_s=job.options.repair_minutes * 60,
             )
         effects = mended.effects
-        item = job.place(mended.model, "int8", float_layers=mended.restored)
+        item = job.place(mended.model, "int8", float_layers=mended.float_layers)
     return item, _report(ranges, calibration, job.spec.image, effects, job.threads)
 
 

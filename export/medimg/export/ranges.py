@@ -10,6 +10,7 @@ from medimg.export.answers import answers
 from medimg.export.calibration import (
     Histogram,
     collect,
+    ends,
     entropy_threshold,
     largest_magnitude,
     percentile_threshold,
@@ -91,17 +92,18 @@ def choose_ranges(
         judging: images for the choice; top-1 agreement decides, then the mean difference.
         threads: processor threads.
     """
+    kept = ends(network)
     histograms = collect(network, load_batches(feeding.samples, spec.image, 1, threads), threads)
     candidates = {
         name: {tensor: threshold(found) for tensor, found in histograms.items()}
         for name, threshold in METHODS.items()
     }
-    scores = tuple(
-        _score(name, answers(to_int8(network, found), spec, judging.batches, threads), judging.reference)
-        for name, found in candidates.items()
-    )
+    scores = []
+    for name, found in candidates.items():
+        given = answers(to_int8(network, found, kept), spec, judging.batches, threads)
+        scores.append(_score(name, given, judging.reference))
     best = max(scores, key=lambda score: (score.top1_agreement, -score.mean_abs_diff))
-    return Ranges(best.method, candidates[best.method], scores)
+    return Ranges(best.method, candidates[best.method], tuple(scores))
 
 
 def _score(method: str, found: Probabilities, reference: Probabilities) -> MethodScore:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto
 
 from medimg.export.answers import answers
-from medimg.export.calibration import quantized_nodes
+from medimg.export.calibration import ends, quantized_nodes
 from medimg.export.ranges import HeldBack
 from medimg.export.to_int8 import to_int8
 from medimg.runtime.spec import ModelSpec, Verification
@@ -37,23 +37,21 @@ class Repair:
     model: ModelProto
     verification: Verification
     effects: tuple[LayerEffect, ...]
-
-    @property
-    def restored(self) -> tuple[str, ...]:
-        """The layers that run in float32."""
-        return tuple(effect.layer for effect in self.effects if effect.restored)
+    float_layers: tuple[str, ...]
+    """All layers that run in float32: the network's ends and the restored ones."""
 
 
 def rank_layers(
     network: ModelProto, spec: ModelSpec, thresholds: Mapping[str, float], judging: HeldBack, threads: int
 ) -> tuple[LayerEffect, ...]:
     """Quantise each layer alone and measure how far the answers move, the most sensitive first."""
-    layers = quantized_nodes(network)
+    every = quantized_nodes(network)
+    layers = [name for name in every if name not in ends(network)]
     batches = judging.batches[:RANKING_BATCHES]
     reference = judging.reference[: sum(map(len, batches))]
     effects = []
     for layer in layers:
-        others = tuple(name for name in layers if name != layer)
+        others = tuple(name for name in every if name != layer)
         found = answers(to_int8(network, thresholds, others), spec, batches, threads)
         effects.append(LayerEffect(layer, float(np.abs(found - reference).mean())))
     return tuple(sorted(effects, key=lambda effect: -effect.mean_abs_diff))
@@ -87,7 +85,7 @@ def repair(
     ranked = rank_layers(network, spec, thresholds, judging, threads)
     most = max(1, int(BUDGET_SHARE * len(ranked)))
     for count in range(1, most + 1):
-        restored = tuple(effect.layer for effect in ranked[:count])
+        restored = (*ends(network), *(effect.layer for effect in ranked[:count]))
         model = to_int8(network, thresholds, restored)
         verification = judge(model, restored)
         if verification.verdict != "failed" or count == most or time.monotonic() > deadline:
@@ -95,4 +93,4 @@ def repair(
     effects = tuple(
         LayerEffect(effect.layer, effect.mean_abs_diff, place < count) for place, effect in enumerate(ranked)
     )
-    return Repair(model, verification, effects)
+    return Repair(model, verification, effects, restored)
