@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from medimg.export import export_model, graph
-from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs
+from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs, watch
+from medimg.export.equalize import equalize
 from medimg.export.errors import SourceError
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_int8 import lint, to_int8
@@ -293,3 +294,35 @@ def test_the_temperature_divides_the_logits(tmp_path: Path, units: int, activati
     else:
         expected = np.log(before / (1 - before)) / 2.5
         np.testing.assert_allclose(np.log(found / (1 - found)), expected, atol=1e-4)
+
+
+def test_equalisation_keeps_the_function_and_evens_the_channels(tmp_path: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(5)
+    layers = keras.layers
+    first = layers.Conv2D(6, 3, activation="relu")
+    stack = [
+        first,
+        layers.MaxPooling2D(),
+        layers.Conv2D(6, 3),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(2),
+    ]
+    model = keras.Sequential([layers.Input((20, 24, 3)), *stack])
+    weights, bias = first.get_weights()
+    first.set_weights([weights * 10.0 ** np.arange(-3, 3), bias])
+    model.save(tmp_path / "model.keras")
+    (item,) = export_model(tmp_path / "model.keras", preprocessing="unit").artefacts
+    network = graph.check(onnx.load_from_string(open_onnx(item.path).content))
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    even = equalize(network, [images], threads=1)
+    np.testing.assert_allclose(answers(even, images), answers(network, images), atol=1e-5)
+    (pooled_name,) = (node.output[0] for node in network.graph.node if node.op_type == "MaxPool")
+
+    def spread(model: ModelProto) -> float:
+        (found,) = watch(model, (pooled_name,), [images], threads=1)
+        largest = found[pooled_name].max(axis=(0, 2, 3))
+        return float(largest.max() / largest[largest > 0].min())
+
+    assert spread(even) < spread(network) ** 0.7

@@ -6,6 +6,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from medimg.export.calibration import ends
+from medimg.export.equalize import equalize
 from medimg.export.job import Job
 from medimg.export.ranges import Ranges, choose_ranges, hold_back, split_calibration
 from medimg.export.repair import LayerEffect, repair
@@ -14,6 +15,9 @@ from medimg.export.to_int8 import to_int8
 from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.spec import ImageRule, Verification
+
+EQUALIZING_IMAGES = 32
+"""Calibration images that channel ranges are taken from."""
 
 
 def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantization]:
@@ -26,15 +30,17 @@ def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantizatio
     feeding, judging = split_calibration(calibration)
     with job.steps.step(f"calibrate on {len(calibration)} images"):
         held_back = hold_back(job.network, job.spec, judging, job.threads)
-        ranges = choose_ranges(job.network, job.spec, feeding, held_back, job.threads)
-    kept = ends(job.network)
-    quantized = to_int8(job.network, ranges.thresholds, kept)
+        sample = load_batches(feeding.samples[:EQUALIZING_IMAGES], job.spec.image, 1, job.threads)
+        network = equalize(job.network, sample, job.threads)
+        ranges = choose_ranges(network, job.spec, feeding, held_back, job.threads)
+    kept = ends(network)
+    quantized = to_int8(network, ranges.thresholds, kept)
     item = job.place(quantized, "int8", float_layers=kept, force=False)
     effects: tuple[LayerEffect, ...] = ()
     if item.verification.verdict == "failed":
         with job.steps.step("repair int8"):
             mended = repair(
-                job.network,
+                network,
                 job.spec,
                 ranges.thresholds,
                 held_back,

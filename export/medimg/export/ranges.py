@@ -1,4 +1,4 @@
-"""The choice of INT8 ranges: three methods, judged on images that gave no range."""
+"""The choice of INT8 ranges: four methods, judged on images that gave no range."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from medimg.export.calibration import (
     entropy_threshold,
     largest_magnitude,
     percentile_threshold,
+    squared_error_threshold,
 )
 from medimg.export.to_int8 import to_int8
 from medimg.runtime import metrics
@@ -25,6 +26,7 @@ from medimg.runtime.spec import ModelSpec
 METHODS: dict[str, Callable[[Histogram], float]] = {
     "entropy": entropy_threshold,
     "percentile": percentile_threshold,
+    "squared-error": squared_error_threshold,
     "min-max": largest_magnitude,
 }
 HELD_BACK_SHARE = 0.2
