@@ -1,6 +1,5 @@
 """What a new process does for its first answer; `cold_start` starts it and reads what it prints."""
 
-import importlib
 import json
 import sys
 import time
@@ -14,9 +13,10 @@ def answer_once(model: str, backend: str, device: str, threads: int, batch_size:
     """
     import numpy as np
 
+    from medimg.runtime.backends import availability_of
     from medimg.runtime.classifier import Classifier
 
-    importlib.import_module(backend)
+    availability_of(backend)
     imported = time.monotonic()
     with Classifier(model, backend=backend, device=device, threads=threads) as classifier:
         loaded = time.monotonic()

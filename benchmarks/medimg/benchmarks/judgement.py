@@ -22,7 +22,7 @@ def judge_machine(environment: Environment) -> Iterator[str]:
     if load > BUSY_LOAD * environment.cores:
         yield (
             f"the machine was busy: load average {load:.2f} on {environment.cores} cores in the minute "
-            "before; stop other work, wait a minute and run again"
+            "before (other work, or work that has just ended); wait a minute and run again"
         )
 
 

@@ -59,7 +59,13 @@ NAMES = tuple(_MODULES)
 
 def availability() -> tuple[Availability, ...]:
     """Ask every back end whether it can run here."""
-    return tuple(_module(name).availability() for name in NAMES)
+    return tuple(availability_of(name) for name in NAMES)
+
+
+def availability_of(name: str) -> Availability:
+    """Import one back end's library, if it is installed, and ask what it can run on."""
+    found: Availability = _module(name).availability()
+    return found
 
 
 def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int) -> Backend:
@@ -77,7 +83,7 @@ def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int)
     """
     if backend != "auto" and backend not in _MODULES:
         raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(NAMES)}")
-    candidates = [_module(name).availability() for name in (NAMES if backend == "auto" else (backend,))]
+    candidates = [availability_of(name) for name in (NAMES if backend == "auto" else (backend,))]
     for wanted in _devices(device, artefact.spec.precision):
         for candidate in candidates:
             if wanted in candidate.devices:

@@ -1,5 +1,7 @@
 """OpenVINO on the CPU."""
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8":
 def availability() -> Availability:
     """Say whether OpenVINO is installed; only its CPU device is used."""
     try:
-        openvino = require("openvino", "cpu")
+        openvino = import_openvino()
     except MissingDependencyError as error:
         return Availability("openvino", None, (), str(error))
     return Availability("openvino", openvino.__version__.split("-")[0], ("cpu",), None)
@@ -30,7 +32,7 @@ class OpenVinoBackend:
     device = "cpu"
 
     def __init__(self, artefact: Artefact, threads: int) -> None:
-        openvino = require("openvino", "cpu")
+        openvino = import_openvino()
         core = openvino.Core()
         try:
             model = core.read_model(artefact.content)
@@ -62,6 +64,19 @@ class OpenVinoBackend:
 def open_artefact(artefact: Artefact, _device: str, threads: int) -> OpenVinoBackend:
     """Compile an artefact for the CPU."""
     return OpenVinoBackend(artefact, threads)
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its usage reports, which go to a third party as soon as it is imported.
+
+    OpenVINO has a stub for the case that its reporting package is not installed; None in `sys.modules` is
+    that case.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None forbids the import
+    return require("openvino", "cpu")
 
 
 def _matrix_precision(compiled: Any) -> str:  # noqa: ANN401  openvino has no types
