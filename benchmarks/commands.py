@@ -16,6 +16,10 @@ BIN = Path(sys.executable).parent
 class CommandFailedError(Exception):
     """A command did not end with status 0; its own message has been shown."""
 
+    def __init__(self, command: str, status: int) -> None:
+        super().__init__(f"{command} ended with status {status}")
+        self.status = status
+
 
 def run_command(*arguments: str | Path) -> float:
     """Show a command as a user would type it, run it, and show and return its time in seconds.
@@ -30,7 +34,7 @@ def run_command(*arguments: str | Path) -> float:
     seconds = time.perf_counter() - start
     print(f"[{command[0]}: {seconds:.1f} s]", flush=True)
     if status != 0:
-        raise CommandFailedError(f"{command[0]} ended with status {status}")
+        raise CommandFailedError(command[0], status)
     return seconds
 
 

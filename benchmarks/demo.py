@@ -61,7 +61,7 @@ def main() -> int:
         passed = demonstrate(options.data, options.weights, options.output)
     except (CommandFailedError, MedimgError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (MedimgError, OSError)) else 1
+        return error.status if isinstance(error, CommandFailedError) else 2
     print(f"\nwhole demo: {time.perf_counter() - start:.0f} s")
     return 0 if passed else 1
 
@@ -81,9 +81,9 @@ def demonstrate(data: Path | None, weights: str | None, output: Path) -> bool:
     seconds |= _make(model, images, fit_options(start_from, simulated=data is None))
     seconds |= _use(model, images)
     print("\nstep times: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    origin = "simulated images" if data is None else str(data)
+    origin = f"images of {data}" if data else "SIMULATED images"
     rows = _rows(model, read_json(output / "export.json"))
-    print(f"\nHeld-out part of {origin}; {start_from.words}\n")
+    print(f"\nHeld-out {origin}; {start_from.words}\n")
     print("\n".join(table(rows)))
     return judge(read_json(output / "export.json"), simulated=data is None)
 

@@ -28,7 +28,7 @@ from medimg.runtime.metrics import accuracy, top1_agreement
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCRATCH = Path("demo") / "figures"
+SCRATCH = Path("build") / "figures"
 """Ignored by git; relative to the repository's root, where the commands run."""
 SCHEMA = 1
 

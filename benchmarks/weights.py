@@ -15,7 +15,7 @@ from medimg.train.weights import imagenet_weights
 try:
     print(imagenet_weights())
 except MedimgError as error:
-    sys.exit(str(error).partition(": give a file")[0])
+    sys.exit(str(error).partition(": ")[2].partition(": give a file")[0])
 """
 
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,28 @@ def test_a_command_is_shown_as_a_user_types_it_and_its_failure_ends_the_demo(
     with pytest.raises(CommandFailedError, match="medimg-run ended with status 2"):
         run_command("medimg-run", "inspect", "no such file.onnx")
     assert "$ medimg-run inspect 'no such file.onnx'\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "empty"], "empty"),
+        (["--output", "."], "holds other files"),
+        (["--data", "two", "--weights", "nowhere.h5"], "nowhere.h5"),
+    ],
+)
+def test_input_that_cannot_be_used_ends_the_demo_with_one_message(
+    tmp_path: Path, two_classes: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    two_classes.rename(tmp_path / "two")
+    done = subprocess.run(
+        [sys.executable, demo.__file__, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_folder_of_the_real_data_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

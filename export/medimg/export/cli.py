@@ -21,6 +21,15 @@ def _numbers(_context: click.Context, option: click.Parameter, value: str | None
         raise click.BadParameter(f"{value!r} is not numbers with commas between", param=option) from None
 
 
+def _size(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    rows, _, columns = value.lower().partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise click.BadParameter(f"{value!r} is not two numbers as in 224x224", param=option)
+    return int(rows), int(columns)
+
+
 def _labels(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Take names with commas between, or a file with a name a line."""
     if value is None:
@@ -98,6 +107,17 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     help="Time for putting layers of a failed INT8 artefact back to float32.",
 )
 @click.option("--heatmap", is_flag=True, help="Add the output activation_map (pooling + dense heads).")
+@click.option("--allow-code", is_flag=True, help="Let code in the model file run, such as a Lambda layer.")
+@click.option(
+    "--arch", type=click.Choice(["vgg16"]), help="What the weights of a weights-only file belong to."
+)
+@click.option("--classes", type=click.IntRange(min=1), help="Width of its last layer, with --arch.")
+@click.option(
+    "--input-size",
+    callback=_size,
+    metavar="ROWSxCOLUMNS",
+    help="Image size, for a network that takes any, or a weights-only file.",
+)
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
 @click.option("--report", type=PathArgument, metavar="FILE.html", help="Write the evidence as one HTML page.")
@@ -113,7 +133,9 @@ def cli(
     threads: int,
     **options: Any,  # noqa: ANN401  the fields of ExportOptions
 ) -> int:
-    """Export MODEL, a Keras file, to ONNX that is proven to give the same answers.
+    """Export MODEL to ONNX that is proven to give the same answers.
+
+    MODEL is a .keras, .h5 or .onnx file, or a SavedModel folder.
 
     Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision.
     """

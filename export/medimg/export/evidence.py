@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.export.errors import PreprocessingError
-from medimg.export.source import KerasSource
+from medimg.export.sources.base import Source
 from medimg.export.verify import as_probabilities
 from medimg.runtime import metrics
 from medimg.runtime.data import DataSet, load_batches
@@ -65,7 +65,7 @@ class _Candidate:
 
 
 def find_preprocessing(
-    source: KerasSource, head: Head, image: ImageRule, images: DataSet, *, resize_is_known: bool, threads: int
+    source: Source, head: Head, image: ImageRule, images: DataSet, *, resize_is_known: bool, threads: int
 ) -> Evidence:
     """Try every scaling and colour order, then, for the best of them, every resize rule.
 
@@ -106,7 +106,7 @@ def find_preprocessing(
 class _Trial:
     """Keras's predictions under candidate rules, on the same images."""
 
-    def __init__(self, source: KerasSource, head: Head, images: DataSet, threads: int) -> None:
+    def __init__(self, source: Source, head: Head, images: DataSet, threads: int) -> None:
         self._source, self._head, self._images, self._threads = source, head, images, threads
         self._truth = images.truth
 

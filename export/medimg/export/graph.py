@@ -4,7 +4,6 @@ The order: `tidy` (names, batch axis, constant reshapes), `add_preprocessing`, `
 `head.add_heatmap`, `check`.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from medimg.export import simplify
 from medimg.export.errors import SourceError
-from medimg.export.to_onnx import NETWORK_INPUT, OPSET
+from medimg.export.to_onnx import NETWORK_INPUT
 from medimg.runtime.spec import Intensity
 
 IR_VERSION = 8
@@ -38,11 +38,16 @@ def tidy(model: ModelProto, layers: Iterable[str]) -> ModelProto:
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del graph.value_info[:]
-    _constant_reshapes(model)
-    _dense_as_gemm(graph)
-    _name_after_layers(graph, tuple(layers))
+    simplify.drop_inert(model)
+    simplify.without_erfc(model)
+    simplify.constant_shapes(model)
+    simplify.drop_inert(model)
+    simplify.nearest_as_gather(model)
+    _dense_as_gemm(graph, simplify.known_dims(model))
+    _name_after_layers(graph, frozenset(layers))
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     clean = helper.make_model(
-        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="medimg"
+        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", opset)], producer_name="medimg"
     )
     if shape_nodes := [node.name for node in graph.node if node.op_type == "Shape"]:
         raise SourceError(
@@ -137,26 +142,7 @@ def _node(op_type: str, inputs: list[str], name: str, attributes: dict[str, int]
     return node
 
 
-def _constant_reshapes(model: ModelProto) -> None:
-    """Replace shapes that the graph computes by the constants that shape inference proves, batch as -1."""
-    graph = model.graph
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.output)
-    }
-    constants = {initializer.name for initializer in graph.initializer}
-    for node in graph.node:
-        if node.op_type != "Reshape" or node.input[1] in constants:
-            continue
-        sizes = [dim.dim_value or -1 for dim in shapes[node.output[0]]]
-        if sizes.count(-1) == 1:
-            name = f"{node.output[0]}/shape"
-            graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
-            node.input[1] = name
-    _drop_unused(graph)
-
-
-def _dense_as_gemm(graph: onnx.GraphProto) -> None:
+def _dense_as_gemm(graph: onnx.GraphProto, dims: simplify.Dims) -> None:
     """Write dense layers as Gemm with transposed weights: channels on axis 0, as a convolution's are."""
     constants = {initializer.name: initializer for initializer in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
@@ -166,7 +152,7 @@ def _dense_as_gemm(graph: onnx.GraphProto) -> None:
         if node.op_type != "MatMul" or node.input[1] not in constants:
             continue
         weights = numpy_helper.to_array(constants[node.input[1]])
-        if weights.ndim != 2 or uses[node.input[1]] > 1:
+        if weights.ndim != 2 or uses[node.input[1]] > 1 or len(dims.get(node.input[0], [])) != 2:
             continue
         constants[node.input[1]].CopyFrom(
             numpy_helper.from_array(np.ascontiguousarray(weights.T), node.input[1])
@@ -185,29 +171,14 @@ def _dense_as_gemm(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that no output needs."""
-    needed = {value.name for value in graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    constants = [initializer for initializer in graph.initializer if initializer.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(constants)
-
-
-def _name_after_layers(graph: onnx.GraphProto, layers: tuple[str, ...]) -> None:
+def _name_after_layers(graph: onnx.GraphProto, layers: frozenset[str]) -> None:
     """Name every node `layer/Op` and every tensor after the node that makes or takes it."""
-    keep = {value.name for value in (*graph.input, *graph.output)}
+    keep = {"", *(value.name for value in (*graph.input, *graph.output))}
     constants = {initializer.name for initializer in graph.initializer}
     seen: Counter[str] = Counter()
     renamed: dict[str, str] = {}
-    for node in graph.node:
-        base = f"{_layer_of(node.name, layers)}/{node.op_type}".lstrip("/")
+    for node, layer in zip(graph.node, _layers_of(graph, layers), strict=True):
+        base = f"{layer}/{node.op_type}".lstrip("/")
         seen[base] += 1
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
         renamed |= {
@@ -223,13 +194,17 @@ def _name_after_layers(graph: onnx.GraphProto, layers: tuple[str, ...]) -> None:
         initializer.name = renamed[initializer.name]
 
 
-def _layer_of(name: str, layers: tuple[str, ...]) -> str:
-    """Find the Keras layer in a node's name, whose scopes carry a suffix `_N`."""
-    for scope in reversed(name.split("/")):
-        for candidate in (scope, re.sub(r"_\d+$", "", scope)):
-            if candidate in layers:
-                return candidate
-    return ""
+def _layers_of(graph: onnx.GraphProto, layers: frozenset[str]) -> list[str]:
+    """Tell each node's layer from its scopes; a node that lost them belongs to the layer that it feeds."""
+    taken_by: dict[str, str] = {}
+    found: list[str] = []
+    for node in reversed(graph.node):
+        scopes = reversed(node.name.split("/")[:-1])
+        fed = (taken_by[name] for name in node.output if taken_by.get(name))
+        layer = next((scope for scope in scopes if scope in layers), None) or next(fed, "")
+        found.append(layer)
+        taken_by |= dict.fromkeys(node.input, layer)
+    return found[::-1]
 
 
 def rename_tensor(graph: onnx.GraphProto, old: str, new: str) -> None:

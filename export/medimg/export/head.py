@@ -24,10 +24,12 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
     final, units = graph.output[0].name, graph.output[0].type.tensor_type.shape.dim[1].dim_value
     _mark_head(graph, final)
     steps = Chain(final, HEAD)
-    if head == "logits":
+    if head == "logits" and units > 1:
         steps.add("Softmax", axis=1)
-    elif head == "sigmoid":
-        _add_columns(steps, final)
+    elif head == "logits":
+        steps.add("Sigmoid")
+    if head == "sigmoid" or (head == "logits" and units == 1):
+        _add_columns(steps, steps.last)
         units = 2
     if steps.nodes:
         steps.nodes[-1].output[0] = OUTPUT

@@ -1,11 +1,11 @@
 """What a user asks of an export, and the spec that follows from it and from the file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from medimg.export.errors import SourceError
-from medimg.export.source import KerasSource, head_of
+from medimg.export.sources.base import Architecture, Request, Source
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import (
@@ -17,8 +17,8 @@ from medimg.runtime.spec import (
     ModelSpec,
     Precision,
     ResizeRule,
-    Source,
 )
+from medimg.runtime.spec import Source as SourceEntry
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,14 @@ class ExportOptions:
     """Adds the output `activation_map`."""
     strict: bool = False
     force: bool = False
+    allow_code: bool = False
+    """Whether code that the model file holds or names may run."""
+    arch: Architecture | None = None
+    """What the weights of a weights-only file belong to."""
+    classes: int | None = None
+    """Width of the last layer of a weights-only file."""
+    input_size: tuple[int, int] | None = None
+    """Rows and columns, for a network that takes images of any size."""
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.calibration is None:
@@ -62,15 +70,21 @@ class ExportOptions:
             raise UsageError("--mean and --std go together")
         if self.mean and self.preprocessing:
             raise UsageError("--mean and --std are a rule of their own: leave --preprocessing out")
+        if self.classes is not None and self.arch is None:
+            raise UsageError("--classes is for files with weights only: it goes with --arch vgg16")
+
+    def request(self, threads: int) -> Request:
+        """What of this concerns the model file."""
+        return Request(self.allow_code, self.arch, self.classes, self.input_size, threads)
 
 
 def make_spec(
-    source: KerasSource, options: ExportOptions, data_labels: tuple[str, ...]
+    source: Source, options: ExportOptions, data_labels: tuple[str, ...]
 ) -> tuple[ModelSpec, list[str]]:
     """Decide the artefacts' spec; what the user says wins over what the file says.
 
     Args:
-        source: the Keras model.
+        source: the model file.
         options: what the user asked for.
         data_labels: class names of the validation or calibration data; empty if they have none.
 
@@ -78,22 +92,18 @@ def make_spec(
         The spec, and warnings about what had to be assumed.
 
     Raises:
-        UsageError: labels do not match the model's width.
+        UsageError: labels or head do not match the model's width.
         SourceError: the head is neither probabilities nor logits.
     """
-    warnings: list[str] = []
+    origin, warnings = source.origin, list(source.origin.warnings)
     rows, columns, channels = source.input_shape
-    known = source.spec
-    head = options.head or (known.head if known else head_of(source.model))
-    if head is None:
-        raise SourceError(
-            f"{source.path}: its last activation gives neither probabilities nor logits: "
-            "say what it means with --head softmax|sigmoid|multilabel|logits"
-        )
+    known = origin.spec
+    head = _head(source, options, known)
     if head == "logits":
-        warnings.append("the model ends in bare logits: a softmax is added")
-    classes = 2 if head == "sigmoid" else source.units
-    image = known.image if known else ImageRule(rows, columns)
+        added = "sigmoid" if source.units == 1 else "softmax"
+        warnings.append(f"the model ends in bare logits: a {added} is added")
+    classes = max(2, source.units) if head != "multilabel" else source.units
+    image = replace(known.image, rows=rows, columns=columns) if known else ImageRule(rows, columns)
     intensity = _intensity(options, known, 1 if channels == 1 else 3)
     spec = ModelSpec(
         labels=_labels(options, known, data_labels, classes, warnings),
@@ -103,7 +113,7 @@ def make_spec(
         intensity=intensity,
         task="multilabel" if head == "multilabel" else "multiclass",
         head=head,
-        source=Source(source.path.name, source.sha256, source.keras_version),
+        source=SourceEntry(origin.path.name, origin.sha256, origin.keras_version),
     )
     if known:
         spec = known.with_(
@@ -113,6 +123,26 @@ def make_spec(
             }
         )
     return _with_fields(spec, options.spec_fields or {}), warnings
+
+
+def _head(source: Source, options: ExportOptions, known: ModelSpec | None) -> Head:
+    """Decide what the last layer gives: as the user says, as the file says, or as the graph shows."""
+    head = options.head or (known.head if known else source.head)
+    path, units = source.origin.path, source.units
+    if head is None and units == 1:
+        raise SourceError(
+            f"{path}: ends in one unit without a sigmoid: a quantity, or a logit (--head logits adds it)"
+        )
+    if head is None:
+        raise SourceError(
+            f"{path}: its last activation gives neither probabilities nor logits: "
+            "say what it means with --head softmax|sigmoid|multilabel|logits"
+        )
+    if head == "sigmoid" and units != 1:
+        raise UsageError(f"--head sigmoid is for one unit; {path} has {units}: --head multilabel or logits")
+    if head == "softmax" and units == 1:
+        raise UsageError(f"--head softmax is for several units; {path} has one: --head sigmoid or logits")
+    return head
 
 
 def _intensity(options: ExportOptions, known: ModelSpec | None, channels: Literal[1, 3]) -> Intensity:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,11 @@ from medimg.export import graph, head
 from medimg.export.errors import CalibrationError
 from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.int8 import make_int8
-from medimg.export.job import Job, Steps
+from medimg.export.job import SUFFIXES, Job, Steps
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.result import ArtefactFile, ExportResult, SourceFile
-from medimg.export.source import KerasSource, load_source
+from medimg.export.sources import Source, load_source
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
-from medimg.export.to_onnx import convert
 from medimg.export.verify import Trial, images_needed, make_trial
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
@@ -28,7 +28,7 @@ from medimg.runtime.spec import ModelSpec
 
 OVERFLOW_BATCHES = 4
 """Batches of images on which activations beyond half precision are looked for."""
-TOOLS = ("medimg", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime")
+TOOLS = ("medimg", "keras", "tf-keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime")
 
 
 def export_model(
@@ -38,10 +38,10 @@ def export_model(
     progress: Callable[[str], None] = lambda _step: None,
     **options: Any,  # noqa: ANN401  the fields of ExportOptions, checked there
 ) -> ExportResult:
-    """Export a Keras classifier to ONNX, each artefact compared with Keras before it is put in place.
+    """Export a classifier to ONNX, each artefact compared with the model before it is put in place.
 
     Args:
-        model: a `.keras` or `.h5` file.
+        model: a `.keras`, `.h5` or `.onnx` file, or a SavedModel folder.
         threads: processor threads; all that this process may use unless given.
         progress: called with the name of each step as it begins.
         options: fields of `medimg.export.options.ExportOptions`.
@@ -57,25 +57,26 @@ def export_model(
     """
     chosen = ExportOptions(**options)
     path, used_threads, steps = Path(model), threads or usable_cpus(), Steps(progress)
-    folder = _writable(chosen.output or path.parent)
+    stem = _stem(path, chosen)
     with steps.step("read data"):
         calibration = _calibration_data(chosen)
         validation = read_data(chosen.validation, labelled=False) if chosen.validation else None
     with steps.step("load model"):
-        source = load_source(path)
+        source = load_source(path, chosen.request(used_threads))
+    with closing(source):
         data_labels = next((data.labels for data in (validation, calibration) if data and data.labels), ())
         spec, warnings = make_spec(source, chosen, data_labels)
         spec = spec.with_(heatmap=chosen.heatmap, tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
-    spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
-    warnings += _preprocessing_notes(spec, evidence)
-    with steps.step("convert"):
-        network = _convert(source, spec)
-    with steps.step("run Keras"):
-        images = _evaluation_part(validation) if validation else calibration
-        trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
+        spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
+        warnings += _preprocessing_notes(spec, evidence)
+        with steps.step("convert"):
+            network = _convert(source, spec)
+        with steps.step("run Keras"):
+            images = _evaluation_part(validation) if validation else calibration
+            trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     warnings += _trial_warnings(trial, chosen)
-    job = Job(network, spec, trial, folder / path.stem, chosen, used_threads, steps)
+    job = Job(network, spec, trial, stem, chosen, used_threads, steps)
     artefacts, quantization = [], None
     for precision in dict.fromkeys(chosen.precisions):
         if precision == "int8":
@@ -87,12 +88,12 @@ def export_model(
         else:
             item = job.place(network, precision)
         artefacts.append(item)
-    summary = SourceFile(str(path), source.sha256, source.keras_version)
+    summary = SourceFile(str(path), source.origin.kind, source.origin.sha256, source.origin.keras_version)
     return ExportResult(summary, tuple(artefacts), quantization, evidence, tuple(warnings), steps.seconds)
 
 
 def _with_evidence(
-    source: KerasSource,
+    source: Source,
     spec: ModelSpec,
     validation: DataSet | None,
     options: ExportOptions,
@@ -137,11 +138,24 @@ def _make_fp16(job: Job) -> ArtefactFile:
     return job.place(to_fp16(job.network, beyond), "fp16", float_layers=beyond)
 
 
-def _convert(source: KerasSource, spec: ModelSpec) -> ModelProto:
-    network = graph.tidy(convert(source.model), source.layer_names())
+def _convert(source: Source, spec: ModelSpec) -> ModelProto:
+    network = graph.tidy(source.convert(), source.layer_names())
     network = graph.add_preprocessing(network, spec.intensity)
     network = head.finish_head(network, spec.head, spec.temperature)
     return graph.check(head.add_heatmap(network) if spec.heatmap else network)
+
+
+def _stem(path: Path, options: ExportOptions) -> Path:
+    """Tell the artefacts' path without the suffix; none of them may take the model file's place."""
+    name = path.resolve().name if path.is_dir() else path.stem
+    stem = _writable(options.output or path.parent) / name
+    for precision in options.precisions:
+        target = stem.with_name(name + SUFFIXES[precision])
+        if target.exists() and path.exists() and target.samefile(path):
+            raise UsageError(
+                f"{path}: the artefact would take its place: choose another folder with --output"
+            )
+    return stem
 
 
 def _writable(folder: Path) -> Path:

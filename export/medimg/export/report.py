@@ -38,7 +38,8 @@ def _source(result: ExportResult) -> Table:
     rows = (
         ("file", _name(result.source.path)),
         ("SHA-256", result.source.sha256),
-        ("Keras version", result.source.keras_version),
+        ("kind", result.source.kind),
+        ("Keras version", result.source.keras_version or "not said"),
     )
     return Table("The model", ("", ""), rows)
 

@@ -13,11 +13,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The Keras file."""
+    """The model file."""
 
     path: str
+    kind: str
+    """`.keras`, `.h5`, `weights`, `SavedModel` or `ONNX`."""
     sha256: str
-    keras_version: str
+    keras_version: str | None
+    """The Keras that wrote it; None where the file does not say."""
 
 
 @dataclass(frozen=True)

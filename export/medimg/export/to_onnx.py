@@ -13,12 +13,11 @@ NETWORK_INPUT = "network_input"
 NETWORK_OUTPUT = "network_output"
 
 
-def convert_network(
-    call: Callable[[Any], Any], shape: tuple[int, int, int], opset: int = OPSET
-) -> ModelProto:
+def convert(call: Callable[[Any], Any], shape: tuple[int, int, int], opset: int = OPSET) -> ModelProto:
     """Convert a network.
 
-    The route is a traced function over a fixed signature: `from_keras` fails on nested Sequential models.
+    The route is a traced function over a fixed signature: `from_keras` fails on nested Sequential models, and
+    `from_function` takes constants that the trace captured for inputs.
 
     Args:
         call: computes the network's one output from a batch of images, with TensorFlow.
@@ -30,6 +29,7 @@ def convert_network(
         `network_output`, `(batch, units)` float32.
     """
     tensorflow = require("tensorflow", "export")
+    freezing = require("tensorflow.python.framework.convert_to_constants", "export")
     tf2onnx = require("tf2onnx", "export")
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     signature = [tensorflow.TensorSpec((None, *shape), tensorflow.float32, NETWORK_INPUT)]
@@ -38,11 +38,19 @@ def convert_network(
     def network(images: Any) -> Any:  # noqa: ANN401
         return tensorflow.identity(call(images), name=NETWORK_OUTPUT)
 
-    converted, _ = tf2onnx.convert.from_function(network, input_signature=signature, opset=opset)
+    # Functions inside of the network, as Keras compiles for grouped convolutions, become part of the trace.
+    tensorflow.config.run_functions_eagerly(True)
+    traced = network.get_concrete_function()
+    tensorflow.config.run_functions_eagerly(False)
+    frozen = freezing.convert_variables_to_constants_v2(
+        traced, lower_control_flow=False, aggressive_inlining=True
+    )
+    converted, _ = tf2onnx.convert.from_graph_def(
+        frozen.graph.as_graph_def(add_shapes=True),
+        input_names=[f"{NETWORK_INPUT}:0"],
+        output_names=[frozen.outputs[0].name],
+        tensors_to_rename={f"{NETWORK_INPUT}:0": NETWORK_INPUT, frozen.outputs[0].name: NETWORK_OUTPUT},
+        opset=opset,
+    )
     proto: ModelProto = converted
     return proto
-
-
-def convert(model: Any, opset: int = OPSET) -> ModelProto:  # noqa: ANN401  keras has no types
-    """Convert a Keras model."""
-    return convert_network(lambda images: model(images, training=False), tuple(model.input_shape[1:]), opset)

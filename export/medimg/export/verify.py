@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.export.source import KerasSource
+from medimg.export.sources.base import Source
 from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities, open_backend
 from medimg.runtime.containers import Artefact
@@ -45,7 +45,7 @@ class Trial:
 
 
 def make_trial(
-    source: KerasSource, spec: ModelSpec, images: DataSet | None, *, validation: bool, threads: int
+    source: Source, spec: ModelSpec, images: DataSet | None, *, validation: bool, threads: int
 ) -> Trial:
     """Run Keras on the images, or on synthetic arrays if there are none.
 
@@ -176,7 +176,7 @@ def _judged(
     )
 
 
-def _reference(source: KerasSource, spec: ModelSpec, batch: NDArray[Any]) -> Probabilities:
+def _reference(source: Source, spec: ModelSpec, batch: NDArray[Any]) -> Probabilities:
     if spec.intensity.rule == "unspecified":
         network_input = batch.astype(np.float32)
     else:
@@ -186,6 +186,8 @@ def _reference(source: KerasSource, spec: ModelSpec, batch: NDArray[Any]) -> Pro
 
 def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
     """Turn the last layer's outputs, `(batch, units)`, into `(batch, classes)` as an artefact gives them."""
+    if head == "logits" and outputs.shape[1] == 1:
+        outputs, head = np.asarray(1 / (1 + np.exp(-outputs)), np.float32), "sigmoid"
     if head == "sigmoid":
         return np.concatenate([1 - outputs, outputs], axis=1)
     if head == "logits":

@@ -1,0 +1,167 @@
+"""A Keras configuration, judged and put into float32 as plain JSON before a framework sees it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medimg.export.errors import SourceError
+from medimg.export.sources import allowed
+
+_POLICIES = frozenset(["DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "Policy", "PolicyV1"])
+_FLOATS = frozenset(
+    ["bfloat16", "double", "float16", "float64", "half", "mixed_bfloat16", "mixed_float16", "_infer"]
+)
+"""Data types and policies that become float32."""
+_DROPPED = frozenset(["compile_config"])
+"""What only training needs, custom losses and metrics among it."""
+_NAMED_FUNCTIONS = {
+    "activation": allowed.ACTIVATIONS,
+    "initializer": allowed.HELPER_NAMES,
+    "regularizer": allowed.HELPER_NAMES,
+    "constraint": allowed.HELPER_NAMES,
+}
+"""Last part of a field's name, where a bare text is looked up as a function, and what it may say."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A thing in a configuration that is not the framework's own, or runs code."""
+
+    kind: str
+    """As a message names it: `Lambda layer`, `custom object`, …"""
+    name: str
+    class_name: str
+    module: str | None = None
+    """Where the file says that its code is; None if it says nothing."""
+
+    def __str__(self) -> str:
+        place = f" of {self.module}" if self.module else ""
+        return f"the {self.kind} '{self.name}'{place}"
+
+
+def parse(path: Path, text: str) -> dict[str, Any]:
+    """Read a configuration's JSON.
+
+    Raises:
+        SourceError: it is no JSON object with a class name.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: its model configuration is not JSON ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
+        raise SourceError(f"{path}: its model configuration names no model")
+    return config
+
+
+def without_training(config: Any) -> Any:  # noqa: ANN401  any JSON value
+    """Copy a configuration without what only training needs, in float32 and for any batch size."""
+    if isinstance(config, list):
+        return [without_training(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    is_input = config.get("class_name") == "InputLayer"
+    return {
+        name: _float32_input(value) if is_input and name == "config" else _plain(name, value)
+        for name, value in config.items()
+        if name not in _DROPPED
+    }
+
+
+def foreign(config: Any) -> tuple[Foreign, ...]:  # noqa: ANN401  any JSON value
+    """Name everything in a configuration that is not on the lists of `allowed`, each once."""
+    return tuple(dict.fromkeys(_foreign_objects(config)))
+
+
+def _plain(name: str, value: Any) -> Any:  # noqa: ANN401
+    if name in {"dtype", "dtype_policy"}:
+        return _float32(value)
+    if name in {"batch_input_shape", "batch_shape"} and isinstance(value, list) and value:
+        return [None, *value[1:]]
+    return without_training(value)
+
+
+def _float32(dtype: Any) -> Any:  # noqa: ANN401
+    if isinstance(dtype, str):
+        return "float32" if dtype in _FLOATS else dtype
+    if isinstance(dtype, dict) and dtype.get("class_name") in _POLICIES:
+        return "float32"
+    return without_training(dtype)
+
+
+def _float32_input(config: Any) -> Any:  # noqa: ANN401
+    """An input of integers takes the same whole numbers as floats."""
+    plain = without_training(config)
+    return {**plain, "dtype": "float32"} if isinstance(plain, dict) and "dtype" in plain else plain
+
+
+def _foreign_objects(value: Any, field: str = "") -> Iterator[Foreign]:  # noqa: ANN401
+    if isinstance(value, list):
+        for item in value:
+            yield from _foreign_objects(item, field)
+    elif isinstance(value, dict):
+        if "class_name" in value:
+            yield from _foreign_object(value)
+        for name, inner in value.items():
+            yield from _foreign_objects(inner, name)
+    elif isinstance(value, str):
+        known = _NAMED_FUNCTIONS.get(field.rpartition("_")[2])
+        if known is not None and value not in known:
+            yield Foreign(f"custom {field}", value, value)
+
+
+def _foreign_object(value: dict[str, Any]) -> Iterator[Foreign]:
+    class_name, config = value["class_name"], value.get("config")
+    if not isinstance(class_name, str):
+        yield Foreign("unreadable class", str(class_name)[:80], "")
+        return
+    own_name = config.get("name") if isinstance(config, dict) else None
+    name = own_name if isinstance(own_name, str) else class_name
+    if class_name in {"Lambda", "__lambda__"}:
+        kind = "Lambda layer" if class_name == "Lambda" else "Python function in the file"
+        yield Foreign(kind, name, class_name)
+    elif class_name == "function":
+        yield from _foreign_function(value)
+    elif class_name not in allowed.OBJECTS or not _is_own(value, class_name):
+        yield Foreign("custom object", class_name, class_name, _module(value))
+    elif class_name in {"TFOpLambda", "SlicingOpLambda"}:
+        function = config.get("function") if isinstance(config, dict) else None
+        if function not in allowed.TENSORFLOW_FUNCTIONS:
+            yield Foreign("TensorFlow function", str(function)[:80], class_name)
+    elif class_name == "TensorFlowOpLayer":
+        operation = _operation(config)
+        if operation not in allowed.GRAPH_OPS:
+            yield Foreign("TensorFlow operation", operation[:80], class_name)
+
+
+def _foreign_function(value: dict[str, Any]) -> Iterator[Foreign]:
+    name = value.get("config")
+    if not isinstance(name, str) or name not in allowed.ACTIVATIONS or not _is_own(value, name):
+        yield Foreign("custom function", str(name)[:80], str(name)[:80], _module(value))
+
+
+def _is_own(value: dict[str, Any], name: str) -> bool:
+    """Whether module and registered name, where given, are the framework's own."""
+    module, registered = value.get("module"), value.get("registered_name")
+    if registered not in (None, "", name):
+        return False
+    if module is None:
+        return True
+    return isinstance(module, str) and any(
+        module == package or module.startswith(f"{package}.") for package in allowed.MODULES
+    )
+
+
+def _module(value: dict[str, Any]) -> str | None:
+    module, registered = value.get("module"), value.get("registered_name")
+    if isinstance(module, str):
+        return module
+    return registered.partition(">")[0] if isinstance(registered, str) and ">" in registered else None
+
+
+def _operation(config: Any) -> str:  # noqa: ANN401
+    """Name the operation of a `TensorFlowOpLayer`; the form that TensorFlow 2.0 wrote is not read."""
+    node = config.get("node_def") if isinstance(config, dict) else None
+    return str(node.get("op")) if isinstance(node, dict) else "in binary form"

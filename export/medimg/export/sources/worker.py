@@ -1,0 +1,173 @@
+"""The process that a framework runs in: `python -m medimg.export.sources.worker`.
+
+It holds one model, and answers `open`, `predict` and `convert` on its standard input until that ends.
+Keras 3, tf-keras and SavedModels cannot share a process; and a file that brings a framework down brings down
+this process only. What goes wrong is one message, and the end of the process.
+"""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.export.errors import SourceError
+from medimg.export.sources import protocol
+from medimg.runtime.errors import MedimgError
+
+_MARKED = re.compile(r"\.(_\d+)?$")
+"""The end of a scope that carries a layer's name."""
+BATCH = 32
+"""Images that a framework gets at once."""
+
+
+class Network(Protocol):
+    """A model as a framework holds it."""
+
+    def describe(self) -> dict[str, Any]:
+        """Give `inputs` and `outputs` (name, dims, dtype), `layers` (names) and the framework's `version`."""
+
+    def call(self, images: Any) -> Any:  # noqa: ANN401  tensors
+        """Compute the outputs of a batch of float32 images, `(batch, rows, columns, channels)`."""
+
+
+class KerasNetwork:
+    """A model of Keras 3 or tf-keras."""
+
+    def __init__(self, keras: Any, path: Path, custom_objects: dict[str, Any], *, allow_code: bool) -> None:  # noqa: ANN401
+        self._keras = keras
+        self._model = keras.models.load_model(
+            path, custom_objects=custom_objects, compile=False, safe_mode=not allow_code
+        )
+        layers = _flattened(self._model)
+        self._layers = [layer.name for layer in layers]
+        _prepare(layers)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the model."""
+        return {
+            "inputs": [_tensor(tensor) for tensor in self._model.inputs or ()],
+            "outputs": [_tensor(tensor) for tensor in self._model.outputs or ()],
+            "layers": self._layers,
+            "version": self._keras.__version__,
+        }
+
+    def call(self, images: Any) -> Any:  # noqa: ANN401  tensors
+        """Run the model as for inference."""
+        return self._model(images, training=False)
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What frameworks print must not come between the messages.
+    sys.excepthook = lambda kind, error, trace: _report(answers, kind, error, trace)
+    network: Network | None = None
+    while (request := protocol.receive(sys.stdin.buffer)) is not None:
+        message, blobs = request
+        if message["do"] == "open":
+            network = _open(message)
+            protocol.send(answers, network.describe())
+        elif network is not None and message["do"] == "predict":
+            protocol.send(
+                answers, {}, protocol.array_bytes(_predict(network, protocol.bytes_array(blobs[0])))
+            )
+        elif network is not None:
+            protocol.send(answers, {}, _convert(network, tuple(message["shape"])))
+
+
+def _open(message: dict[str, Any]) -> Network:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    tensorflow = importlib.import_module("tensorflow")
+    if message["threads"]:
+        tensorflow.config.threading.set_intra_op_parallelism_threads(message["threads"])
+    path, framework = Path(message["path"]), message["framework"]
+    if framework == "saved_model":
+        from medimg.export.sources.saved_model import SignatureNetwork
+
+        return SignatureNetwork(tensorflow, path)
+    keras = importlib.import_module(framework)
+    allow_code = bool(message["allow_code"])
+    custom = _custom_objects(keras, tensorflow, message["imports"]) if allow_code else {}
+    return KerasNetwork(keras, path, custom, allow_code=allow_code)
+
+
+def _custom_objects(keras: Any, tensorflow: Any, imports: list[list[str]]) -> dict[str, Any]:  # noqa: ANN401
+    """Import what the user let in, and give Lambda layers the names that their code was written with."""
+    names = {"tf": tensorflow, "tensorflow": tensorflow, "keras": keras, "np": np, "numpy": np}
+    names["K"] = keras.backend
+    if keras.__name__ == "keras":
+        # Keras 3 runs a Lambda's code with these names alone, and takes no others by any argument.
+        vars(importlib.import_module("keras.src.utils.python_utils")).update(names)
+    custom = dict(names)
+    for name, module in imports:
+        try:
+            custom[name] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise SourceError(f"needs {name} of {module} ({error}): put its folder on PYTHONPATH") from error
+    return custom
+
+
+def _predict(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    parts = [
+        np.asarray(network.call(images[start : start + BATCH]), np.float32)
+        for start in range(0, len(images), BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _convert(network: Network, shape: tuple[int, int, int]) -> bytes:
+    from medimg.export.to_onnx import convert
+
+    model = convert(network.call, shape)
+    for node in model.graph.node:
+        node.name = "/".join(_MARKED.sub("", scope) for scope in node.name.split("/"))
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _prepare(layers: list[Any]) -> None:
+    """Make layers ready for the conversion: names that stay, and forms that ONNX has.
+
+    Each name ends in a full stop. TensorFlow numbers scopes that come again, so that the second `conv2d` has
+    the scope of the first `conv2d_1`; behind the mark a number is TensorFlow's, before it the layer's own.
+    tf-keras's layer normalisation borrows an operator of batch normalisation, which ONNX has not; its plain
+    form computes the same.
+    """
+    for layer in layers:
+        setattr(layer, "_name" if hasattr(layer, "_name") else "name", f"{layer.name}.")
+        if hasattr(layer, "_fused_can_be_used"):
+            layer._fused = False
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:  # noqa: ANN401
+    dtype = getattr(tensor.dtype, "name", tensor.dtype)
+    return {"name": tensor.name, "dims": list(tensor.shape), "dtype": str(dtype)}
+
+
+def _flattened(model: Any) -> list[Any]:  # noqa: ANN401
+    """List the layers in order, those of nested models in place of them."""
+    return [
+        leaf
+        for layer in model.layers
+        for leaf in (_flattened(layer) if getattr(layer, "layers", None) else [layer])
+    ]
+
+
+def _report(
+    answers: BinaryIO, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[0] if issubclass(kind, MedimgError) else f"{kind.__name__}: {lines[0]}"
+    protocol.send(answers, {"error": said[:400]})
+    sys.__excepthook__(kind, error, trace)
+
+
+if __name__ == "__main__":
+    main()
