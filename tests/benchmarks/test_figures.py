@@ -40,10 +40,9 @@ def test_an_unknown_figure_is_refused_with_the_known_ones() -> None:
 
 
 def test_every_verb_of_every_command_is_timed() -> None:
-    from medimg.train.cli import cli as train
-
     from medimg.benchmarks.cli import cli as bench
     from medimg.runtime.cli import cli as run
+    from medimg.train.cli import cli as train
 
     for command, group in (("medimg-bench", bench), ("medimg-run", run), ("medimg-train", train)):
         assert set(figures.VERBS[command]) == {"", *group.commands}

@@ -44,6 +44,7 @@ def tidy(model: ModelProto, layers: Iterable[str]) -> ModelProto:
     simplify.drop_inert(model)
     simplify.nearest_as_gather(model)
     _dense_as_gemm(graph, simplify.known_dims(model))
+    simplify.in_fixed_order(graph)
     _name_after_layers(graph, frozenset(layers))
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     clean = helper.make_model(

@@ -102,6 +102,35 @@ def drop_unused(graph: GraphProto) -> None:
     graph.initializer.extend(constants)
 
 
+def in_fixed_order(graph: GraphProto) -> None:
+    """Order nodes as a walk from the output finds them, and constants as the nodes take them.
+
+    Claim: the order follows from the graph alone; every node stands after those that it takes from.
+    """
+    producers = {name: node for node in graph.node for name in node.output if name}
+    ordered: list[NodeProto] = []
+    done: set[int] = set()
+    waiting = [(producers[value.name], False) for value in reversed(graph.output) if value.name in producers]
+    while waiting:
+        node, inputs_done = waiting.pop()
+        if id(node) in done:
+            continue
+        if inputs_done:
+            done.add(id(node))
+            ordered.append(node)
+            continue
+        waiting.append((node, True))
+        waiting += [(producers[name], False) for name in reversed(node.input) if name in producers]
+    constants = {item.name: item for item in graph.initializer}
+    names = dict.fromkeys(name for node in ordered for name in node.input if name in constants)
+    kept = [constants[name] for name in names]
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    constants_kept = [TensorProto.FromString(item.SerializeToString()) for item in kept]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants_kept)
+
+
 def known_dims(model: ModelProto, batch: int = BATCHES[0]) -> Dims:
     """Infer the shape of every tensor for one batch size; None is an axis of unknown length."""
     sized = ModelProto()

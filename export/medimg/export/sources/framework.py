@@ -164,7 +164,8 @@ class FrameworkSource:
 
 def _environment(framework: Framework) -> dict[str, str]:
     """Make the worker's environment, in which no module is imported from the current folder."""
-    chosen = {**os.environ, "PYTHONSAFEPATH": "1"}
+    # A fixed hash seed: the order of sets shows in what the converter gives.
+    chosen = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
     if framework == "tf_keras":
         chosen["TF_USE_LEGACY_KERAS"] = "1"
     else:
