@@ -29,11 +29,11 @@ class FitOptions:
     """Side of the square network input, in pixels."""
     epochs: int | None = None
     """At most, of the new head (vgg16) or of the whole network."""
-    fine_tune_epochs: int = 4
+    fine_tune_epochs: int = 6
     """At most, of the last block; 0 leaves the base as it is."""
     learning_rate: float = 1e-3
     """Of the new head (vgg16) or of the whole network."""
-    fine_tune_rate: float = 1e-5
+    fine_tune_rate: float = 3e-5
     """Of the last block; it stays fixed."""
     batch_size: int = 32
     dense_units: int | None = None
