@@ -70,6 +70,11 @@ ROUNDED = ("k2_teachable_machine_softmax3.h5",)
 ROUNDING = "known shortfall: float32 rounding in its depth, 4.6e-5 from Keras where 1e-5 is wanted"
 
 
+def case(model: dict[str, Any]) -> Any:
+    marks = [pytest.mark.xfail(reason=ROUNDING)] if model["file"] in ROUNDED else []
+    return pytest.param(model, id=model["file"], marks=marks)
+
+
 @pytest.fixture(scope="module")
 def models(real_data: Path) -> Path:
     return real_data / "models"
@@ -81,17 +86,7 @@ def found() -> dict[str, Outcome]:
     return {}
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(
-            model,
-            id=model["file"],
-            marks=[pytest.mark.xfail(reason=ROUNDING)] if model["file"] in ROUNDED else [],
-        )
-        for model in MODELS
-    ],
-)
+@pytest.mark.parametrize("model", [case(model) for model in MODELS])
 def test_each_model_is_exported_and_verified_or_refused_for_its_reason(
     models: Path, model: dict[str, Any], tmp_path: Path, found: dict[str, Outcome]
 ) -> None:
