@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from commands import BIN, as_typed, read_json, run_command
+from commands import BIN, CommandFailedError, as_typed, read_json, run_command
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import Classifier
@@ -187,7 +187,10 @@ def main() -> None:
         parser.error(f"no figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
     os.chdir(ROOT)
     for name in names:
-        print(f"\nwrote {write_figure(name)}")
+        try:
+            print(f"\nwrote {write_figure(name).relative_to(ROOT)}")
+        except CommandFailedError as error:
+            sys.exit(f"error: {name}: {error}")
 
 
 def write_figure(name: str) -> Path:

@@ -91,7 +91,7 @@ def test_every_published_test_image_counts(figures: Evaluation, name: str) -> No
 
 
 @pytest.mark.xfail(
-    reason="known shortfall: 0.652 was measured on brain-MRI where 0.665 is wanted; defaults are being chosen",
+    reason="known shortfall: 0.652 was measured on brain-MRI where 0.665 is wanted",
     strict=False,
 )
 def test_accuracy_is_near_that_of_logistic_regression_on_frozen_features(
