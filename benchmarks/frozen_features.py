@@ -1,0 +1,52 @@
+"""The bar for fine-tuning: logistic regression on the frozen features of VGG16's ImageNet base.
+
+`frozen_features.py DATA WEIGHTS` prints its accuracy on DATA's test part.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.data import read_data
+from medimg.train.keras_setup import choose_policy, start_keras
+from medimg.train.networks import POOL, build, view
+from medimg.train.options import FitOptions, Job
+from medimg.train.progress import Progress
+from medimg.train.weights import load_weights
+
+
+def logistic_regression_accuracy(data: Path, weights: Path) -> float:
+    """Fit scikit-learn's logistic regression on the whole training part and score it on the test part.
+
+    Args:
+        data: a data set with the parts train and test.
+        weights: VGG16's ImageNet weights without its top.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    start_keras(usable_cpus(), 0)
+    from medimg.train.batches import Batches, Part
+    from medimg.train.cache import cache_images, cache_outputs
+    from medimg.train.finetune import image_transform
+
+    options, dataset = FitOptions(), read_data(data)
+    network = build(options, len(dataset.labels), choose_policy("auto"))
+    load_weights(network, weights)
+    base = view(network, "image", POOL)
+    parts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(options, Path(folder), usable_cpus(), Progress())
+        for split in ("train", "test"):
+            part = dataset.part(split)
+            images = Part(cache_images(part, job, split), part.truth, np.ones(len(part), np.float32))
+            batches = Batches(images, options.batch_size, image_transform(options))
+            features = cache_outputs(base, batches, job, f"{split} features")
+            parts[split] = features.astype(np.float32), part.truth
+    return float(LogisticRegression(max_iter=2000).fit(*parts["train"]).score(*parts["test"]))
+
+
+if __name__ == "__main__":
+    print(logistic_regression_accuracy(Path(sys.argv[1]), Path(sys.argv[2])))
