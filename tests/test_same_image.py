@@ -23,6 +23,7 @@ class Recorder:
     """A back end that keeps what it is given."""
 
     name, device, precision = "recorder", "cpu", "fp32"
+    parallel, batch_size = 1, 1
 
     def __init__(self) -> None:
         self.images: list[NDArray[Any]] = []

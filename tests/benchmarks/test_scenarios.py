@@ -53,7 +53,7 @@ def measured(
     clock = FakeClock()
     backend = FakeBackend(clock, latency_ms)
     (run,) = measure(
-        Pipeline(backend.infer, spec, clock),
+        {scenario: Pipeline(backend.infer, spec, clock)},
         make_queries(spec.image),
         [(scenario, batch_size)],
         Settings(duration_s, threads=2),
@@ -149,7 +149,7 @@ def test_single_stream_stages_add_up_to_the_real_latency(tiny_spec: ModelSpec) -
         return np.full((len(images), 3), 1 / 3, np.float32)
 
     (run,) = measure(
-        Pipeline(infer, tiny_spec),
+        {"single-stream": Pipeline(infer, tiny_spec)},
         make_queries(tiny_spec.image),
         [("single-stream", 1)],
         Settings(1, threads=1),

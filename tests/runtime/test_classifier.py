@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -11,11 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import NAMES
+from medimg.runtime import classifier as classifier_module
+from medimg.runtime.backends import NAMES, Tuning
 from medimg.runtime.classifier import Classifier, best_classes
 from medimg.runtime.containers import embed_in_onnx, open_onnx
-from medimg.runtime.errors import BackendError, IntegrityError, ModelError, NoSpecError, UsageError
-from medimg.runtime.spec import Intensity
+from medimg.runtime.errors import (
+    BackendError,
+    ImageError,
+    IntegrityError,
+    ModelError,
+    NoSpecError,
+    UsageError,
+)
+from medimg.runtime.spec import ImageRule, Intensity
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +99,82 @@ def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list
             next(answers)
         assert isinstance(answers, Generator)
         answers.close()
-    assert taken <= 20 + 4 + 2 * 2 + 1
+        batches_ahead = classifier.backend.parallel
+    assert taken <= 20 + batches_ahead * 4 + (2 * 2 + 4) + 1
     assert not [thread for thread in threading.enumerate() if "medimg" in thread.name]
+
+
+def test_several_threads_may_use_one_classifier(small_artefact: Path, pictures: list[Path]) -> None:
+    with Classifier(small_artefact) as classifier:
+        expected = [answer.top_k for answer in classifier.predict(pictures)]
+        with ThreadPoolExecutor(4) as threads:
+            found = list(
+                threads.map(
+                    lambda size: [answer.top_k for answer in classifier.predict(pictures, batch_size=size)],
+                    (1, 2, 3, 5) * 5,
+                )
+            )
+    for answers in found:
+        for ours, theirs in zip(answers, expected, strict=True):
+            assert [best.index for best in ours] == [best.index for best in theirs]
+            assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("tuned_for", ["latency", "throughput"])
+def test_tuning_changes_no_answer(
+    small_artefact: Path, pictures: list[Path], backend: str, tuned_for: Tuning
+) -> None:
+    with Classifier(small_artefact, backend=backend) as classifier:
+        expected = [answer.top_k for answer in classifier.predict(pictures)]
+    with Classifier(small_artefact, backend=backend, tuned_for=tuned_for) as classifier:
+        found = [answer.top_k for answer in classifier.predict(pictures)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_closed_classifier_says_so(small_artefact: Path, pictures: list[Path], backend: str) -> None:
+    with Classifier(small_artefact, backend=backend) as classifier:
+        pass
+    with pytest.raises(BackendError, match="closed"):
+        list(classifier.predict(pictures))
+
+
+def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
+    small_artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+
+    def endless_frames(_path: Path, rule: ImageRule) -> Iterator[NDArray[np.uint8]]:
+        nonlocal decoded
+        while True:
+            decoded += 1
+            yield np.zeros((rule.rows, rule.columns, 3), np.uint8)
+
+    monkeypatch.setattr(classifier_module, "load_frames", endless_frames)
+    with Classifier(small_artefact, threads=1) as classifier:
+        answers = classifier.predict([Path("long.dcm")], batch_size=4)
+        frames = [next(answers).frame for _ in range(40)]
+        batches_ahead = classifier.backend.parallel
+    assert frames == list(range(40))
+    assert decoded <= 40 + classifier_module.FRAMES_AHEAD + 4 * (batches_ahead + 1)
+
+
+def test_frames_before_a_damaged_one_are_answered(
+    small_artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_good_frames(path: Path, rule: ImageRule) -> Iterator[NDArray[np.uint8]]:
+        for _ in range(2):
+            yield np.zeros((rule.rows, rule.columns, 3), np.uint8)
+        raise ImageError(f"{path}: a damaged frame")
+
+    monkeypatch.setattr(classifier_module, "load_frames", two_good_frames)
+    with Classifier(small_artefact) as classifier:
+        answers = list(classifier.predict([Path("a.dcm")]))
+    assert [answer.frame for answer in answers] == [0, 1, None]
+    assert answers[2].error is not None
+    assert answers[2].error.message == "a.dcm: a damaged frame"
 
 
 def test_top_k_is_limited_to_the_classes(small_artefact: Path, pictures: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import Queries, make_queries, read_queries
 from medimg.benchmarks.results import STAGES, Benchmark, ColdStart, Run, ScenarioName
 from medimg.benchmarks.scenarios import SCENARIOS, Load
+from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
@@ -26,6 +28,8 @@ WARM_UP_QUERIES = 3
 """The clock starts after the longer of the two."""
 LEAST_QUERIES: Mapping[ScenarioName, int] = {"single-stream": samples_needed(0.5), "offline": 1}
 """A run in which fewer fit is refused: latencies need a median at least, throughput one batch."""
+TUNING: Mapping[ScenarioName, Tuning] = {"single-stream": "latency", "offline": "throughput"}
+"""What the back end is tuned for."""
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -77,17 +81,27 @@ def run_benchmark(
     """
     plan = _plan(scenarios, batch_sizes, duration_s)
     started, load_average, threads = now(), os.getloadavg(), threads or usable_cpus()
-    with Classifier(model, backend=backend, device=device, threads=threads) as classifier:
-        used, spec = classifier.backend, classifier.spec
+    with ExitStack() as opened:
+        classifiers = {
+            name: opened.enter_context(
+                Classifier(model, backend=backend, device=device, threads=threads, tuned_for=TUNING[name])
+            )
+            for name in dict(plan)
+        }
+        pipelines = {
+            name: Pipeline(classifier.probabilities, classifier.spec, parallel=classifier.backend.parallel)
+            for name, classifier in classifiers.items()
+        }
+        used, spec = next((item.backend, item.spec) for item in classifiers.values())
         queries = make_queries(spec.image) if data is None else read_queries(data, spec.image, threads)
-        pipeline = Pipeline(classifier.probabilities, spec)
         # What cannot run at all fails here, with its own message.
-        pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
+        for pipeline in pipelines.values():
+            pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
         cold_start = partial(
             measure_cold_start, model, backend=used.name, device=used.device, threads=threads
         )
         settings = Settings(duration_s, threads, progress, cold_start)
-        runs = tuple(measure(pipeline, queries, plan, settings))
+        runs = tuple(measure(pipelines, queries, plan, settings))
     environment = read_environment(started, load_average)
     return Benchmark(
         model=str(model),
@@ -111,9 +125,12 @@ def run_benchmark(
 
 
 def measure(
-    pipeline: Pipeline, queries: Queries, plan: Sequence[tuple[ScenarioName, int]], settings: Settings
+    pipelines: Mapping[ScenarioName, Pipeline],
+    queries: Queries,
+    plan: Sequence[tuple[ScenarioName, int]],
+    settings: Settings,
 ) -> Iterator[Run]:
-    """Run each scenario of a plan, given with its images a query.
+    """Run each scenario of a plan, given with its images a query, on its own pipeline.
 
     Raises:
         UsageError: fewer queries than `LEAST_QUERIES` fit into the duration.
@@ -121,7 +138,7 @@ def measure(
     first_answers = _cold_starts(sorted({size for _, size in plan}), settings)
     for scenario, batch_size in plan:
         settings.progress(f"{scenario}, batch {batch_size}: {settings.duration_s:g} s")
-        run = partial(SCENARIOS[scenario], pipeline)
+        run = partial(SCENARIOS[scenario], pipelines[scenario])
         load = Load(queries.endless(), batch_size, settings.duration_s, settings.threads)
         warm_up = run(replace(load, duration_s=WARM_UP_S, least_queries=WARM_UP_QUERIES))
         _check_duration(scenario, load, warm_up)

@@ -1,7 +1,8 @@
 """The way of an image from its file to its most likely classes, with a clock at every stage."""
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +28,14 @@ class Measurement:
     """Sum over the run, by stage."""
     images: int = 0
     elapsed_ns: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, stage: str, duration_ns: int) -> None:
-        """Count time spent in a stage."""
-        self.stages_ns[stage] = self.stages_ns.get(stage, 0) + duration_ns
+    def add(self, stages_ns: Iterable[tuple[str, int]], images: int) -> None:
+        """Count images and the time that their stages took; several threads may call it at once."""
+        with self._lock:
+            for stage, duration_ns in stages_ns:
+                self.stages_ns[stage] = self.stages_ns.get(stage, 0) + duration_ns
+            self.images += images
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Pipeline:
     """`(batch, rows, columns, 3)` uint8 RGB to `(batch, classes)`."""
     spec: ModelSpec
     clock_ns: Callable[[], int] = time.perf_counter_ns
+    parallel: int = 1
+    """Calls of `infer` at once, where a scenario has several queries under way."""
 
     def fetch(self, sample: Sample) -> Fetched:
         """Read and resize one image.
@@ -73,9 +80,8 @@ class Pipeline:
         inferred = self.clock_ns()
         best_classes(probabilities, self.spec.labels, TOP_K)
         done = self.clock_ns()
-        for item in fetched:
-            measurement.add(item.stage, item.duration_ns)
-        measurement.add("preprocess", stacked - start)
-        measurement.add("infer", inferred - stacked)
-        measurement.add("postprocess", done - inferred)
-        measurement.images += len(fetched)
+        stages = [(item.stage, item.duration_ns) for item in fetched]
+        stages += [
+            ("preprocess", stacked - start), ("infer", inferred - stacked), ("postprocess", done - inferred),
+        ]  # fmt: skip
+        measurement.add(stages, len(fetched))

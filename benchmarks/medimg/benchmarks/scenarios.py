@@ -4,15 +4,15 @@ Source:
     V. J. Reddi et al., MLPerf Inference Benchmark, ISCA 2020, table II.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 from medimg.benchmarks.pipeline import Fetched, Measurement, Pipeline
 from medimg.benchmarks.results import ScenarioName
 from medimg.runtime.data import Sample
+from medimg.runtime.ordered import in_order, worker_threads
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,24 @@ def offline(pipeline: Pipeline, load: Load) -> Measurement:
     begun = begin = clock()
     end = begin + round(load.duration_s * 1e9)
     with (
-        ThreadPoolExecutor(load.threads) as pool,
-        closing(_fetched_ahead(pool, pipeline, load)) as images,
+        worker_threads(load.threads, "decode") as decoders,
+        worker_threads(pipeline.parallel, "infer") as runners,
     ):
-        while begun < end or len(found.latencies_ns) < load.least_queries:
-            pipeline.answer([next(images) for _ in range(load.batch_size)], found)
+        fetched = in_order(decoders, pipeline.fetch, load.samples, load.batch_size + 2 * load.threads)
+
+        def queries() -> Iterator[list[Fetched]]:
+            sent = 0
+            while clock() < end or sent < load.least_queries:
+                yield list(islice(fetched, load.batch_size))
+                sent += 1
+
+        answer = partial(pipeline.answer, measurement=found)
+        for _ in in_order(runners, answer, queries(), pipeline.parallel):
             done = clock()
             found.latencies_ns.append(done - begun)
             begun = done
     found.elapsed_ns = begun - begin
     return found
-
-
-def _fetched_ahead(pool: ThreadPoolExecutor, pipeline: Pipeline, load: Load) -> Generator[Fetched]:
-    waiting: deque[Future[Fetched]] = deque()
-    try:
-        for _ in range(load.batch_size + 2 * load.threads):
-            waiting.append(pool.submit(pipeline.fetch, next(load.samples)))
-        while True:
-            done = waiting.popleft()
-            waiting.append(pool.submit(pipeline.fetch, next(load.samples)))
-            yield done.result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 SCENARIOS: Mapping[ScenarioName, Callable[[Pipeline, Load], Measurement]] = {

@@ -1,10 +1,9 @@
 """Images in, the most likely classes out."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -12,11 +11,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Probabilities, open_backend
+from medimg.runtime.backends import Probabilities, Tuning, open_backend
 from medimg.runtime.containers import open_onnx
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.errors import ImageError, ModelError, UsageError
+from medimg.runtime.errors import MedimgError, ModelError, UsageError
 from medimg.runtime.images import load_frames, prepare
+from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule, ModelSpec
 
@@ -54,6 +54,10 @@ class Prediction:
     error: InputError | None = None
 
 
+FRAMES_AHEAD = 16
+"""Frames of one file that are decoded before they are needed."""
+
+
 @dataclass(frozen=True)
 class _Decoded:
     path: str | None
@@ -65,13 +69,14 @@ class _Decoded:
 class Classifier:
     """An exported classifier, ready to answer.
 
-    One instance may be used by one thread at a time; it decodes in threads of its own.
+    Several threads may use one instance at once; each call of `predict` has decoding threads of its own.
 
     Args:
         model: an artefact of medimg-export.
         backend: `auto`, `openvino` or `onnxruntime`.
         device: `auto`, `cpu`, `gpu` or `gpu:N`; never anything else than what was asked for.
         threads: processor threads; all that this process may use unless given.
+        tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
 
     Raises:
         ModelError: the file cannot be used.
@@ -79,13 +84,21 @@ class Classifier:
     """
 
     def __init__(
-        self, model: str | Path, *, backend: str = "auto", device: str = "auto", threads: int | None = None
+        self,
+        model: str | Path,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        tuned_for: Tuning = "throughput",
     ) -> None:
         artefact = open_onnx(model)
         self._name = str(model)
         self._threads = threads or usable_cpus()
         self.spec: ModelSpec = artefact.spec
-        self.backend = open_backend(artefact, backend=backend, device=device, threads=self._threads)
+        self.backend = open_backend(
+            artefact, backend=backend, device=device, threads=self._threads, tuned_for=tuned_for
+        )
 
     def __enter__(self) -> "Classifier":
         return self
@@ -119,33 +132,46 @@ class Classifier:
         return self.backend.infer(images)
 
     def predict(
-        self, inputs: Iterable[Input], *, top_k: int = 5, batch_size: int = 32
+        self, inputs: Iterable[Input], *, top_k: int = 5, batch_size: int | None = None
     ) -> Iterator[Prediction]:
         """Classify files or arrays, in order; a file that cannot be read is a prediction with an error.
+
+        Files are decoded in threads while the back end runs; both work a bounded number of images ahead, so
+        memory does not grow with the number of inputs.
 
         Args:
             inputs: paths of image files, or arrays as `medimg.runtime.images.prepare` takes them.
             top_k: how many classes to report, most likely first.
-            batch_size: images a call of the back end; batches are filled across files.
+            batch_size: images a call of the back end, filled across files; what suits it best unless given.
 
         Yields:
-            One prediction an image or frame, in the order of the inputs.
+            One prediction an image or frame, in the order of the inputs. A file whose later frames cannot be
+            read gives those before them, and then the error.
         """
-        if top_k < 1 or batch_size < 1:
-            raise UsageError(f"top_k {top_k} and batch_size {batch_size} must be at least 1")
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="medimg-decode") as pool:
-            decoded = _decode_in_order(pool, inputs, self.spec.image, ahead=2 * self._threads)
-            for group in _groups(decoded, batch_size):
-                yield from self._answer(group, top_k)
+        size = self.backend.batch_size if batch_size is None else batch_size
+        if top_k < 1 or size < 1:
+            raise UsageError(f"top_k {top_k} and batch_size {size} must be at least 1")
+        parallel = self.backend.parallel
+        with (
+            worker_threads(self._threads, "decode") as decoders,
+            worker_threads(parallel, "infer") as runners,
+        ):
+            files = in_order(
+                decoders, partial(_decode, rule=self.spec.image), inputs, 2 * self._threads + size
+            )
+            groups = _groups(chain.from_iterable(chain.from_iterable(files)), size)
+            answers = in_order(runners, partial(self._answer, top_k=top_k), groups, parallel)
+            yield from chain.from_iterable(answers)
 
-    def _answer(self, group: list[_Decoded], top_k: int) -> Iterator[Prediction]:
+    def _answer(self, group: list[_Decoded], top_k: int) -> list[Prediction]:
         images = [item.image for item in group if item.image is not None]
         answers = iter(
             best_classes(self.probabilities(np.stack(images)), self.spec.labels, top_k) if images else ()
         )
-        for item in group:
-            best = () if item.image is None else next(answers)
-            yield Prediction(item.path, item.frame, best, item.error)
+        return [
+            Prediction(item.path, item.frame, () if item.image is None else next(answers), item.error)
+            for item in group
+        ]
 
 
 def best_classes(
@@ -174,30 +200,21 @@ def best_classes(
     ]
 
 
-def _decode(item: Input, rule: ImageRule) -> list[_Decoded]:
+def _decode(item: Input, rule: ImageRule) -> Iterator[list[_Decoded]]:
+    """Decode a file's first frames at once; those of a long one follow as they are needed."""
+    frames = _frames(item, rule)
+    first = list(islice(frames, FRAMES_AHEAD))
+    return chain((first,), ([frame] for frame in frames))
+
+
+def _frames(item: Input, rule: ImageRule) -> Iterator[_Decoded]:
     path = None if isinstance(item, np.ndarray) else str(item)
     try:
-        frames = [prepare(item, rule)] if isinstance(item, np.ndarray) else list(load_frames(item, rule))
-    except ImageError as error:
-        return [_Decoded(path, None, None, InputError(type(error).__name__, str(error)))]
-    return [_Decoded(path, number, frame) for number, frame in enumerate(frames)]
-
-
-def _decode_in_order(
-    pool: ThreadPoolExecutor, inputs: Iterable[Input], rule: ImageRule, *, ahead: int
-) -> Iterator[_Decoded]:
-    """Decode with a bounded number of files under way, so that memory does not grow with the inputs."""
-    waiting: deque[Future[list[_Decoded]]] = deque()
-    source = iter(inputs)
-    try:
-        waiting.extend(pool.submit(_decode, item, rule) for item in islice(source, ahead))
-        while waiting:
-            done = waiting.popleft()
-            waiting.extend(pool.submit(_decode, item, rule) for item in islice(source, 1))
-            yield from done.result()
-    finally:
-        for future in waiting:
-            future.cancel()
+        pixels = iter((prepare(item, rule),)) if isinstance(item, np.ndarray) else load_frames(item, rule)
+        for number, frame in enumerate(pixels):
+            yield _Decoded(path, number, frame)
+    except MedimgError as error:
+        yield _Decoded(path, None, None, InputError(type(error).__name__, str(error)))
 
 
 def _groups(items: Iterator[_Decoded], batch_size: int) -> Iterator[list[_Decoded]]:

@@ -1,6 +1,7 @@
 """The command line of medimg-run."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
 
 BACKENDS = ("auto", "openvino", "onnxruntime")
+STANDARD_INPUT = Path("-")
 
 
 @click.group()
@@ -27,7 +29,7 @@ def cli() -> None:
 @click.argument("inputs", type=PathArgument, nargs=-1, required=True)
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once."
+    "--batch-size", type=click.IntRange(min=1), help="Images at once.  [default: what suits the back end]"
 )
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, gpu or gpu:N.")
@@ -40,7 +42,7 @@ def predict(
     model: Path,
     inputs: tuple[Path, ...],
     top_k: int,
-    batch_size: int,
+    batch_size: int | None,
     backend: str,
     device: str,
     style: str,
@@ -55,11 +57,18 @@ def predict(
     from medimg.runtime.output import Outcome, write_predictions
 
     outcome = Outcome()
-    with Classifier(model, backend=backend, device=device, threads=threads) as classifier:
+    alone = len(inputs) == 1 and inputs[0] != STANDARD_INPUT and not inputs[0].is_dir()
+    with Classifier(
+        model,
+        backend=backend,
+        device=device,
+        threads=threads,
+        tuned_for="latency" if alone else "throughput",
+    ) as classifier:
         used = classifier.backend
         click.echo(f"{used.name} on {used.device}, {used.precision}", err=True)
         predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
-        write_predictions(outcome.counting(_with_progress(predictions)), style, output)
+        write_predictions(outcome.counting(_with_progress(predictions, inputs)), style, output)
     click.echo(outcome.summary(), err=True)
     return 0 if outcome.failed == 0 and outcome.answered else 1
 
@@ -98,15 +107,28 @@ def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
     from medimg.runtime.data import walk_images
 
     for item in inputs:
-        if item == Path("-"):
+        if item == STANDARD_INPUT:
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
         else:
             yield from walk_images([item])
 
 
-def _with_progress(predictions: "Iterator[Prediction]") -> "Iterator[Prediction]":
+def _with_progress(predictions: "Iterator[Prediction]", inputs: tuple[Path, ...]) -> "Iterator[Prediction]":
+    """Show on a terminal how many files are done, how fast, and how long the rest will take."""
     if commandline.progress_hidden():
         yield from predictions
         return
-    with click.progressbar(predictions, label="predict", file=sys.stderr, show_pos=True) as bar:
-        yield from bar
+    from medimg.runtime.data import walk_images
+
+    known = STANDARD_INPUT not in inputs
+    files = sum(1 for _ in walk_images(inputs)) if known else 1
+    start, done = time.monotonic(), 0
+    with click.progressbar(
+        length=files, file=sys.stderr, show_pos=known, show_eta=known, show_percent=known
+    ) as bar:
+        for prediction in predictions:
+            yield prediction
+            if not prediction.frame:
+                done += 1
+                bar.label = f"{done / (time.monotonic() - start):.1f} files/s"
+                bar.update(1 if known else 0)

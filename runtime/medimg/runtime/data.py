@@ -1,9 +1,8 @@
 """DATA: labelled images in any of the layouts that the commands take."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import Image, load_image, prepare
+from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.paths import walk_images
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule
@@ -137,20 +137,10 @@ def load_batches(
     Raises:
         ImageError: an image cannot be read.
     """
-    ahead = batch_size + 2 * threads
-    waiting: deque[Future[Image]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    try:
-        upcoming = iter(samples)
-        for start in range(0, len(samples), batch_size):
-            images = []
-            for _ in range(min(batch_size, len(samples) - start)):
-                while len(waiting) < ahead and (sample := next(upcoming, None)) is not None:
-                    waiting.append(pool.submit(sample.load, rule))
-                images.append(waiting.popleft().result())
-            yield np.stack(images)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with worker_threads(threads, "decode") as pool:
+        images = in_order(pool, lambda sample: sample.load(rule), samples, batch_size + 2 * threads)
+        while batch := list(islice(images, batch_size)):
+            yield np.stack(batch)
 
 
 def stratified_split(dataset: DataSet, fraction: float = 0.3, seed: int = 0) -> tuple[DataSet, DataSet]:

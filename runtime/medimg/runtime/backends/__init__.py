@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from medimg.runtime.errors import BackendError
 
 Probabilities: TypeAlias = NDArray[np.float32]
 """`(batch, classes)` float32."""
+Tuning: TypeAlias = Literal["latency", "throughput"]
+"""Whether one batch is to be answered soonest, with all threads, or many at once, each with fewer threads."""
 
 
 class Backend(Protocol):
@@ -25,8 +27,13 @@ class Backend(Protocol):
     precision: str
     """What the convolutions really run in: `fp32`, `bf16`, `fp16` or `int8`."""
 
+    parallel: int
+    """Calls of `infer`, each from a thread of its own, that keep the device busy."""
+    batch_size: int
+    """Images a call that give the highest throughput, or near it."""
+
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
-        """Run one batch.
+        """Run one batch; several threads may call it at once.
 
         Args:
             images: `(batch, rows, columns, 3)` uint8 RGB, or the float32 input of an artefact whose
@@ -68,7 +75,9 @@ def availability_of(name: str) -> Availability:
     return found
 
 
-def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int) -> Backend:
+def open_backend(
+    artefact: Artefact, *, backend: str, device: str, threads: int, tuned_for: Tuning = "latency"
+) -> Backend:
     """Load an artefact.
 
     Args:
@@ -77,6 +86,7 @@ def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int)
         device: `auto`, `cpu`, `gpu` or `gpu:N`. A device that is asked for is had or is an error;
             `auto` takes the first GPU that a back end can use, else the CPU.
         threads: processor threads for inference.
+        tuned_for: `latency` unless many batches are sent at once.
 
     Raises:
         BackendError: the back end or the device cannot be had; the message says what would help.
@@ -87,7 +97,7 @@ def open_backend(artefact: Artefact, *, backend: str, device: str, threads: int)
     for wanted in _devices(device, artefact.spec.precision):
         for candidate in candidates:
             if wanted in candidate.devices:
-                opened: Backend = _module(candidate.name).open_artefact(artefact, wanted, threads)
+                opened: Backend = _module(candidate.name).open_artefact(artefact, wanted, threads, tuned_for)
                 return opened
     remedies = "; ".join(c.remedy or f"{c.name} offers {', '.join(c.devices)}" for c in candidates)
     raise BackendError(f"device {device!r} cannot be had: {remedies}")

@@ -1,13 +1,14 @@
 """OpenVINO on the CPU."""
 
 import sys
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Availability, Probabilities
+from medimg.runtime.backends import Availability, Probabilities, Tuning
 from medimg.runtime.containers import Artefact
 from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.optional import require
@@ -30,8 +31,10 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
+    batch_size = 1
+    """Convolutions of one image fill a core; a larger batch only leaves its caches."""
 
-    def __init__(self, artefact: Artefact, threads: int) -> None:
+    def __init__(self, artefact: Artefact, threads: int, tuned_for: Tuning) -> None:
         openvino = import_openvino()
         core = openvino.Core()
         try:
@@ -39,31 +42,42 @@ class OpenVinoBackend:
             # Without the hint OpenVINO may lower an fp32 file to bf16 by itself.
             options = {
                 "INFERENCE_PRECISION_HINT": "f32",
-                "PERFORMANCE_HINT": "LATENCY",
+                "PERFORMANCE_HINT": tuned_for.upper(),
                 "INFERENCE_NUM_THREADS": threads,
             }
             self._compiled: Any = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise BackendError(f"{artefact.path}: OpenVINO refuses it: {error}") from None
-        self._request: Any = self._compiled.create_infer_request()
+        streams = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Twice as many requests as streams: the next one waits where the last one ends.
+        self.parallel = 1 if tuned_for == "latency" else 2 * int(streams)
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.parallel):
+            self._requests.put(self._compiled.create_infer_request())
         self.precision = _matrix_precision(self._compiled)
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
         """Run one batch; see `Backend.infer`."""
+        requests = self._requests
+        if self._compiled is None:
+            raise BackendError("the classifier is closed")
+        request = requests.get()
         try:
-            self._request.infer({"image": images}, share_inputs=True)
+            request.infer({"image": images}, share_inputs=True)
+            return np.array(request.get_tensor("probabilities").data, np.float32)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on a batch of shape {images.shape}: {error}") from None
-        return np.array(self._request.get_tensor("probabilities").data, np.float32)
+        finally:
+            requests.put(request)
 
     def close(self) -> None:
         """Free the compiled model."""
-        self._request = self._compiled = None
+        self._requests, self._compiled = SimpleQueue(), None
 
 
-def open_artefact(artefact: Artefact, _device: str, threads: int) -> OpenVinoBackend:
+def open_artefact(artefact: Artefact, _device: str, threads: int, tuned_for: Tuning) -> OpenVinoBackend:
     """Compile an artefact for the CPU."""
-    return OpenVinoBackend(artefact, threads)
+    return OpenVinoBackend(artefact, threads, tuned_for)
 
 
 def import_openvino() -> ModuleType:
