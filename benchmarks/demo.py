@@ -91,7 +91,7 @@ def demonstrate(data: Path | None, weights: str | None, output: Path) -> bool:
 def fit_options(weights: Weights, *, simulated: bool) -> tuple[str, ...]:
     """Choose what `fit` is told: which network, from which weights, at which image size."""
     if weights.path is None:
-        print("A VGG with batch normalisation is trained from scratch instead, on images of 96 pixels")
+        print("A VGG with batch normalisation is trained from scratch instead, on images of 64 pixels")
         return FROM_SCRATCH
     return ("--weights", str(weights.path), *(SIMULATED_SIZE if simulated else ()))
 

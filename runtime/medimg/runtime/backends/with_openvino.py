@@ -58,21 +58,24 @@ class OpenVinoBackend:
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
         """Run one batch; see `Backend.infer`."""
-        requests = self._requests
-        if self._compiled is None:
-            raise BackendError("the classifier is closed")
-        request = requests.get()
+        request = self._requests.get()
         try:
+            if request is None:
+                raise BackendError("the classifier is closed")
             request.infer({"image": images}, share_inputs=True)
             return np.array(request.get_tensor("probabilities").data, np.float32)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on a batch of shape {images.shape}: {error}") from None
         finally:
-            requests.put(request)
+            self._requests.put(request)
 
     def close(self) -> None:
-        """Free the compiled model."""
-        self._requests, self._compiled = SimpleQueue(), None
+        """Free the compiled model, once calls under way have ended: OpenVINO would leave them hanging."""
+        for _ in range(self.parallel):
+            self._requests.get()
+        self._compiled = None
+        for _ in range(self.parallel):
+            self._requests.put(None)
 
 
 def open_artefact(artefact: Artefact, _device: str, threads: int, tuned_for: Tuning) -> OpenVinoBackend:
