@@ -10,12 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import speed_figures  # noqa: F401  its figures are registered as it is read
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
@@ -25,11 +25,9 @@ from medimg.runtime.commandline import write_json
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
+from registry import FIGURES, ROOT, SCRATCH, figure
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCRATCH = Path("build") / "figures"
-"""Ignored by git; relative to the repository's root, where the commands run."""
 SCHEMA = 1
 
 REAL_SETS = {
@@ -46,19 +44,6 @@ VERBS = {
     "medimg-bench": ("", "run"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")
-
-Figure = Callable[[], dict[str, Any]]
-FIGURES: dict[str, Figure] = {}
-
-
-def figure(name: str) -> Callable[[Figure], Figure]:
-    """Register a function that measures something and returns plain values."""
-
-    def register(function: Figure) -> Figure:
-        FIGURES[name] = function
-        return function
-
-    return register
 
 
 @figure("startup")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import figures
+import registry
 
 
 def test_a_figure_is_written_with_command_commit_and_machine(
@@ -19,7 +20,7 @@ def test_a_figure_is_written_with_command_commit_and_machine(
 
     monkeypatch.setenv("MEDIMG_TEST_DATA", "/some/where")
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    monkeypatch.setitem(figures.FIGURES, "mine", measured)
+    monkeypatch.setitem(registry.FIGURES, "mine", measured)
     target = figures.write_figure("mine")
     plain = json.loads(target.read_text())
     assert plain["figure"] == "mine"
@@ -32,7 +33,7 @@ def test_a_figure_is_written_with_command_commit_and_machine(
 
 
 def test_an_unknown_figure_is_refused_with_the_known_ones() -> None:
-    script = figures.ROOT / "benchmarks" / "figures.py"
+    script = registry.ROOT / "benchmarks" / "figures.py"
     done = subprocess.run([sys.executable, script, "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no figure 'nothing'" in done.stderr
@@ -54,4 +55,4 @@ def test_results_name_no_host_no_user_and_no_folder() -> None:
         assert platform.node() not in text, path
         assert '"/' not in text, path
         assert str(Path.home()) not in text, path
-        assert json.loads(text)["figure"] in figures.FIGURES, path
+        assert json.loads(text)["figure"] in registry.FIGURES, path

@@ -1,0 +1,22 @@
+"""The figures by name, and where they are measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+SCRATCH = Path("build") / "figures"
+"""Ignored by git; relative to the repository's root, where the commands run."""
+
+Figure = Callable[[], dict[str, Any]]
+FIGURES: dict[str, Figure] = {}
+
+
+def figure(name: str) -> Callable[[Figure], Figure]:
+    """Register a function that measures something and returns plain values."""
+
+    def register(function: Figure) -> Figure:
+        FIGURES[name] = function
+        return function
+
+    return register
