@@ -3,9 +3,12 @@
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = (
@@ -79,3 +82,36 @@ def test_wheel_installs_medimg_alone(wheel: Path) -> None:
     for room in PACKAGES.values():
         assert f"medimg/{room}/py.typed" in names
         assert f"medimg/{room}/__init__.py" in names
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Distribution]:
+    """What `pip install 'medimg[cpu]'` brings, by name."""
+    folder = tmp_path_factory.mktemp("cpu")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--ignore-installed"]
+    subprocess.run([*install, "--prefix", str(folder), f"{wheel}[cpu]"], check=True, capture_output=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    return {canonicalize_name(item.name): item for item in distributions(path=[str(packages)])}
+
+
+def needed(name: str, installed: dict[str, Distribution], seen: set[str]) -> set[str]:
+    """Give a distribution and all that it needs without an extra."""
+    for line in installed[name].requires or ():
+        requirement = Requirement(line)
+        wanted = canonicalize_name(requirement.name)
+        holds = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if holds and wanted not in seen:
+            seen |= needed(wanted, installed, seen | {wanted})
+    return seen | {name}
+
+
+@pytest.mark.parametrize(
+    ("extra", "limit_mb"),
+    [((), 230), (("onnxruntime",), 300), (("openvino",), 410), (("onnxruntime", "openvino"), 480)],
+)
+def test_installed_size(installed: dict[str, Distribution], extra: tuple[str, ...], limit_mb: float) -> None:
+    names = set().union(*(needed(name, installed, set()) for name in ("medimg", *extra)))
+    files = (file.locate() for name in names for file in installed[name].files or ())
+    size_mb = sum(Path(str(file)).stat().st_size for file in set(files)) / 1e6
+    assert {"numpy", "opencv-python-headless", "click"} <= names
+    assert 100 < size_mb <= limit_mb, sorted(names)
