@@ -1,8 +1,8 @@
 """DICOM files to 8-bit pixels: which of them hold an image, and how each transfer syntax is decoded.
 
-Compressed pixels go only through decoders that survive damaged data: OpenJPEG for JPEG 2000, CharLS for
-JPEG-LS, pydicom's own for RLE and OpenCV's libjpeg-turbo for 8-bit JPEG. GDCM can end the whole process, so
-it is not used even where it is installed. "PS3.x" are parts of the DICOM standard.
+In this process compressed pixels go only through decoders that survive damaged data: OpenJPEG for JPEG
+2000, CharLS for JPEG-LS, pydicom's own for RLE and OpenCV's libjpeg-turbo for 8-bit JPEG. GDCM, for other
+JPEG, can end its process, which is therefore one of its own. "PS3.x" are parts of the DICOM standard.
 """
 
 import logging
@@ -10,6 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import islice
 from typing import Any, Literal
@@ -18,18 +19,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime import headers
+from medimg.runtime import gdcm_frames, headers
+from medimg.runtime.decoder_pool import DecoderPool
 from medimg.runtime.dicom_display import display
 from medimg.runtime.errors import ImageError
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70))
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 53, 55, 57, 70))
+"""Of these 53 and 55, progressive JPEG, are retired."""
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{part}" for part in (90, 91, 201, 202, 203))
 _RLE = "1.2.840.10008.1.2.5"
 _PLUGINS = {**dict.fromkeys(_JPEG_LS, "pyjpegls"), **dict.fromkeys(_JPEG_2000, "pylibjpeg"), _RLE: "pydicom"}
 """Transfer syntax to the one plug-in of pydicom that may decode it."""
+
+_GDCM = DecoderPool(gdcm_frames.__name__)
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -182,7 +187,7 @@ def _check_codestream(codestream: bytes, dataset: Any) -> None:  # noqa: ANN401
         right, bottom, left, top = struct.unpack_from(">IIII", codestream, start + 8)
         rows, columns = bottom - top, right - left
     else:
-        rows, columns, _ = headers.jpeg_frame(codestream)
+        rows, columns = headers.jpeg_frame(codestream)[:2]
     if (rows, columns) != (dataset.Rows, dataset.Columns):
         raise ImageError(
             f"a compressed frame of {columns}x{rows} pixels, where the header says "
@@ -191,20 +196,52 @@ def _check_codestream(codestream: bytes, dataset: Any) -> None:  # noqa: ANN401
 
 
 def _jpeg_frames(dataset: Any) -> Iterator[tuple[NDArray[Any], str]]:  # noqa: ANN401
-    """Decode JPEG Baseline, and JPEG Extended and Lossless where samples have 8 bits."""
+    """Decode JPEG: samples of 8 bits here, others in a process of their own."""
     for codestream in _codestreams(dataset):
         _check_codestream(codestream, dataset)
-        if (bits := headers.jpeg_frame(codestream).bits) != 8:
-            syntax = dataset.file_meta.TransferSyntaxUID
-            raise ImageError(f"nothing here decodes {bits}-bit {syntax.name} ({syntax}): {_CONVERT}")
-        if dataset.get("PhotometricInterpretation") == "RGB":
-            # The header decides where the codestream says nothing; its own marker would override this one.
-            codestream = codestream[:2] + _ADOBE_RGB + codestream[2:]  # noqa: PLW2901
-        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(codestream, np.uint8), flags)
-        if pixels is None:
-            raise ImageError("a damaged JPEG frame")
-        if pixels.ndim == 3:
-            yield pixels[..., ::-1], "RGB"
-        else:
-            yield pixels, str(dataset.get("PhotometricInterpretation"))
+        frame = headers.jpeg_frame(codestream)
+        decode = _decode_eight_bits if frame.bits == 8 else _decode_with_gdcm
+        yield decode(codestream, frame, dataset)
+
+
+def _decode_eight_bits(codestream: bytes, _: headers.JpegFrame, dataset: Any) -> tuple[NDArray[Any], str]:  # noqa: ANN401
+    photometric = str(dataset.get("PhotometricInterpretation"))
+    if photometric == "RGB":
+        # The header decides where the codestream says nothing; its own marker would override this one.
+        codestream = codestream[:2] + _ADOBE_RGB + codestream[2:]
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(codestream, np.uint8), flags)
+    if pixels is None:
+        raise ImageError("a damaged JPEG frame")
+    return (pixels[..., ::-1], "RGB") if pixels.ndim == 3 else (pixels, photometric)
+
+
+def _decode_with_gdcm(
+    codestream: bytes,
+    frame: headers.JpegFrame,
+    dataset: Any,  # noqa: ANN401
+) -> tuple[NDArray[Any], str]:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    photometric = str(dataset.get("PhotometricInterpretation"))
+    if frame.samples != dataset.SamplesPerPixel or (frame.samples != 1 and photometric != "RGB"):
+        raise ImageError(
+            f"nothing here decodes {frame.bits}-bit {syntax.name} ({syntax}) in colour: {_CONVERT}"
+        )
+    if find_spec("gdcm") is None:
+        raise ImageError(f"its {frame.bits}-bit {syntax.name} needs a decoder: pip install 'medimg[dicom]'")
+    request = gdcm_frames.CompressedFrame(
+        frame.rows, frame.columns, frame.samples, frame.bits, str(syntax), codestream
+    )
+    decoded = _GDCM.run(request.pack(), request.decoded_bytes)
+    shape = (frame.rows, frame.columns) if frame.samples == 1 else (frame.rows, frame.columns, frame.samples)
+    stored = np.frombuffer(decoded, f"<u{request.sample_bytes}").reshape(shape)
+    return _only_stored_bits(stored, dataset), photometric
+
+
+def _only_stored_bits(samples: NDArray[Any], dataset: Any) -> NDArray[Any]:  # noqa: ANN401
+    """Drop the bits above the high bit, and extend the sign (PS3.5 8.1.1)."""
+    spare = max(8 * samples.itemsize - int(dataset.BitsStored), 0)
+    kind = "i" if dataset.PixelRepresentation else "u"
+    shifted = samples << samples.dtype.type(spare)
+    signed = shifted.view(f"{kind}{samples.itemsize}")
+    return np.asarray(signed >> signed.dtype.type(spare))

@@ -42,6 +42,8 @@ class JpegFrame(NamedTuple):
     columns: int
     bits: int
     """Bits a sample."""
+    samples: int
+    """Samples a pixel."""
 
 
 def jpeg_frame(content: bytes) -> JpegFrame:
@@ -52,9 +54,9 @@ def jpeg_frame(content: bytes) -> JpegFrame:
     """
     frame = None
     for marker, start, end in _jpeg_segments(content):
-        if marker in _JPEG_FRAMES and start + 5 <= min(end, len(content)):
-            bits, rows, columns = struct.unpack_from(">BHH", content, start)
-            frame = JpegFrame(rows, columns, bits)
+        if marker in _JPEG_FRAMES and start + 6 <= min(end, len(content)):
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", content, start)
+            frame = JpegFrame(rows, columns, bits, samples)
         if marker == _START_OF_SCAN and frame and content.find(b"\xff\xd9", end) > 0:
             return frame
     raise ImageError("a truncated or damaged JPEG (it has no end)")

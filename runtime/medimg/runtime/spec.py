@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,6 +23,9 @@ Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
 Verdict: TypeAlias = Literal["proven", "not proven", "failed", "unlabelled"]
 
 
+_WINDOW = re.compile("first|min-max|window-[1-9][0-9]?")
+
+
 @dataclass(frozen=True)
 class ImageRule:
     """How bytes on disk become the uint8 array that the network takes."""
@@ -33,15 +37,25 @@ class ImageRule:
     resize: ResizeRule = "stretch-linear"
     """`stretch-*` ignore the aspect ratio; `letterbox` pads with black, `crop` takes the centre."""
     sixteen_bit: Literal["full-range", "min-max"] = "full-range"
-    """16-bit samples to 8: the type's whole range, or the image's own minimum and maximum."""
+    """Wider samples to 8 bits: the type's whole range (0 to 1 for floats), or the image's own range."""
     orientation: Literal["apply", "ignore"] = "apply"
     """Whether the EXIF orientation of a photograph is applied."""
-    dicom_window: Literal["first", "min-max"] = "first"
-    """DICOM values to 8 bits: the file's VOI LUT or first window, or the frame's minimum and maximum."""
+    dicom_window: str = "first"
+    """DICOM values to 8 bits: the file's VOI LUT or `first` window, its N-th as `window-N`, or `min-max`."""
+    jpeg: Literal["full", "dct-scaled"] = "full"
+    """JPEG files whole, or by 1/2, 1/4 or 1/8, whichever is the least that covers the network's input."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.rows <= 8192 and 1 <= self.columns <= 8192):
             raise ModelError(f"image size {self.rows}x{self.columns} is not within 1 to 8192 pixels a side")
+        if not _WINDOW.fullmatch(self.dicom_window):
+            raise ModelError(f"dicom_window {self.dicom_window!r} is none of first, min-max, window-1 to window-99")
+
+    @property
+    def window_number(self) -> int | None:
+        """The window that `dicom_window` asks for by its number, from 1."""
+        _, _, number = self.dicom_window.partition("window-")
+        return int(number) if number else None
 
 
 @dataclass(frozen=True)
