@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +31,8 @@ from pydicom.uid import (
 
 from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import MAX_PIXELS, load_frames, load_image, prepare
+from medimg.runtime.images import load_frames, load_image, prepare
+from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
 PACKAGED = [
@@ -45,7 +46,7 @@ PACKAGED = [
 ]
 BY_NAME = {path.name: path for path in PACKAGED}
 RULE = ImageRule(64, 48)
-Window = Literal["first", "min-max"]
+Window = str
 
 REASONS = {
     "ExplVR_BigEndNoMeta.dcm": "without pixels",
@@ -70,7 +71,7 @@ REASONS = {
 
 
 def decode(content: bytes, window: Window = "first") -> list[NDArray[np.uint8]]:
-    return list(dicom.decode_frames(content, window, MAX_PIXELS))
+    return list(dicom.decode_frames(content, window, Limits.pixels))
 
 
 def shown_by_hand(dataset: Dataset, stored: NDArray[Any], frame: int) -> NDArray[np.float64]:

@@ -1,23 +1,28 @@
 """Bytes on disk to the network's input: formats, bit depths, channels, orientation, damage, resize rules."""
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from medimg.runtime import images
-from medimg.runtime.errors import ImageError
+from medimg.runtime.errors import ImageError, UsageError
 from medimg.runtime.images import load_frames, load_image, prepare
+from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
 ROWS, COLUMNS = 40, 60
@@ -120,6 +125,19 @@ def planar_tiff() -> bytes:
     return header + places + np.moveaxis(RGB, -1, 0).tobytes()
 
 
+def share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """8-bit values as floats from 0 to 1."""
+    return (pixels / 255).astype(np.float32)
+
+
+def twelve_bit_tiff() -> bytes:
+    """A TIFF of 12-bit samples, two of them in three bytes."""
+    values = np.rint(GREY.astype(float) * 4095 / 255).astype(np.uint16)
+    left, right = values[:, ::2], values[:, 1::2]
+    packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=-1).astype(np.uint8)
+    return tiff(packed.reshape(ROWS, -1), photometric=1, t256=COLUMNS, t258=12)
+
+
 def rotated_jpeg() -> bytes:
     """A JPEG whose EXIF says: turn clockwise to see it upright."""
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 274, 3, 1, 6) + bytes(4)
@@ -173,6 +191,22 @@ EXACT: dict[str, tuple[str, Callable[[], bytes], NDArray[Any]]] = {
     "5-channel TIFF": (".tif", lambda: tiff(FIVE, photometric=2), RGB),
     "5-channel TIFF, deflated": (".tif", lambda: tiff(FIVE, photometric=2, t259=8), RGB),
     "5-channel 16-bit TIFF, big-endian": (".tif", lambda: tiff(wide(FIVE), photometric=2, order=">"), RGB),
+    "grey and alpha TIFF": (
+        ".tif",
+        lambda: tiff(np.dstack([GREY, RGB[..., 1]]), photometric=1, extra=2),
+        three(GREY),
+    ),
+    "16-bit grey and alpha TIFF": (
+        ".tif",
+        lambda: tiff(wide(np.dstack([GREY, RGB[..., 1]])), photometric=1, extra=2),
+        three(GREY),
+    ),
+    "12-bit grey TIFF": (".tif", twelve_bit_tiff, three(GREY)),
+    "float grey TIFF": (".tif", lambda: tiff(share(GREY), photometric=1), three(GREY)),
+    "float grey TIFF, white is zero": (".tif", lambda: tiff(share(GREY), photometric=0), three(255 - GREY)),
+    "float RGB TIFF": (".tif", lambda: tiff(share(RGB), photometric=2), RGB),
+    "float64 grey TIFF": (".tif", lambda: tiff(GREY / 255, photometric=1), three(GREY)),
+    "float64 RGB TIFF, big-endian": (".tif", lambda: tiff(RGB / 255, photometric=2, order=">"), RGB),
     "a PNG named .jpg": (".jpg", lambda: encode(".png", RGB), RGB),
 }
 
@@ -275,11 +309,25 @@ def test_bad_files_write_nothing_to_standard_error(tmp_path: Path, capfd: pytest
     [
         ("empty.png", b"", "is empty"),
         ("text.png", b"these are notes, not pixels\n", "not an image"),
-        ("animated.gif", b"GIF89a" + bytes(100), "a GIF file, not an image that can be read"),
+        (
+            "animated.gif",
+            b"GIF89a" + bytes(100),
+            "a GIF (a still or animated one; save a frame as PNG) file, not an image",
+        ),
         ("a.webp", b"RIFF\x10\0\0\0WEBPVP8 " + bytes(20), "WebP"),
-        ("float.tif", tiff(GREY.astype(np.float32), photometric=1), "samples are float32"),
-        ("signed.tif", tiff(GREY.astype(np.int16), photometric=1), "samples are int16"),
-        ("pages.tif", tiff(RGB, photometric=2, pages=2), "a TIFF of 2 pages"),
+        ("float.tif", tiff(GREY.astype(np.float32), photometric=1), "float samples from 0 to 235, where"),
+        (
+            "signed.tif",
+            tiff(GREY.astype(np.int16), photometric=1),
+            "a TIFF of 16-bit signed samples: save it",
+        ),
+        ("half.tif", tiff(GREY.astype(np.float16), photometric=1), "a TIFF of 16-bit float samples: save it"),
+        ("wide.tif", tiff(GREY.astype(np.uint32), photometric=1), "a TIFF of 32-bit unsigned samples"),
+        ("cmyk.tif", tiff(wide(ALPHA), photometric=5), "16-bit samples that are neither grey nor RGB"),
+        ("palette.tif", tiff(wide(GREY), photometric=3), "16-bit samples that are neither grey nor RGB"),
+        ("pages.tif", tiff(RGB, photometric=2, pages=2), "holds several frames where one image is wanted"),
+        ("channels.tif", tiff(RGB, photometric=2, t277=60000, t256=5000, t257=5000), "60000 channels"),
+        ("long.tif", b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(99), "its directory has no end"),
         ("tiled.tif", tiff(FIVE, photometric=2, t322=16), "a TIFF of 5 channels is read only where"),
         (
             "animated.png",
@@ -327,9 +375,35 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "a.png", encode(".png", RGB))
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", path.stat().st_size - 1)
-    with pytest.raises(ImageError, match="the limit is"):
+    size_bytes = path.stat().st_size
+    with pytest.raises(ImageError, match=f"has {size_bytes:,} bytes; the limit is {size_bytes - 1:,}"):
+        load_image(path, SAME_SIZE, Limits(file_bytes=size_bytes - 1))
+    assert load_image(path, SAME_SIZE, Limits(file_bytes=size_bytes)).shape == RGB.shape
+    monkeypatch.setenv("MEDIMG_MAX_FILE_BYTES", str(size_bytes - 1))
+    with pytest.raises(ImageError, match=f"the limit is {size_bytes - 1:,}"):
         load_image(path, SAME_SIZE)
+
+
+@pytest.mark.parametrize("name", ["colour.png", "colour.jpg", "plain.tif", "five.tif", "colour.bmp"])
+def test_pixels_over_the_limit_are_not_decoded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, name, WHOLE[name]())
+    assert load_image(path, SAME_SIZE, Limits(pixels=ROWS * COLUMNS)).shape == RGB.shape
+    with pytest.raises(ImageError, match=f"{COLUMNS}x{ROWS} pixels; the limit is 2,399"):
+        load_image(path, SAME_SIZE, Limits(pixels=ROWS * COLUMNS - 1))
+    monkeypatch.setenv("MEDIMG_MAX_PIXELS", "2399")
+    with pytest.raises(ImageError, match="the limit is 2,399"):
+        load_image(path, SAME_SIZE)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1e9", "²"])
+def test_a_limit_that_is_no_positive_number_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDIMG_MAX_PIXELS", value)
+    with pytest.raises(UsageError, match=f"MEDIMG_MAX_PIXELS is '{value}': a whole number of at least 1"):
+        Limits.from_environment()
+    with pytest.raises(UsageError, match="1 is the least"):
+        Limits(file_bytes=0)
 
 
 def test_a_path_may_be_text_and_frames_are_counted(tmp_path: Path) -> None:
@@ -361,6 +435,198 @@ def test_min_max_stretches_the_image_s_own_range(pixels: NDArray[np.uint16]) -> 
         assert found.max() == 255
 
 
+# Floats.
+
+
+@given(hnp.arrays(np.float64, (4, 5), elements=st.floats(0, 1)))
+def test_full_range_floats_are_rounded_shares(pixels: NDArray[np.float64]) -> None:
+    found = prepare(pixels, ImageRule(4, 5))[..., 0]
+    assert np.abs(found - pixels * 255).max() <= 0.5 + 1e-9
+
+
+@given(hnp.arrays(np.float32, (4, 5), elements=st.floats(allow_nan=True, allow_infinity=True, width=32)))
+def test_min_max_stretches_the_finite_floats(pixels: NDArray[np.float32]) -> None:
+    found = prepare(pixels, ImageRule(4, 5, sixteen_bit="min-max"))[..., 0]
+    finite = np.isfinite(pixels)
+    assert not found[np.isnan(pixels) | np.isneginf(pixels)].any()
+    if not finite.any():
+        return
+    values = pixels.astype(np.float64)
+    low, high = values[finite].min(), values[finite].max()
+    if low < high:
+        exact = (values[finite] - low) / (high - low) * 255
+        assert np.abs(found[finite] - exact).max() <= 0.5 + 1e-6
+        assert (found[np.isposinf(pixels)] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            [0, 1.5],
+            "float samples from 0 to 1.5, where the rule full-range takes 0 to 1: use the rule min-max",
+        ),
+        ([-1.0, 1.0], "float samples from -1 to 1, where"),
+        ([0, np.nan], "float samples from 0 to 0 and not finite ones, where"),
+    ],
+)
+def test_floats_without_a_range_need_the_rule_min_max(values: list[float], reason: str) -> None:
+    with pytest.raises(ImageError, match=re.escape(reason)):
+        prepare(np.array([values]), SAME_SIZE)
+
+
+# Pages.
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_each_page_of_a_tiff_is_a_frame(order: Any, tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).integers(0, 65536, (5, ROWS, COLUMNS), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", metadata=None, byteorder=order)
+    frames = list(load_frames(tmp_path / "a.tif", SAME_SIZE))
+    assert len(frames) == 5
+    assert all(
+        np.array_equal(frame, prepare(page, SAME_SIZE)) for frame, page in zip(frames, stack, strict=True)
+    )
+
+
+def test_pages_of_different_kinds_without_thumbnails_and_masks(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(GREY[:8, :8], photometric="minisblack", subfiletype=1)
+        writer.write(RGB, photometric="rgb", compression="zlib")
+        writer.write((GREY > 99), photometric="minisblack", subfiletype=4)
+        writer.write(wide(GREY), photometric="miniswhite", tile=(16, 16))
+        writer.write(ALPHA, photometric="rgb", extrasamples=["unassalpha"])
+        writer.write(share(RGB), photometric="rgb", planarconfig="contig")
+    frames = list(load_frames(path, SAME_SIZE))
+    expected = [RGB, three(255 - GREY), RGB, RGB]
+    assert len(frames) == len(expected)
+    assert all(np.array_equal(one, two) for one, two in zip(frames, expected, strict=True))
+
+
+def test_pages_are_read_one_at_a_time_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(GREY, photometric="minisblack")
+        writer.write(GREY.astype(np.int16), photometric="minisblack")
+    frames = load_frames(path, SAME_SIZE)
+    assert np.array_equal(next(frames), three(GREY))
+    with pytest.raises(ImageError, match=r"a TIFF of 16-bit signed samples \(page 2\)"):
+        next(frames)
+
+
+def test_a_lone_thumbnail_is_the_image(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", subfiletype=1)
+    assert np.array_equal(load_image(tmp_path / "a.tif", SAME_SIZE), RGB)
+
+
+def test_directories_that_point_at_each_other_end(tmp_path: Path) -> None:
+    one = tiff(GREY, photometric=1, pages=2)
+    second = 8 + (2 + 12 * 11 + 4)
+    (count,) = struct.unpack_from("<H", one, second)
+    looped = bytearray(one)
+    struct.pack_into("<I", looped, second + 2 + 12 * count, 8)
+    assert len(list(load_frames(write(tmp_path, "a.tif", bytes(looped)), SAME_SIZE))) == 2
+
+
+# Colours of JPEG, and smaller decoding.
+
+
+def with_exif(plain: bytes, orientation: int) -> bytes:
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, orientation, 0, 0)
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+
+
+def pillow(content: bytes, **options: Any) -> Any:
+    return PIL.Image.open(BytesIO(content), **options)
+
+
+INKS = [(255, 0, 0, 0), (0, 255, 0, 30), (10, 20, 200, 60), (0, 0, 0, 255), (90, 200, 3, 0), (0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("marker", [True, False], ids=["Adobe", "unmarked"])
+def test_cmyk_jpeg_has_the_colours_that_pillow_shows(marker: bool, tmp_path: Path) -> None:
+    inks = np.repeat(np.repeat(np.array([INKS], np.uint8), 16, axis=1), 16, axis=0)
+    buffer = BytesIO()
+    PIL.Image.fromarray(inks, "CMYK").save(buffer, "JPEG", quality=98, subsampling=0)
+    content = buffer.getvalue()
+    assert content[2:4] == b"\xff\xee"
+    if not marker:
+        content = content[:2] + content[18:]
+    found = load_image(write(tmp_path, "a.jpg", content), ImageRule(16, 96)).astype(int)
+    assert np.abs(found - np.asarray(pillow(content).convert("RGB"))).max() <= 1
+    # Without black, a colour is what its inks leave of white.
+    assert np.abs(found[8, 72] - (165, 55, 252)).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
+def test_every_orientation_is_applied_once(orientation: int, grey: bool, tmp_path: Path) -> None:
+    content = with_exif(encode(".jpg", GREY if grey else RGB, cv2.IMWRITE_JPEG_QUALITY, 95), orientation)
+    upright = np.asarray(PIL.ImageOps.exif_transpose(pillow(content)).convert("RGB"))
+    image = load_image(write(tmp_path, "a.jpg", content), ImageRule(*upright.shape[:2]))
+    assert np.abs(image.astype(int) - upright).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sides", "rule_sides", "expected"),
+    [
+        ((100, 80), (60, 40), 1),
+        ((100, 80), (50, 40), 2),
+        ((99, 79), (50, 40), 2),
+        ((98, 79), (50, 40), 1),
+        ((400, 320), (50, 40), 8),
+        ((400, 160), (50, 40), 4),
+        ((5000, 4000), (50, 40), 8),
+        ((40, 30), (50, 40), 1),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_dct_scaled_takes_the_largest_reduction_that_covers_the_input(
+    sides: tuple[int, int],
+    rule_sides: tuple[int, int],
+    expected: int,
+    channels: int,
+    orientation: int,
+    tmp_path: Path,
+) -> None:
+    """The reduced pixels are those of libjpeg's own scaling, as Pillow asks for it."""
+    rows, columns = sides if orientation < 5 else sides[::-1]
+    smooth = cv2.resize(RGB, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    content = encode(".jpg", smooth[..., 0] if channels == 1 else smooth, cv2.IMWRITE_JPEG_QUALITY, 95)
+    content = with_exif(content, orientation)
+    image = load_image(write(tmp_path, "a.jpg", content), ImageRule(*rule_sides, jpeg="dct-scaled"))
+    peer = pillow(content)
+    peer.draft(None, (columns // expected, rows // expected))
+    reduced = np.asarray(PIL.ImageOps.exif_transpose(peer).convert("RGB"))
+    assert reduced.shape[:2] == tuple(-(-side // expected) for side in sides)
+    assert np.abs(image.astype(int) - prepare(reduced, ImageRule(*rule_sides))).max() <= 2
+
+
+def test_dct_scaled_is_for_jpeg_alone_and_not_the_default(tmp_path: Path) -> None:
+    large = cv2.resize(RGB, (480, 320))
+    scaled, full = ImageRule(40, 60, jpeg="dct-scaled"), ImageRule(40, 60)
+    png_path = write(tmp_path, "a.png", encode(".png", large))
+    assert np.array_equal(load_image(png_path, scaled), load_image(png_path, full))
+    jpeg_path = write(tmp_path, "a.jpg", encode(".jpg", large))
+    assert not np.array_equal(load_image(jpeg_path, scaled), load_image(jpeg_path, full))
+    assert np.array_equal(
+        load_image(jpeg_path, full), prepare(np.asarray(pillow(jpeg_path.read_bytes())), full)
+    )
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_damaged_exif_leaves_an_image_upright(exif: bytes, tmp_path: Path) -> None:
+    plain = encode(".jpg", RGB)
+    content = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    for rule in (SAME_SIZE, ImageRule(10, 15, jpeg="dct-scaled")):
+        found = load_image(write(tmp_path, "a.jpg", content), rule)
+        assert np.array_equal(found, load_image(write(tmp_path, "b.jpg", plain), rule))
+
+
 # Arrays.
 
 
@@ -370,9 +636,9 @@ def test_arrays_that_are_no_image(shape: tuple[int, ...]) -> None:
         prepare(np.zeros(shape, np.uint8), SAME_SIZE)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint32, np.bool_, np.object_])
+@pytest.mark.parametrize("kind", [np.float16, np.int16, np.uint32, np.bool_, np.object_])
 def test_arrays_of_other_types_are_refused(kind: type) -> None:
-    with pytest.raises(ImageError, match="uint8 and uint16 can be used"):
+    with pytest.raises(ImageError, match="uint8, uint16, float32 and float64 can be used"):
         prepare(np.zeros((4, 4), kind), SAME_SIZE)
 
 

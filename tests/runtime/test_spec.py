@@ -151,9 +151,16 @@ def test_any_json_is_a_spec_or_an_error(value: Any) -> None:
 
 def test_missing_fields_take_their_defaults() -> None:
     found = from_plain(ImageRule, {"rows": 3, "columns": 9})
-    assert found == ImageRule(3, 9, "stretch-linear", "full-range", "apply", "first")
+    assert found == ImageRule(3, 9, "stretch-linear", "full-range", "apply", "first", "full")
     assert SMALL.classes == 2
     assert SMALL.with_(precision="int8").precision == "int8"
+
+
+@pytest.mark.parametrize("window", ["", "second", "window-0", "window-100", "window-", "min-max "])
+def test_a_window_that_is_none_is_an_error(window: str) -> None:
+    assert ImageRule(3, 9, dicom_window="window-12").dicom_window == "window-12"
+    with pytest.raises(ModelError, match="is none of first, min-max and window-1 to window-99"):
+        from_plain(ImageRule, {"rows": 3, "columns": 9, "dicom_window": window})
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from io import BytesIO
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -61,14 +61,13 @@ _DAMAGED = (
 )
 
 
-def decode_frames(
-    content: bytes, window: Literal["first", "min-max"], max_pixels: int
-) -> Iterator[NDArray[np.uint8]]:
+def decode_frames(content: bytes, window: str, max_pixels: int) -> Iterator[NDArray[np.uint8]]:
     """Decode every frame of a DICOM file as it would be shown.
 
     Args:
         content: the whole file.
-        window: for grey values, the file's VOI LUT or `first` window, or the frame's `min-max`.
+        window: for grey values, the file's VOI LUT or `first` window, its N-th as `window-N`, or the
+            frame's `min-max`.
         max_pixels: limit on the pixels of a frame.
 
     Yields:

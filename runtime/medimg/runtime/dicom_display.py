@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def display(
     photometric: str,
     dataset: Any,  # noqa: ANN401  a pydicom Dataset
     frame: int,
-    window: Literal["first", "min-max"],
+    window: str,
 ) -> NDArray[np.uint8]:
     """Turn one frame's stored values into what is shown.
 
@@ -73,13 +73,14 @@ def display(
         photometric: their photometric interpretation (PS3.3 C.7.6.3.1.2), after decoding.
         dataset: the file's data set.
         frame: index of the frame, for what differs between frames.
-        window: `first`, or `min-max` for the frame's own range instead of what the file says.
+        window: `first`; `window-N` for the N-th window, whatever tables there are; or `min-max` for the
+            frame's own range instead of what the file says.
 
     Returns:
         `(rows, columns)` or `(rows, columns, 3)` uint8.
 
     Raises:
-        ImageError: the photometric interpretation is unknown, or a window or table is not valid.
+        ImageError: the photometric interpretation is unknown, or a window or table is missing or not valid.
     """
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         shown = _show_grey(pixels, dataset, frame, window)
@@ -96,31 +97,42 @@ def _show_grey(
     pixels: NDArray[Any],
     dataset: Any,  # noqa: ANN401
     frame: int,
-    window: Literal["first", "min-max"],
+    window: str,
 ) -> NDArray[np.uint8]:
     is_float = pixels.dtype.kind == "f"
-    in_file = dataset.get("VOILUTSequence") or _first_window(dataset, frame)
-    if window == "min-max" or (is_float and not in_file):
+    if window == "min-max" or (is_float and _voi(dataset, frame, window) is None):
         values, _, _ = _modality_values(pixels, dataset, frame)
         return _stretch(values, np.isfinite(values) & ~_padding(pixels, dataset))
     if is_float:
-        return _show_values(np.nan_to_num(pixels, nan=-1e30), dataset, frame)
+        return _show_values(np.nan_to_num(pixels, nan=-1e30), dataset, frame, window)
     darkest, brightest = int(pixels.min()), int(pixels.max())
     if brightest - darkest >= pixels.size:
-        return _show_values(pixels, dataset, frame)
+        return _show_values(pixels, dataset, frame, window)
     # Many pixels share few values, each of which is worked out once.
     every_value = np.arange(darkest, brightest + 1, dtype=np.int64)
-    return _show_values(every_value, dataset, frame)[pixels.astype(np.int64) - darkest]
+    return _show_values(every_value, dataset, frame, window)[pixels.astype(np.int64) - darkest]
 
 
-def _show_values(pixels: NDArray[Any], dataset: Any, frame: int) -> NDArray[np.uint8]:  # noqa: ANN401
+def _show_values(pixels: NDArray[Any], dataset: Any, frame: int, window: str) -> NDArray[np.uint8]:  # noqa: ANN401
     values, low, high = _modality_values(pixels, dataset, frame)
-    if tables := dataset.get("VOILUTSequence"):
-        table = _lookup_table(tables[0])
-        return _to_bytes(table.apply(values) / (2**table.bits - 1))
-    if found := _first_window(dataset, frame):
-        return _to_bytes(found.apply(values))
+    voi = _voi(dataset, frame, window)
+    if isinstance(voi, LookupTable):
+        return _to_bytes(voi.apply(values) / (2**voi.bits - 1))
+    if voi:
+        return _to_bytes(voi.apply(values))
     return _to_bytes((values - low) / max(high - low, 1e-300))
+
+
+def _voi(dataset: Any, frame: int, window: str) -> LookupTable | Window | None:  # noqa: ANN401
+    """Choose among the views that the file offers, any of which may be shown (PS3.3 C.11.2.1)."""
+    if window == "first":
+        tables = dataset.get("VOILUTSequence")
+        return _lookup_table(tables[0]) if tables else _window(dataset, frame, 1)
+    number = int(window.removeprefix("window-"))
+    found = _window(dataset, frame, number)
+    if found is None:
+        raise ImageError(f"it has no window {number}: use the rule first or min-max")
+    return found
 
 
 def _modality_values(pixels: NDArray[Any], dataset: Any, frame: int) -> tuple[Values, float, float]:  # noqa: ANN401
@@ -141,20 +153,22 @@ def _modality_values(pixels: NDArray[Any], dataset: Any, frame: int) -> tuple[Va
     return values * slope + intercept, low, high
 
 
-def _first_window(dataset: Any, frame: int) -> Window | None:  # noqa: ANN401
-    center = _number(dataset, frame, "FrameVOILUTSequence", "WindowCenter")
-    width = _number(dataset, frame, "FrameVOILUTSequence", "WindowWidth")
+def _window(dataset: Any, frame: int, number: int) -> Window | None:  # noqa: ANN401
+    center = _number(dataset, frame, "FrameVOILUTSequence", "WindowCenter", number)
+    width = _number(dataset, frame, "FrameVOILUTSequence", "WindowWidth", number)
     if center is None or width is None:
         return None
     function = next(_attribute(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction"), "LINEAR")
     return Window(center, width, str(function).upper())
 
 
-def _number(dataset: Any, frame: int, group: str, keyword: str) -> float | None:  # noqa: ANN401
+def _number(dataset: Any, frame: int, group: str, keyword: str, number: int = 1) -> float | None:  # noqa: ANN401
+    """Give the N-th value of an attribute, from 1."""
     value = next(_attribute(dataset, frame, group, keyword), None)
-    if value is None or isinstance(value, (str, bytes, int, float)):
-        return None if value is None else float(value)
-    return float(value[0]) if len(value) else None
+    if value is None:
+        return None
+    values = [value] if isinstance(value, (str, bytes, int, float)) else list(value)
+    return float(values[number - 1]) if len(values) >= number else None
 
 
 def _attribute(dataset: Any, frame: int, group: str, keyword: str) -> Iterator[Any]:  # noqa: ANN401

@@ -102,6 +102,8 @@ def _decode(frame: CompressedFrame, gdcm: Any) -> bytes | None:  # noqa: ANN401 
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ImplicitVRLittleEndian))
     change.SetInput(image)
+    # `change` counts references and deletes the image, which Python must not do a second time.
+    image.thisown = False
     # Image.GetBuffer() alone gives memory that nobody wrote where decoding fails; Change() says so.
     if not change.Change():
         return None

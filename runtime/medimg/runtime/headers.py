@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from medimg.runtime import tiff
 from medimg.runtime.errors import ImageError
 from medimg.runtime.text import printable
 
@@ -12,7 +13,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 # 0xF7 starts the frame of JPEG-LS (ITU-T T.87, annex C).
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -46,7 +47,7 @@ class JpegFrame(NamedTuple):
     """Samples a pixel."""
 
 
-def jpeg_frame(content: bytes) -> JpegFrame:
+def jpeg_frame(content: bytes | bytearray) -> JpegFrame:
     """Read the frame header of a JPEG or JPEG-LS that has an end (ITU-T T.81, annex B).
 
     Raises:
@@ -60,6 +61,14 @@ def jpeg_frame(content: bytes) -> JpegFrame:
         if marker == _START_OF_SCAN and frame and content.find(b"\xff\xd9", end) > 0:
             return frame
     raise ImageError("a truncated or damaged JPEG (it has no end)")
+
+
+def jpeg_orientation(content: bytes | bytearray) -> int:
+    """Read the EXIF orientation, 1 to 8; 1, upright, where there is none or it is damaged."""
+    for marker, start, end in _jpeg_segments(content):
+        if marker == _APP1 and content[start : start + 6] == b"Exif\0\0":
+            return tiff.orientation(bytes(content[start + 6 : end]))
+    return 1
 
 
 def bmp_size(content: bytes) -> tuple[int, int]:
@@ -96,7 +105,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         position = end
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+def _jpeg_segments(content: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     """Walk the segments up to the first scan: marker, and where the segment's body starts and ends."""
     position = 2
     while position + 4 <= len(content):

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -16,35 +16,43 @@ from numpy.typing import NDArray
 
 from medimg.runtime import headers, tiff
 from medimg.runtime.errors import ImageError
+from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
 Image: TypeAlias = NDArray[np.uint8]
 """`(rows, columns, 3)` uint8 RGB."""
 
-MAX_FILE_BYTES = 2**30
-MAX_PIXELS = 2**28
-"""Limit on the pixels that a file announces, checked before they are decoded."""
-
+_MAX_CHANNELS = 64
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _OTHERS = {
-    b"GIF8": "GIF",
+    b"GIF8": "GIF (a still or animated one; save a frame as PNG)",
     b"RIFF": "WebP or another RIFF",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
     b"%PDF": "PDF",
 }
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+"""OpenCV's flags; ANYCOLOR beside them keeps colours."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange rows and columns (EXIF 2.32, 4.6.4 A)."""
 _TO_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 
 # OpenCV would write its own complaint to standard error beside the one message that a bad file gets.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def load_image(path: str | Path, rule: ImageRule) -> Image:
+def load_image(path: str | Path, rule: ImageRule, limits: Limits | None = None) -> Image:
     """Read a file that holds exactly one image.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or DICOM file.
         rule: how its pixels become the network's input.
+        limits: on size; those of the environment unless given.
 
     Returns:
         `(rule.rows, rule.columns, 3)` uint8 RGB.
@@ -52,7 +60,7 @@ def load_image(path: str | Path, rule: ImageRule) -> Image:
     Raises:
         ImageError: it cannot be read, or holds several frames; the message begins with the path.
     """
-    frames = load_frames(path, rule)
+    frames = load_frames(path, rule, limits)
     image = next(frames)
     if next(frames, None) is not None:
         raise ImageError(
@@ -61,12 +69,13 @@ def load_image(path: str | Path, rule: ImageRule) -> Image:
     return image
 
 
-def load_frames(path: str | Path, rule: ImageRule) -> Iterator[Image]:
-    """Read every frame of a file; only DICOM holds more than one.
+def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None) -> Iterator[Image]:
+    """Read every frame of a DICOM file or page of a TIFF, one at a time; other files hold one image.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or DICOM file.
         rule: how its pixels become the network's input.
+        limits: on size; those of the environment unless given.
 
     Yields:
         `(rule.rows, rule.columns, 3)` uint8 RGB, at least one.
@@ -74,9 +83,9 @@ def load_frames(path: str | Path, rule: ImageRule) -> Iterator[Image]:
     Raises:
         ImageError: it cannot be read; the message begins with the path.
     """
-    path = Path(path)
+    path, limits = Path(path), limits or Limits.from_environment()
     try:
-        for pixels in _decode(_read_bytes(path), path.suffix.lower(), rule):
+        for pixels in _decode(_read_bytes(path, limits), path.suffix.lower(), rule, limits):
             yield prepare(pixels, rule)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
@@ -86,30 +95,34 @@ def prepare(pixels: NDArray[Any], rule: ImageRule) -> Image:
     """Turn any decoded array into the network's input.
 
     Grey becomes three equal channels, alpha is dropped, and of more than four channels the first three stay.
-    16-bit samples become `round(value / 257)`, or with `min-max` the image's own range becomes 0 to 255.
+    16-bit samples become `round(value / 257)` and float ones `round(value * 255)`, or with `min-max` the
+    image's own range becomes 0 to 255.
 
     Args:
-        pixels: `(rows, columns)` or `(rows, columns, channels)`, uint8 or uint16, colours in the order RGB.
+        pixels: `(rows, columns)` or `(rows, columns, channels)`, uint8, uint16, float32 or
+            float64, colours in the order RGB.
         rule: size, resize rule and 16-bit rule.
 
     Returns:
         `(rule.rows, rule.columns, 3)` uint8 RGB; it may share memory with `pixels`.
 
     Raises:
-        ImageError: shape or type are none of these.
+        ImageError: shape or type are none of these, or floats are not within 0 to 1.
     """
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise ImageError(
             f"an array of shape {pixels.shape} is no image: (rows, columns[, channels]) is wanted"
         )
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"samples are {pixels.dtype}; uint8 and uint16 can be used: convert them first")
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise ImageError(
+            f"samples are {pixels.dtype}; uint8, uint16, float32 and float64 can be used: convert them first"
+        )
     colour = _three_channels(pixels)
     eight_bits = colour if colour.dtype == np.uint8 else _to_eight_bits(colour, rule)
     return np.ascontiguousarray(_resize(eight_bits, rule))
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, limits: Limits) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -120,9 +133,11 @@ def _read_bytes(path: Path) -> bytes:
             )
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("is no regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"has {status.st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-        content = path.read_bytes()
+        if status.st_size > limits.file_bytes:
+            raise ImageError(f"has {status.st_size:,} bytes; the limit is {limits.file_bytes:,}")
+        with path.open("rb") as file:
+            # No more than was looked at, should the file be growing.
+            content = file.read(status.st_size)
     except (OSError, ValueError) as error:
         raise ImageError(getattr(error, "strerror", None) or str(error)) from None
     if not content:
@@ -130,23 +145,23 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _decode(content: bytes, suffix: str, rule: ImageRule) -> Iterator[NDArray[Any]]:
+def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Iterator[NDArray[Any]]:
     """Decode by the file's first bytes, whatever its name says."""
     if content[128:132] == b"DICM" or (suffix in _DICOM_SUFFIXES and _magic(content) is None):
         from medimg.runtime import dicom
 
-        yield from dicom.decode_frames(content, rule.dicom_window, MAX_PIXELS)
+        yield from dicom.decode_frames(content, rule.dicom_window, limits.pixels)
         return
     magic = _magic(content)
-    if magic == "PNG":
-        _check_size(*headers.png_size(content))
-    elif magic == "JPEG":
-        _check_size(*headers.jpeg_frame(content)[:2])
-    elif magic == "BMP":
-        _check_size(*headers.bmp_size(content))
-    elif magic == "TIFF":
-        yield _decode_tiff(content, rule)
+    if magic == "TIFF":
+        yield from _decode_tiff(content, rule, limits)
         return
+    if magic == "PNG":
+        _check_size(*headers.png_size(content), limits)
+    elif magic == "JPEG":
+        _check_size(*headers.jpeg_frame(content)[:2], limits)
+    elif magic == "BMP":
+        _check_size(*headers.bmp_size(content), limits)
     else:
         what = next((f"a {name} file, " for start, name in _OTHERS.items() if content.startswith(start)), "")
         raise ImageError(f"{what}not an image that can be read: PNG, JPEG, TIFF, BMP and DICOM are")
@@ -163,37 +178,55 @@ def _magic(content: bytes) -> str | None:
     return "BMP" if content.startswith(b"BM") else None
 
 
-def _decode_tiff(content: bytes, rule: ImageRule) -> NDArray[Any]:
-    page = tiff.read_page(content)
-    _check_size(page.rows, page.columns)
-    if page.channels > 4:
-        return tiff.read_many_channels(content, page)
-    content = tiff.without_surprises(content, page, ignore_orientation=rule.orientation == "ignore")
-    pixels = _decode_with_opencv(content, "TIFF", rule)
-    if page.white_is_zero and pixels.dtype == np.uint16:
-        return np.iinfo(np.uint16).max - pixels
-    return pixels
+def _decode_tiff(content: bytes, rule: ImageRule, limits: Limits) -> Iterator[NDArray[Any]]:
+    file = tiff.TiffFile(content, ignore_orientation=rule.orientation == "ignore")
+    for page in file.pages():
+        _check_size(page.rows, page.columns, limits)
+        if page.channels > _MAX_CHANNELS:
+            raise ImageError(f"its header says {page.channels} channels; the limit is {_MAX_CHANNELS}")
+        page.require_readable()
+        if page.channels > 4 or (page.channels == 2 and page.bits > 8):
+            yield tiff.read_many_channels(page)
+        else:
+            yield page.as_shown(_decode_with_opencv(file.starting_at(page), "TIFF", rule))
 
 
-def _decode_with_opencv(content: bytes, magic: str, rule: ImageRule) -> NDArray[Any]:
+def _decode_with_opencv(content: bytes | bytearray, magic: str, rule: ImageRule) -> NDArray[Any]:
     # Not IMREAD_COLOR_RGB: OpenCV 5.0.0 gives unwritten memory with it for 16-bit RGB TIFF.
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
     if rule.orientation == "ignore":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    if magic == "JPEG" and rule.jpeg == "dct-scaled":
+        flags |= _REDUCED[_reduction(content, rule)]
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(f"a {magic} that cannot be decoded ({error.err or error})") from None
     if pixels is None:
         raise ImageError(f"a damaged or truncated {magic}, or one of an unusual kind")
-    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    if pixels.ndim == 2:
+        return pixels
+    # cvtColor is the faster, but takes no float64.
+    return pixels[..., ::-1] if pixels.dtype == np.float64 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _check_size(rows: int, columns: int) -> None:
+def _reduction(content: bytes | bytearray, rule: ImageRule) -> int:
+    """Find the largest of 1, 2, 4 and 8 by which a JPEG can be divided and still cover the network's input.
+
+    Of a side of n pixels libjpeg keeps `ceil(n / reduction)`.
+    """
+    rows, columns = headers.jpeg_frame(content)[:2]
+    if rule.orientation == "apply" and headers.jpeg_orientation(content) in _TURNED:
+        rows, columns = columns, rows
+    covering = [by for by in _REDUCED if -(-rows // by) >= rule.rows and -(-columns // by) >= rule.columns]
+    return max(covering, default=1)
+
+
+def _check_size(rows: int, columns: int, limits: Limits) -> None:
     if rows < 1 or columns < 1:
         raise ImageError(f"its header says {columns}x{rows} pixels")
-    if rows * columns > MAX_PIXELS:
-        raise ImageError(f"its header says {columns}x{rows} pixels; the limit is {MAX_PIXELS:,}")
+    if rows * columns > limits.pixels:
+        raise ImageError(f"its header says {columns}x{rows} pixels; the limit is {limits.pixels:,}")
 
 
 def _three_channels(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -205,13 +238,34 @@ def _three_channels(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels[..., :3]
 
 
-def _to_eight_bits(pixels: NDArray[np.uint16], rule: ImageRule) -> Image:
+def _to_eight_bits(pixels: NDArray[Any], rule: ImageRule) -> Image:
+    if pixels.dtype.kind == "f":
+        return _floats_to_eight_bits(pixels.astype(np.float64), rule)
     if rule.sixteen_bit == "full-range":
-        return _TO_EIGHT_BITS[pixels]
+        return np.asarray(_TO_EIGHT_BITS[pixels])
     low, high = int(pixels.min()), int(pixels.max())
     span = max(high - low, 1)
     table = ((np.arange(span + 1, dtype=np.uint32) * 510 + span) // (2 * span)).astype(np.uint8)
-    return cast("Image", table[pixels - np.uint16(low)])
+    return np.asarray(table[pixels - np.uint16(low)])
+
+
+def _floats_to_eight_bits(pixels: NDArray[np.float64], rule: ImageRule) -> Image:
+    finite = pixels[np.isfinite(pixels)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if rule.sixteen_bit == "min-max":
+        # What is not a number is black, and infinities are clipped.
+        shares = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low) - low
+        return _share_to_byte(shares / ((high - low) or 1.0))
+    if finite.size < pixels.size or low < 0 or high > 1:
+        raise ImageError(
+            f"float samples from {low:g} to {high:g}{' and not finite ones' * (finite.size < pixels.size)}, "
+            "where the rule full-range takes 0 to 1: use the rule min-max"
+        )
+    return _share_to_byte(pixels)
+
+
+def _share_to_byte(shares: NDArray[np.float64]) -> Image:
+    return np.asarray(np.floor(shares * 255 + 0.5).astype(np.uint8))
 
 
 def _resize(image: Image, rule: ImageRule) -> Image:
@@ -247,7 +301,7 @@ def _crop(image: Image, rule: ImageRule) -> Image:
     rows, columns = image.shape[:2]
     scale = max(rule.rows / rows, rule.columns / columns)
     height, width = _scaled(image, scale)
-    if height * width > MAX_PIXELS:
+    if height * width > Limits.from_environment().pixels:
         raise ImageError(f"{columns}x{rows} pixels are too long and narrow for the resize rule crop")
     covering = _stretch(image, height, width, cv2.INTER_LINEAR_EXACT)
     top, left = (height - rule.rows) // 2, (width - rule.columns) // 2

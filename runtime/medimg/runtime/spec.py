@@ -43,19 +43,15 @@ class ImageRule:
     dicom_window: str = "first"
     """DICOM values to 8 bits: the file's VOI LUT or `first` window, its N-th as `window-N`, or `min-max`."""
     jpeg: Literal["full", "dct-scaled"] = "full"
-    """JPEG files whole, or by 1/2, 1/4 or 1/8, whichever is the least that covers the network's input."""
+    """JPEG files `full`, or by the largest of 1/2, 1/4 and 1/8 in the DCT domain that covers the input."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.rows <= 8192 and 1 <= self.columns <= 8192):
             raise ModelError(f"image size {self.rows}x{self.columns} is not within 1 to 8192 pixels a side")
         if not _WINDOW.fullmatch(self.dicom_window):
-            raise ModelError(f"dicom_window {self.dicom_window!r} is none of first, min-max, window-1 to window-99")
-
-    @property
-    def window_number(self) -> int | None:
-        """The window that `dicom_window` asks for by its number, from 1."""
-        _, _, number = self.dicom_window.partition("window-")
-        return int(number) if number else None
+            raise ModelError(
+                f"dicom_window {self.dicom_window!r} is none of first, min-max and window-1 to window-99"
+            )
 
 
 @dataclass(frozen=True)
