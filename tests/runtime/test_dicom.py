@@ -629,6 +629,11 @@ def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
+        ({"HighBit": 6}, "its high bit is 6 where 8 bits are stored (PS3.5 8.1.1): rewrite"),
+        (
+            {"PhotometricInterpretation": "YBR_ICT"},
+            "its photometric interpretation YBR_ICT is not supported in Explicit VR Little Endian",
+        ),
         ({"PhotometricInterpretation": "HSV"}, "its photometric interpretation HSV is not supported"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "a damaged or unusual DICOM file"),
         ({"Rows": 0}, "DICOM pixels without rows and columns"),
@@ -646,6 +651,83 @@ def test_unusable_headers_have_one_line_reasons(
         load_image(path, RULE)
     assert str(caught.value).startswith(f"{path}: {reason}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PhotometricInterpretation",
+        "SamplesPerPixel",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "PlanarConfiguration",
+    ],
+)
+def test_a_missing_element_is_named(keyword: str) -> None:
+    dataset = make(np.zeros((2, 2, 3), np.uint8))
+    delattr(dataset, keyword)
+    name = pydicom.datadict.dictionary_description(keyword)
+    with pytest.raises(ImageError, match=f"Missing required element: .* '{name}'"):
+        decode(saved(dataset))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"HighBit": None},
+        {"NumberOfFrames": None},
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleIntercept": 5},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowWidth": 9},
+    ],
+)
+def test_elements_that_may_be_missing_or_empty(attributes: dict[str, Any]) -> None:
+    dataset = make(np.array([[0, 100, 255]], np.uint8))
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    assert one(dataset) == [0, 100, 255]
+
+
+def test_bits_above_the_stored_ones_do_not_count() -> None:
+    """They may hold overlays in old files (PS3.5 8.1.1)."""
+    pixels = np.array([[0x1000 | 819, 0xF000 | 4095, 0]], np.uint16)
+    assert one(make(pixels, BitsStored=12, HighBit=11)) == [51, 255, 0]
+
+
+def test_colours_of_ybr_full() -> None:
+    """The equations of PS3.3 C.7.6.3.1.2."""
+    stored = np.array([[[100, 120, 130], [200, 128, 128], [50, 90, 200]]], np.uint8)
+    (frame,) = decode(saved(make(stored, PhotometricInterpretation="YBR_FULL")))
+    y, blue, red = np.moveaxis(stored.astype(float), -1, 0)
+    expected = np.stack(
+        [
+            y + 1.402 * (red - 128),
+            y - 0.344136 * (blue - 128) - 0.714136 * (red - 128),
+            y + 1.772 * (blue - 128),
+        ],
+        axis=-1,
+    )
+    assert np.abs(frame - np.clip(expected, 0, 255)).max() <= 1
+
+
+def test_frames_are_decoded_one_at_a_time() -> None:
+    """The first frame comes before a later one, which is damaged, is looked at."""
+    dataset = make(np.zeros((2, 16, 16), np.uint8), JPEGBaseline8Bit, NumberOfFrames=2)
+    good = jpeg(np.full((16, 16), 90, np.uint8))
+    dataset.PixelData = encapsulate([good, jpeg(np.zeros((8, 8), np.uint8))])
+    frames = dicom.decode_frames(saved(dataset), "first", Limits.pixels)
+    assert next(frames).shape == (16, 16)
+    with pytest.raises(ImageError, match="a compressed frame of 8x8 pixels"):
+        next(frames)
+
+
+def test_every_syntax_that_pydicom_decodes_is_decoded_here() -> None:
+    from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
+
+    ours = {*dicom._JPEG, *dicom._PLUGINS}
+    assert {uid for uid in _PIXEL_DATA_DECODERS if uid.is_encapsulated} <= ours
 
 
 def test_a_transfer_syntax_that_nothing_decodes_is_named() -> None:

@@ -40,6 +40,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED_BYTES = 2**31
 _CONVERT = "convert the file to Explicit VR Little Endian, for instance with dcmdjpeg"
+_REWRITE = "rewrite the file with its pixels in the low bits"
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """A JPEG segment that says: three components are RGB."""
 
@@ -161,8 +162,22 @@ def _stored_frames(dataset: Any) -> Iterator[tuple[NDArray[Any], str]]:  # noqa:
     if syntax in _JPEG_LS or syntax in _JPEG_2000:
         for codestream in _codestreams(dataset):
             _check_codestream(codestream, dataset)
+    _require_plain_bits(dataset, syntax)
     for pixels, properties in decoder.iter_array(dataset, decoding_plugin=plugin):
         yield pixels, str(properties["photometric_interpretation"])
+
+
+def _require_plain_bits(dataset: Any, syntax: Any) -> None:  # noqa: ANN401
+    """Refuse what pydicom would take for something else without a word."""
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric in ("YBR_ICT", "YBR_RCT") and syntax not in _JPEG_2000:
+        # PS3.3 C.7.6.3.1.2 defines these colours for JPEG 2000 alone.
+        raise ImageError(f"its photometric interpretation {photometric} is not supported in {syntax.name}")
+    high_bit, stored = dataset.get("HighBit"), dataset.get("BitsStored")
+    if not syntax.is_encapsulated and high_bit is not None and stored and high_bit != stored - 1:
+        raise ImageError(
+            f"its high bit is {high_bit} where {stored} bits are stored (PS3.5 8.1.1): {_REWRITE}"
+        )
 
 
 def _codestreams(dataset: Any) -> Iterator[bytes]:  # noqa: ANN401
