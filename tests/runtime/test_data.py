@@ -569,10 +569,10 @@ def test_batches_look_ahead_a_little_and_stop_when_told() -> None:
 
 
 def test_a_bad_image_ends_the_batches_with_its_name() -> None:
-    samples = [*levels(6), Sample("train[6]", np.zeros((2, 2), np.float32)), *levels(6)]
+    samples = [*levels(6), Sample("train[6]", np.zeros((2, 2), np.int16)), *levels(6)]
     batches = load_batches(samples, RULE, 4, 2)
     assert len(next(batches)) == 4
-    with pytest.raises(ImageError, match=r"train\[6\]: samples are float32"):
+    with pytest.raises(ImageError, match=r"train\[6\]: samples are int16"):
         next(batches)
 
 

@@ -89,6 +89,8 @@ def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None)
             yield prepare(pixels, rule)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: its pixels need more memory than there is") from None
 
 
 def prepare(pixels: NDArray[Any], rule: ImageRule) -> Image:
@@ -200,14 +202,14 @@ def _decode_with_opencv(content: bytes | bytearray, magic: str, rule: ImageRule)
         flags |= _REDUCED[_reduction(content, rule)]
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        if pixels is None:
+            raise ImageError(f"a damaged or truncated {magic}, or one of an unusual kind")
+        if pixels.ndim == 2:
+            return pixels
+        # cvtColor is the faster, but takes no float64.
+        return pixels[..., ::-1] if pixels.dtype == np.float64 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     except cv2.error as error:
         raise ImageError(f"a {magic} that cannot be decoded ({error.err or error})") from None
-    if pixels is None:
-        raise ImageError(f"a damaged or truncated {magic}, or one of an unusual kind")
-    if pixels.ndim == 2:
-        return pixels
-    # cvtColor is the faster, but takes no float64.
-    return pixels[..., ::-1] if pixels.dtype == np.float64 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _reduction(content: bytes | bytearray, rule: ImageRule) -> int:
