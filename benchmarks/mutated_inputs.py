@@ -30,13 +30,15 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from figures import FIGURES, write_figure
+from figures import write_figure
 from medimg.runtime.codec import to_plain
 from medimg.runtime.errors import ImageError
 from medimg.runtime.headers import PNG_SIGNATURE
 from medimg.runtime.images import load_frames
 from medimg.runtime.spec import ImageRule
+from registry import Figure
 
+NAME = "mutated-inputs"
 INPUTS = 20_000
 STUCK_S = 15.0
 """After so long without an answer the process counts as hanging, and is killed."""
@@ -323,7 +325,7 @@ def _rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def as_figure(inputs: int, seed: int) -> Callable[[], dict[str, Any]]:
+def as_figure(inputs: int, seed: int) -> Figure:
     """Make what `figures.write_figure` calls."""
 
     def mutated_inputs() -> dict[str, Any]:
@@ -343,8 +345,7 @@ def as_figure(inputs: int, seed: int) -> Callable[[], dict[str, Any]]:
 
 def write(inputs: int, seed: int = 0) -> Path:
     """Run, and write the result beside the other figures."""
-    FIGURES["mutated-inputs"] = as_figure(inputs, seed)
-    return write_figure("mutated-inputs")
+    return write_figure(NAME, as_figure(inputs, seed))
 
 
 def main() -> None:

@@ -77,8 +77,6 @@ def test_the_result_names_its_command_commit_and_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
-    monkeypatch.setattr(figures, "FIGURES", {})
-    monkeypatch.setattr(mutated_inputs, "FIGURES", figures.FIGURES)
     written = json.loads(mutated_inputs.write(40, seed=7).read_text())
     assert written["command"] == "python benchmarks/mutated_inputs.py --write --inputs 40 --seed 7"
     assert written["commit"]

@@ -1,5 +1,6 @@
 """The spec inside each kind of model file, against the libraries that own the formats."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -55,7 +56,29 @@ def test_an_artefact_is_read_back_and_is_onnx_to_onnx(tmp_path: Path) -> None:
     assert artefact.content == path.read_bytes()
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded)
-    assert {entry.key: entry.value for entry in loaded.metadata_props} == {"medimg": artefact.spec.to_json()}
+    (entry,) = loaded.metadata_props
+    fields = json.loads(entry.value)
+    assert entry.key == "medimg"
+    assert next(iter(fields)) == "schema"
+    del fields["entry_sha256"]
+    assert fields == json.loads(artefact.spec.to_json())
+
+
+def test_every_changed_bit_is_refused(tmp_path: Path) -> None:
+    content = embed_in_onnx(PLAIN, SPEC)
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            with pytest.raises(ModelError):
+                open_onnx(write(tmp_path, bytes(changed)))
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    content = embed_in_onnx(PLAIN, SPEC)
+    for length in range(len(content)):
+        with pytest.raises(ModelError):
+            open_onnx(write(tmp_path, content[:length]))
 
 
 def test_the_entry_may_lie_between_other_fields(tmp_path: Path) -> None:
@@ -67,16 +90,6 @@ def test_the_entry_may_lie_between_other_fields(tmp_path: Path) -> None:
     rewritten = onnx.load_from_string(pinned).SerializeToString(deterministic=True)
     assert rewritten != pinned
     assert open_onnx(write(tmp_path, rewritten)).spec.labels == SPEC.labels
-
-
-def test_every_changed_byte_of_the_model_is_found(tmp_path: Path) -> None:
-    content = embed_in_onnx(PLAIN, SPEC)
-    for position in range(len(PLAIN)):
-        changed = bytearray(content)
-        changed[position] ^= 0x40
-        with pytest.raises(ModelError) as caught:
-            open_onnx(write(tmp_path, bytes(changed)))
-        assert str(caught.value).startswith(str(tmp_path))
 
 
 def test_a_changed_weight_says_what_to_do(tmp_path: Path) -> None:
@@ -101,21 +114,21 @@ def test_two_entries_are_one_too_many(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_damaged_files_are_refused_and_read_as_onnx_reads_them(
+def test_damaged_files_are_refused_by_name(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    content = bytearray(embed_in_onnx(PLAIN, SPEC))
+    whole = embed_in_onnx(PLAIN, SPEC)
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(0, len(content)) | st.just(len(content)))
     path = write(tmp_path_factory.getbasetemp(), bytes(content[:size]))
-    try:
-        spec = open_onnx(path).spec
-    except ModelError as error:
-        assert str(error).startswith(str(path))  # noqa: PT017  either outcome is right, each with its claim
+    if content[:size] == whole:
+        assert open_onnx(path).spec.labels == SPEC.labels
         return
-    entries = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    assert ModelSpec.from_json(entries["medimg"]) == spec
+    with pytest.raises(ModelError) as caught:
+        open_onnx(path)
+    assert str(caught.value).startswith(str(path))
 
 
 @given(st.binary(max_size=200))

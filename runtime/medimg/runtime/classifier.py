@@ -1,7 +1,7 @@
 """Images in, the most likely classes out."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -77,6 +77,7 @@ class Classifier:
         device: `auto`, `cpu`, `gpu` or `gpu:N`; never anything else than what was asked for.
         threads: processor threads; all that this process may use unless given.
         tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
+        dicom_window: another window of DICOM files than the artefact's own: `first`, `window-N` or `min-max`.
 
     Raises:
         ModelError: the file cannot be used.
@@ -91,11 +92,14 @@ class Classifier:
         device: str = "auto",
         threads: int | None = None,
         tuned_for: Tuning = "throughput",
+        dicom_window: str | None = None,
     ) -> None:
         artefact = open_onnx(model)
         self._name = str(model)
         self._threads = threads or usable_cpus()
         self.spec: ModelSpec = artefact.spec
+        if dicom_window is not None:
+            self.spec = self.spec.with_(image=replace(self.spec.image, dicom_window=dicom_window))
         self.backend = open_backend(
             artefact, backend=backend, device=device, threads=self._threads, tuned_for=tuned_for
         )

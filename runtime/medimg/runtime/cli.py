@@ -36,6 +36,11 @@ def cli() -> None:
 @click.option(
     "--format", "style", type=click.Choice(["table", "jsonl", "csv"]), default="table", show_default=True
 )
+@click.option(
+    "--window",
+    metavar="first|window-N|min-max",
+    help="Of DICOM files, in place of the one that the model was made for.",
+)
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
 @standard_options
 def predict(
@@ -46,6 +51,7 @@ def predict(
     backend: str,
     device: str,
     style: str,
+    window: str | None,
     output: Path | None,
     threads: int,
 ) -> int:
@@ -64,6 +70,7 @@ def predict(
         device=device,
         threads=threads,
         tuned_for="latency" if alone else "throughput",
+        dicom_window=window,
     ) as classifier:
         used = classifier.backend
         click.echo(f"{used.name} on {used.device}, {used.precision}", err=True)

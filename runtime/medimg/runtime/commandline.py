@@ -35,10 +35,15 @@ def run(command: click.Command) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
-        # The reader has gone; leave without a second complaint when the interpreter flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone.
+        abandon_standard_output()
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def abandon_standard_output() -> None:
+    """Send what is left to nowhere, so that the interpreter's last flush does not complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> NoReturn:

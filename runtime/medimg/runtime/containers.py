@@ -2,7 +2,8 @@
 
 ONNX: the `metadata_props` entry (field 14 of `ModelProto`) with the key `medimg`. Protocol Buffers allow a
 repeated field anywhere in the message, so the entry is appended to the finished file; the spec pins the
-SHA-256 of the bytes before it. `.keras`: the archive member `medimg.json`. `.h5`: the attribute `medimg`.
+SHA-256 of the bytes before it and ends in its own. `.keras`: the archive member `medimg.json`. `.h5`: the
+attribute `medimg`.
 """
 
 import hashlib
@@ -19,10 +20,16 @@ from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 
 KEY = "medimg"
 KERAS_MEMBER = "medimg.json"
+ENTRY_HASH = "entry_sha256"
+"""Last field of the JSON in an ONNX file: the SHA-256 of the object without this field."""
 HDF5_SUFFIXES = (".h5", ".hdf5")
 MAX_ONNX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger."""
 
+_CHANGED = (
+    "its bytes are not those that were verified at export (SHA-256 differs): "
+    "copy the file again, or export it again"
+)
 _METADATA_TAG = 14 << 3 | 2
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -43,7 +50,8 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"{path}: no such file")
     text: str | bytes
     if path.suffix == ".onnx":
-        text, _ = _find_entry(_read_onnx(path), path)
+        entry, _ = _find_entry(_read_onnx(path), path)
+        text = _checked(entry, path)
     elif path.suffix == ".keras":
         text = _read_keras_member(path)
     elif path.suffix in HDF5_SUFFIXES:
@@ -64,22 +72,18 @@ def open_onnx(path: str | Path) -> Artefact:
     path = Path(path)
     content = _read_onnx(path)
     text, (start, end) = _find_entry(content, path)
-    spec = ModelSpec.from_json(text, str(path))
+    spec = ModelSpec.from_json(_checked(text, path), str(path))
     digest = hashlib.sha256(content[:start])
     digest.update(content[end:])
     if digest.hexdigest() != spec.artefact_sha256:
-        raise IntegrityError(
-            f"{path}: its bytes are not those that were verified at export (SHA-256 differs): "
-            "copy the file again, or export it again"
-        )
+        raise IntegrityError(f"{path}: {_CHANGED}")
     return Artefact(path, spec, content)
 
 
 def embed_in_onnx(model: bytes, spec: ModelSpec) -> bytes:
-    """Append the spec to a serialised ONNX model that carries none, with the SHA-256 of `model` in it."""
-    pinned = spec.with_(artefact_sha256=hashlib.sha256(model).hexdigest())
-    key, value = KEY.encode(), pinned.to_json().encode()
-    entry = _field(1, key) + _field(2, value)
+    """Append the spec to a serialised ONNX model that carries none, with the SHA-256 of both in it."""
+    text = spec.with_(artefact_sha256=hashlib.sha256(model).hexdigest()).to_json().encode()
+    entry = _field(1, KEY.encode()) + _field(2, text[:-1] + _closing(text))
     return model + _field(14, entry)
 
 
@@ -150,6 +154,19 @@ def _find_entry(content: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
     if len(found) > 1:
         raise ModelError(f"{path}: carries {len(found)} medimg entries; exactly one is allowed")
     return found[0]
+
+
+def _closing(text: bytes) -> bytes:
+    """Give what stands in place of the last brace of an entry: its hash, and the brace."""
+    return f',"{ENTRY_HASH}":"{hashlib.sha256(text).hexdigest()}"}}'.encode()
+
+
+def _checked(entry: bytes, path: Path) -> bytes:
+    """Give an entry without its hash, which must be its own."""
+    text = entry[: -len(_closing(b""))] + b"}"
+    if not entry.endswith(_closing(text)):
+        raise IntegrityError(f"{path}: {_CHANGED}")
+    return text
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:

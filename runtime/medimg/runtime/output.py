@@ -10,7 +10,8 @@ from typing import TextIO
 
 from medimg.runtime.classifier import Prediction
 from medimg.runtime.codec import to_plain
-from medimg.runtime.commandline import written_whole
+from medimg.runtime.commandline import abandon_standard_output, written_whole
+from medimg.runtime.errors import UsageError
 from medimg.runtime.text import csv_cell, printable
 
 
@@ -45,8 +46,14 @@ def write_predictions(predictions: Iterable[Prediction], style: str, destination
     """
     write = _WRITERS[style]
     if destination is None:
-        write(predictions, sys.stdout)
-        sys.stdout.flush()
+        try:
+            write(predictions, sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            abandon_standard_output()
+            raise UsageError(f"standard output cannot be written ({error.strerror})") from None
         return
     with (
         written_whole(destination) as temporary,

@@ -42,5 +42,6 @@ def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
     for path in entries:
         if path.is_dir():
             yield from _walk(path, entered)
-        elif path.is_file() or path.is_symlink():
+        elif path.is_file() or path.is_symlink() or not path.exists():
+            # What has vanished since the folder was listed is given too: a name that was seen is answered.
             yield path

@@ -17,6 +17,7 @@ MAX_SPEC_BYTES = 4 * 1024 * 1024
 
 ColorOrder: TypeAlias = Literal["rgb", "bgr"]
 ResizeRule: TypeAlias = Literal["stretch-linear", "stretch-area", "stretch-nearest", "letterbox", "crop"]
+JpegRule: TypeAlias = Literal["full", "dct-scaled"]
 IntensityName: TypeAlias = Literal["caffe", "torch", "tf", "unit", "raw", "custom", "unspecified"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
@@ -42,7 +43,7 @@ class ImageRule:
     """Whether the EXIF orientation of a photograph is applied."""
     dicom_window: str = "first"
     """DICOM values to 8 bits: the file's VOI LUT or `first` window, its N-th as `window-N`, or `min-max`."""
-    jpeg: Literal["full", "dct-scaled"] = "full"
+    jpeg: JpegRule = "full"
     """JPEG files `full`, or by the largest of 1/2, 1/4 and 1/8 in the DCT domain that covers the input."""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.data import Split
+from medimg.runtime.spec import JpegRule
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.options import ARCHS, ClassWeights, FitOptions
 from medimg.train.progress import terminal_progress
@@ -37,6 +38,13 @@ def cli() -> None:
 )
 @click.option(
     "--image-size", type=int, default=DEFAULTS.image_size, show_default=True, help="Network input, in pixels."
+)
+@click.option(
+    "--jpeg",
+    type=click.Choice(get_args(JpegRule)),
+    default=DEFAULTS.jpeg,
+    show_default=True,
+    help="dct-scaled: large JPEG files are decoded at a reduced scale, wherever the model is used.",
 )
 @click.option("--epochs", type=int, help="At most, of vgg16's new head or of all vgg-bn.  [default: 60 or 8]")
 @click.option(

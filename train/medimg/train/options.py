@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ImageRule, Intensity
+from medimg.runtime.spec import ImageRule, Intensity, JpegRule
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.progress import Progress
 
@@ -27,6 +27,8 @@ class FitOptions:
     """`imagenet`, `none` or a file of VGG16 weights; by default `imagenet` for vgg16, `none` for vgg-bn."""
     image_size: int = 224
     """Side of the square network input, in pixels."""
+    jpeg: JpegRule = "full"
+    """`dct-scaled` decodes large JPEG files at a reduced scale, here and wherever the model is used."""
     epochs: int | None = None
     """At most, of the new head (vgg16) or of the whole network."""
     fine_tune_epochs: int = 6
@@ -82,7 +84,7 @@ class FitOptions:
     @property
     def image(self) -> ImageRule:
         """How images become the network's input array."""
-        return ImageRule(self.image_size, self.image_size)
+        return ImageRule(self.image_size, self.image_size, jpeg=self.jpeg)
 
     @property
     def intensity(self) -> Intensity:
