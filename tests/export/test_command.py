@@ -1,12 +1,16 @@
 """medimg-export as its users run it."""
 
 import json
+import os
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LABELS = ("cyst", "normal", "solid")
+ALL_PRECISIONS = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
 
 
 def saved(path: Path, *layers: Any, size: tuple[int, int, int] = (32, 32, 3)) -> Path:
@@ -35,9 +40,8 @@ def test_all_precisions_are_written_verified_and_described(
     run: Run, small_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.json"
-    precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
     done = run(
-        *("medimg-export", small_model, *precisions, "--output", tmp_path / "out", "--json", report),
+        *("medimg-export", small_model, *ALL_PRECISIONS, "--output", tmp_path / "out", "--json", report),
         *("--calibration", pictures, "--validation", pictures, "--max-drop", "0.3"),
     )
     assert done.returncode == 0, done.stderr
@@ -176,16 +180,75 @@ def bad_inputs() -> dict[str, tuple[Callable[[Path], list[Any]], str]]:
     }
 
 
+@dataclass(frozen=True)
+class BadCalibration:
+    """Calibration images that do not serve, in three precisions, and what is said of them."""
+
+    message: str
+    images: tuple[str, ...]
+    options: tuple[str, ...] = ("--preprocessing", "unit")
+    broken: str | None = None
+
+
+BAD_CALIBRATIONS = {
+    "no images": BadCalibration("holds no images (PNG, JPEG, TIFF, BMP or DICOM)", ()),
+    "how many": BadCalibration("about 300 images of the kind that the model will see", ()),
+    "only a test split": BadCalibration("outside its test split; about 300", ("test/a/0.png",)),
+    "unreadable": BadCalibration(
+        "images/9.png: a truncated PNG: take it out of the calibration images",
+        ("0.png", "1.png"),
+        broken="9.png",
+    ),
+    "wrong classes": BadCalibration(
+        "its class 'cat' is not one of the model's (a, b, c): give images of the model's classes; if its "
+        "folders are not classes, give a folder that holds the images itself",
+        ("b/0.png", "cat/0.png"),
+        ("--preprocessing", "unit", "--labels", "a,b,c"),
+    ),
+    "no classes": BadCalibration(
+        "names 2 classes (patient1, patient2); the model has 3: if its folders are not classes",
+        ("patient1/0.png", "patient2/0.png"),
+    ),
+    "unknown scaling": BadCalibration("labelled images with --validation tell it", ("0.png",), ()),
+}
+
+
+def calibration_folder(folder: Path, bad: BadCalibration) -> Path:
+    folder.mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for name in bad.images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), picture)
+    if bad.broken:
+        (folder / bad.broken).write_bytes((folder / bad.images[0]).read_bytes()[:200])
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD_CALIBRATIONS)
+def test_bad_calibration_images_are_named_before_anything_is_written(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    bad = BAD_CALIBRATIONS[name]
+    model = saved(tmp_path / "model.keras", *head(3, "softmax"))
+    folder = calibration_folder(tmp_path / "images", bad)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("medimg-export", model, *ALL_PRECISIONS, "--calibration", folder, *bad.options)
+    assert done.returncode == 2
+    assert bad.message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", bad_inputs())
 def test_bad_input_is_exit_2_with_its_own_message(run: Run, tmp_path: Path, name: str) -> None:
     make, message = bad_inputs()[name]
     arguments = make(tmp_path)
-    before = sorted(tmp_path.iterdir())
+    before = sorted(tmp_path.rglob("*"))
     done = run("medimg-export", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_artefact_that_fails_is_not_written_unless_forced(
@@ -200,3 +263,66 @@ def test_an_artefact_that_fails_is_not_written_unless_forced(
     forced = export_model(small_model, output=tmp_path, validation=pictures, force=True)
     assert forced.artefacts[0].written
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+FULL_DISK = """
+mount -t tmpfs -o size="$1" none "$2" || exit 99
+shift
+disk=$1 copied=$2
+shift 2
+"$@"
+status=$?
+cp -a "$disk/." "$copied"
+exit $status
+"""
+"""Runs a command beside a small file system that it alone sees, and copies what is left on that."""
+
+
+@pytest.fixture
+def with_full_disk(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a command; `disk` below the test's folder is a file system of so many KiB."""
+    for name in ("disk", "left"):
+        (tmp_path / name).mkdir()
+
+    def call(size_kib: int, *command: str | Path) -> "subprocess.CompletedProcess[str]":
+        program = Path(sys.executable).with_name(str(command[0]))
+        words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh"]
+        words += [f"{size_kib}k", str(tmp_path / "disk"), str(tmp_path / "left"), str(program)]
+        words += map(str, command[1:])
+        environment = {**os.environ, "TMPDIR": str(tmp_path / "disk")} if "--output" not in command else None
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode in (1, 99) and "error:" not in done.stderr:
+            pytest.skip("needs user namespaces, for a small file system")
+        return done
+
+    return call
+
+
+@pytest.mark.parametrize(("size_kib", "left"), [(96, []), (184, ["small.onnx"])])
+def test_a_disk_that_fills_up_half_way_leaves_no_partial_file(
+    with_full_disk: Run,
+    small_model: Path,
+    small_artefact: Path,
+    tmp_path: Path,
+    size_kib: int,
+    left: list[str],
+) -> None:
+    precisions = ("--precision", "fp32", "--precision", "fp16")
+    done = with_full_disk(size_kib, "medimg-export", small_model, *precisions, "--output", tmp_path / "disk")
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "cannot be written (No space left on device)" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "left").iterdir()) == left
+    for name in left:
+        assert (tmp_path / "left" / name).read_bytes() == small_artefact.read_bytes()
+
+
+def test_a_full_temporary_folder_is_not_taken_for_a_damaged_model(
+    with_full_disk: Run, small_model: Path, tmp_path: Path
+) -> None:
+    before = sorted(small_model.parent.iterdir())
+    done = with_full_disk(64, "medimg-export", small_model)
+    assert done.returncode == 2
+    assert f"{tmp_path / 'disk'}: no room for a working copy of {small_model}" in done.stderr
+    assert sorted(small_model.parent.iterdir()) == before
+    assert list((tmp_path / "left").iterdir()) == []

@@ -1,6 +1,5 @@
 """INT8 from end to end: ranges, quantisation, proof, and repair where the proof fails."""
 
-import hashlib
 from pathlib import Path
 
 from onnx import ModelProto
@@ -8,24 +7,27 @@ from onnx import ModelProto
 from medimg.export.calibration import ends
 from medimg.export.equalize import equalize
 from medimg.export.job import Job
-from medimg.export.ranges import Ranges, choose_ranges, hold_back, split_calibration
+from medimg.export.ranges import choose_ranges, hold_back, split_calibration
 from medimg.export.repair import LayerEffect, repair
 from medimg.export.result import ArtefactFile, CalibrationImage, Quantization
 from medimg.export.to_int8 import to_int8
 from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
-from medimg.runtime.spec import ImageRule, Verification
+from medimg.runtime.spec import Verification
 
 EQUALIZING_IMAGES = 32
 """Calibration images that channel ranges are taken from."""
 
 
-def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantization]:
+def make_int8(
+    job: Job, calibration: DataSet, images: tuple[CalibrationImage, ...]
+) -> tuple[ArtefactFile, Quantization]:
     """Make the INT8 artefact; one that fails its verification is repaired before it is given up.
 
     Args:
         job: the export under way.
-        calibration: images of the kind that the model will see.
+        calibration: images of the kind that the model will see, all of which can be read.
+        images: their names and hashes, for the report.
     """
     feeding, judging = split_calibration(calibration)
     with job.steps.step(f"calibrate on {len(calibration)} images"):
@@ -50,21 +52,10 @@ def make_int8(job: Job, calibration: DataSet) -> tuple[ArtefactFile, Quantizatio
             )
         effects = mended.effects
         item = job.place(mended.model, "int8", float_layers=mended.float_layers)
-    return item, _report(ranges, calibration, job.spec.image, effects, job.threads)
+    return item, Quantization(ranges.method, ranges.scores, images, effects)
 
 
 def _judge(job: Job, model: ModelProto, layers: tuple[str, ...]) -> Verification:
     spec = job.spec.with_(precision="int8", float_layers=layers)
     artefact = Artefact(Path(f"{job.stem}.int8.onnx"), spec, model.SerializeToString())
     return job.compare(artefact).verification
-
-
-def _report(
-    ranges: Ranges, calibration: DataSet, rule: ImageRule, effects: tuple[LayerEffect, ...], threads: int
-) -> Quantization:
-    arrays = load_batches(calibration.samples, rule, 1, threads)
-    images = tuple(
-        CalibrationImage(sample.name, hashlib.sha256(array.tobytes()).hexdigest())
-        for sample, array in zip(calibration.samples, arrays, strict=True)
-    )
-    return Quantization(ranges.method, ranges.scores, images, effects)

@@ -20,6 +20,11 @@ from medimg.runtime.spec import (
 )
 from medimg.runtime.spec import Source as SourceEntry
 
+NOT_CLASSES = (
+    "if its folders are not classes, give a folder that holds the images itself, "
+    "or a CSV with the column path"
+)
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -169,9 +174,10 @@ def _labels(
     ):
         if labels:
             if len(labels) != classes:
-                raise UsageError(
+                counts = (
                     f"{origin} names {len(labels)} classes ({', '.join(labels)}); the model has {classes}"
                 )
+                raise UsageError(f"{counts}: {NOT_CLASSES}" if origin == "the data" else counts)
             return tuple(labels)
     warnings.append(
         f"the classes have no names: they are numbered 0 to {classes - 1}; name them with --labels"

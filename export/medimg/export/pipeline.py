@@ -8,16 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from medimg.export import graph, head
-from medimg.export.errors import CalibrationError
+from medimg.export.calibration_data import check_classes, read_calibration, read_images
 from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.int8 import make_int8
 from medimg.export.job import SUFFIXES, Job, Steps
 from medimg.export.options import ExportOptions, make_spec
-from medimg.export.result import ArtefactFile, ExportResult, SourceFile
+from medimg.export.result import ArtefactFile, CalibrationImage, ExportResult, SourceFile
 from medimg.export.sources import Source, load_source
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.verify import Trial, images_needed, make_trial
@@ -59,7 +58,9 @@ def export_model(
     path, used_threads, steps = Path(model), threads or usable_cpus(), Steps(progress)
     stem = _stem(path, chosen)
     with steps.step("read data"):
-        calibration = _calibration_data(chosen)
+        calibration = (
+            read_calibration(chosen.calibration, chosen.calibration_images) if chosen.calibration else None
+        )
         validation = read_data(chosen.validation, labelled=False) if chosen.validation else None
     with steps.step("load model"):
         source = load_source(path, chosen.request(used_threads))
@@ -68,8 +69,10 @@ def export_model(
         spec, warnings = make_spec(source, chosen, data_labels)
         spec = spec.with_(heatmap=chosen.heatmap, tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
+        calibration_images = _checked_calibration(calibration, spec, chosen, used_threads, steps)
         spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
         warnings += _preprocessing_notes(spec, evidence)
+        _require_preprocessing(spec, chosen)
         with steps.step("convert"):
             network = _convert(source, spec)
         with steps.step("run Keras"):
@@ -81,7 +84,7 @@ def export_model(
     for precision in dict.fromkeys(chosen.precisions):
         if precision == "int8":
             assert calibration is not None, "options are checked before anything is loaded"
-            item, quantization = make_int8(job, calibration)
+            item, quantization = make_int8(job, calibration, calibration_images)
         elif precision == "fp16":
             item = _make_fp16(job)
             warnings += [f"fp16: {layer} would overflow and stays in float32" for layer in item.float_layers]
@@ -90,6 +93,17 @@ def export_model(
         artefacts.append(item)
     summary = SourceFile(str(path), source.origin.kind, source.origin.sha256, source.origin.keras_version)
     return ExportResult(summary, tuple(artefacts), quantization, evidence, tuple(warnings), steps.seconds)
+
+
+def _checked_calibration(
+    calibration: DataSet | None, spec: ModelSpec, options: ExportOptions, threads: int, steps: Steps
+) -> tuple[CalibrationImage, ...]:
+    """Check that the calibration images serve, before anything is made; give their names and hashes."""
+    if calibration is None or options.calibration is None:
+        return ()
+    check_classes(options.calibration, calibration, spec.labels)
+    with steps.step(f"read {len(calibration)} calibration images"):
+        return read_images(calibration, spec.image, threads)
 
 
 def _with_evidence(
@@ -131,6 +145,15 @@ def _preprocessing_notes(spec: ModelSpec, evidence: Evidence | None) -> list[str
     ]
 
 
+def _require_preprocessing(spec: ModelSpec, options: ExportOptions) -> None:
+    if "int8" in options.precisions and spec.intensity.rule == "unspecified":
+        raise UsageError(
+            "--precision int8 runs the network on the calibration images, so it must know how images were "
+            "scaled in training: --preprocessing caffe|torch|tf|unit|raw says it, labelled images with "
+            "--validation tell it"
+        )
+
+
 def _make_fp16(job: Job) -> ArtefactFile:
     with job.steps.step("look for overflow"):
         images = itertools.islice(job.trial.batches(), OVERFLOW_BATCHES)
@@ -169,22 +192,6 @@ def _writable(folder: Path) -> Path:
             f"{folder}: artefacts cannot be written there ({error.strerror}): choose --output DIR"
         ) from None
     return folder
-
-
-def _calibration_data(options: ExportOptions) -> DataSet | None:
-    """Read the calibration images, never those of a test split, at most as many as asked for."""
-    if options.calibration is None:
-        return None
-    data = read_data(options.calibration, labelled=False)
-    kept = [sample for sample in data.samples if sample.split != "test"]
-    if not kept:
-        raise CalibrationError(
-            f"{options.calibration}: holds no images outside its test split: about 300 are wanted"
-        )
-    if len(kept) > options.calibration_images:
-        order = np.random.default_rng(0).permutation(len(kept))[: options.calibration_images]
-        kept = [kept[place] for place in sorted(order)]
-    return DataSet(data.labels, tuple(kept))
 
 
 def _evaluation_part(data: DataSet) -> DataSet:

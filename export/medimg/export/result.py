@@ -51,7 +51,7 @@ class CalibrationImage:
     name: str
     """Path relative to the data."""
     sha256: str
-    """Of the uint8 array that the network was given."""
+    """Of the file; of the decoded pixels where it lies in an archive."""
 
 
 @dataclass(frozen=True)

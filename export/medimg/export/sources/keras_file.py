@@ -77,8 +77,13 @@ def write_copy(file: KerasFile, folder: Path) -> Path:
         folder: where the copy goes; gone when the caller is done.
 
     Raises:
-        SourceError: the weights hold what no Keras file has.
+        SourceError: the weights hold what no Keras file has, or there is no room for a copy.
     """
+    # Libraries report a full disk in many ways, most of which look like a damaged file.
+    if shutil.disk_usage(folder).free < file.path.stat().st_size:
+        raise SourceError(
+            f"{folder.parent}: no room for a working copy of {file.path}: name a folder with more in TMPDIR"
+        )
     copy = folder / f"model{file.layout}"
     write = _copy_archive if file.layout == ".keras" else _copy_hdf5
     write(file, copy)
