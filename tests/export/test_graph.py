@@ -128,7 +128,9 @@ def test_fp16_refuses_a_weight_beyond_its_range(network: ModelProto) -> None:
             item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 1e8, item.name))
     with pytest.raises(SourceError, match="hidden/Gemm/constant_1"):
         to_fp16(copy)
-    to_fp16(copy, float_nodes=("hidden/Gemm",))
+    beyond = overflowing_nodes(copy, [np.zeros((1, 32, 32, 3), np.uint8)], threads=1)
+    assert "hidden/Gemm" in beyond
+    to_fp16(copy, float_nodes=beyond)
 
 
 @pytest.fixture(scope="module")

@@ -40,18 +40,19 @@ def make_int8(
     item = job.place(quantized, "int8", float_layers=kept, force=False)
     effects: tuple[LayerEffect, ...] = ()
     if item.verification.verdict == "failed":
-        with job.steps.step("repair int8"):
-            mended = repair(
-                network,
-                job.spec,
-                ranges.thresholds,
-                held_back,
-                judge=lambda model, layers: _judge(job, model, layers),
-                threads=job.threads,
-                budget_s=job.options.repair_minutes * 60,
-            )
-        effects = mended.effects
-        item = job.place(mended.model, "int8", float_layers=mended.float_layers)
+        if job.options.repair_minutes:
+            with job.steps.step("repair int8"):
+                mended = repair(
+                    network,
+                    job.spec,
+                    ranges.thresholds,
+                    held_back,
+                    judge=lambda model, layers: _judge(job, model, layers),
+                    threads=job.threads,
+                    budget_s=job.options.repair_minutes * 60,
+                )
+            quantized, kept, effects = mended.model, mended.float_layers, mended.effects
+        item = job.place(quantized, "int8", float_layers=kept)
     return item, Quantization(ranges.method, ranges.scores, images, effects)
 
 

@@ -85,6 +85,11 @@ def export_model(
         if precision == "int8":
             assert calibration is not None, "options are checked before anything is loaded"
             item, quantization = make_int8(job, calibration, calibration_images)
+            warnings += [
+                f"int8: {layer.layer} lost too much and stays in float32"
+                for layer in quantization.layers
+                if layer.restored
+            ]
         elif precision == "fp16":
             item = _make_fp16(job)
             warnings += [f"fp16: {layer} would overflow and stays in float32" for layer in item.float_layers]

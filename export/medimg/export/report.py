@@ -11,6 +11,8 @@ from medimg.runtime.report import Block, Figure, Section, Table, page
 from medimg.runtime.text import size_text
 
 COLORS = {"fp32": "#4b6b9b", "fp16": "#7aa37a", "int8": "#c46a4a"}
+COUNTED = "images"
+"""Unit of bars that say nothing where they are empty."""
 
 
 def render(result: ExportResult) -> str:
@@ -31,6 +33,8 @@ def render(result: ExportResult) -> str:
         sections.append(Section("INT8", tuple(_quantization(result.quantization))))
     steps = tuple((name, f"{seconds:.1f}") for name, seconds in result.steps_s.items())
     sections.append(Section("Time", (Table("Seconds by step", ("step", "s"), steps),)))
+    if result.quantization:
+        sections.append(Section("Calibration images", (_calibration(result.quantization),)))
     return page(f"Export of {_name(result.source.path)}", result.warnings, sections)
 
 
@@ -66,7 +70,7 @@ def _artefacts(artefacts: Sequence[ArtefactFile]) -> Table:
         "images",
         "max |Δp|",
         "top-1 agreement",
-        "alone or in a batch",
+        "max |Δp| of one alone and in a batch",
     )
     return Table("Artefacts, each compared with Keras in float32 from image to probabilities", head, rows)
 
@@ -110,7 +114,7 @@ def _differences(artefacts: Sequence[ArtefactFile]) -> Iterator[Block]:
     series: dict[str, list[float]] = {
         item.precision: [float(count) for count in item.difference_counts] for item in artefacts
     }
-    yield _bars("Images by their largest difference of a probability", names, series, "images")
+    yield _bars("Images by their largest difference of a probability", names, series, COUNTED)
 
 
 def _quantization(found: Quantization) -> Iterator[Block]:
@@ -118,11 +122,18 @@ def _quantization(found: Quantization) -> Iterator[Block]:
     rows = tuple((s.method, f"{s.top1_agreement:.4f}", f"{s.mean_abs_diff:.2e}") for s in found.scores)
     yield Table("Methods, on held-back images", ("method", "top-1 agreement", "mean |Δp|"), rows)
     if found.layers:
-        restored = ", ".join(layer.layer for layer in found.layers if layer.restored) or "none"
-        yield f"Layers put back to float32: {restored}."
         names = [layer.layer for layer in found.layers]
+        restored = tuple(
+            (layer.layer, f"{layer.mean_abs_diff:.2e}") for layer in found.layers if layer.restored
+        )
+        yield Table("Layers put back to float32", ("layer", "mean |Δp| of quantising it alone"), restored)
         effects = {"int8": [layer.mean_abs_diff for layer in found.layers]}
         yield _bars("Effect of quantising one layer alone", names, effects, "mean |Δp|")
+
+
+def _calibration(found: Quantization) -> Table:
+    rows = tuple((image.name, image.sha256) for image in found.images)
+    return Table(f"{len(rows)} images that INT8 ranges came from", ("image", "SHA-256"), rows)
 
 
 def _bars(caption: str, names: Sequence[str], series: dict[str, list[float]], unit: str) -> Figure:
@@ -137,7 +148,8 @@ def _bars(caption: str, names: Sequence[str], series: dict[str, list[float]], un
         positions = [row + place * width for row in range(len(names))]
         color = COLORS.get(label, "#b8c1cc")
         bars = axes.barh(positions, values, width * 0.92, label=label, color=color)
-        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        shown = [f"{value:.3g}" if value or unit != COUNTED else "" for value in values]
+        axes.bar_label(bars, shown, padding=3, fontsize=8)
     # A dollar sign in a label would start a formula.
     axes.set_yticks(
         [row + 0.4 - width / 2 for row in range(len(names))], [n.replace("$", r"\$") for n in names]

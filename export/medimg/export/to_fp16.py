@@ -59,7 +59,7 @@ def overflowing_nodes(model: ModelProto, batches: Iterable[NDArray[Any]], thread
         threads: processor threads.
 
     Returns:
-        Names of the network's nodes that give or take a magnitude beyond 65504, in graph order.
+        Names of the network's nodes that give, take or hold a magnitude beyond 65504, in graph order.
     """
     network = [node for node in model.graph.node if not is_float_node(node)]
     floats = _float_tensors(model)
@@ -70,7 +70,13 @@ def overflowing_nodes(model: ModelProto, batches: Iterable[NDArray[Any]], thread
         for name, values in activations.items()
         if not np.abs(values).max() <= FP16_MAX
     }
+    beyond |= {item.name for item in model.graph.initializer if _exceeds(item)}
     return tuple(node.name for node in network if beyond.intersection((*node.input, *node.output)))
+
+
+def _exceeds(item: TensorProto) -> bool:
+    values = numpy_helper.to_array(item)
+    return item.data_type == TensorProto.FLOAT and values.size > 0 and not np.abs(values).max() <= FP16_MAX
 
 
 class _Casts:
@@ -122,7 +128,7 @@ def _convert_constants(model: ModelProto, stays: set[str]) -> None:
 
 def _half_constant(item: TensorProto) -> TensorProto:
     values = numpy_helper.to_array(item)
-    if values.size and np.abs(values).max() > FP16_MAX:
+    if _exceeds(item):
         raise SourceError(
             f"{item.name}: holds {np.abs(values).max():g}, beyond half precision ({FP16_MAX:g})"
         )
