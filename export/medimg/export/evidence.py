@@ -4,6 +4,7 @@ A model file seldom says how its images were scaled. Each rule is tried on Keras
 better than every rule with other predictions by more than chance.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -31,6 +32,7 @@ FIRST_IMAGES = 48
 """Images that every candidate is tried on; those that are still in question then see the rest."""
 MOST_IMAGES = 256
 BATCH = 16
+_SAY = "say it with --preprocessing, --color-order and --resize, or give more images"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Evidence:
     resize: ResizeRule
     attempts: tuple[Attempt, ...]
     margin: float | None
-    """Accuracy of the winner less that of the best rule with other predictions; None without one."""
+    """Least lead in accuracy over rules with other predictions, on images that both saw; None without."""
     notes: tuple[str, ...]
 
 
@@ -78,7 +80,8 @@ def find_preprocessing(
         threads: processor threads for decoding.
 
     Raises:
-        PreprocessingError: two rules with different predictions cannot be told apart.
+        PreprocessingError: two rules with different predictions cannot be told apart, or none makes Keras
+            right more often than the commonest class is.
     """
     drawn = _drawn(images)
     trial = _Trial(source, head, drawn, threads)
@@ -88,6 +91,12 @@ def find_preprocessing(
     ]
     winner, rivals = trial.decide(candidates)
     attempts, margin = trial.attempts(candidates, winner), trial.margin(winner, candidates)
+    commonest = float(np.bincount(drawn.truth).max() / len(drawn))
+    if float(trial.right(winner).mean()) <= commonest:
+        raise PreprocessingError(
+            f"with no rule is the model right more often than the commonest class is ({commonest:.3f}): do "
+            f"these images show its classes? {_SAY}"
+        )
     if rivals:
         raise PreprocessingError(_tie(winner, rivals, trial))
     notes = [
@@ -109,6 +118,7 @@ class _Trial:
     def __init__(self, source: Source, head: Head, images: DataSet, threads: int) -> None:
         self._source, self._head, self._images, self._threads = source, head, images, threads
         self._truth = images.truth
+        self._known: dict[bytes, NDArray[np.int64]] = {}
 
     def decide(self, candidates: list[_Candidate]) -> tuple[_Candidate, list[_Candidate]]:
         """Find the best candidate, and those with other predictions that are not worse beyond chance."""
@@ -141,9 +151,13 @@ class _Trial:
         )
 
     def margin(self, winner: _Candidate, candidates: list[_Candidate]) -> float | None:
-        """How much better the winner is than the best candidate with other predictions."""
-        others = [float(self.right(item).mean()) for item in candidates if not self.same(item, winner)]
-        return float(self.right(winner).mean()) - max(others) if others else None
+        """How much better the winner is than the nearest candidate with other predictions."""
+        leads = []
+        for item in candidates:
+            if not self.same(item, winner):
+                seen = min(len(item.predicted), len(winner.predicted))
+                leads.append(self.right(winner)[:seen].mean() - self.right(item)[:seen].mean())
+        return float(min(leads)) if leads else None
 
     def _leader(self, candidates: list[_Candidate]) -> tuple[_Candidate, list[_Candidate]]:
         winner = max(candidates, key=lambda item: float(self.right(item).mean()))
@@ -161,9 +175,16 @@ class _Trial:
         samples = self._images.samples[len(candidate.predicted) : count]
         answers = [candidate.predicted]
         for batch in load_batches(samples, candidate.image, BATCH, self._threads):
-            outputs = self._source.predict(to_network_input(batch, candidate.intensity))
-            answers.append(as_probabilities(outputs, self._head).argmax(axis=1))
+            answers.append(self._classes(to_network_input(batch, candidate.intensity)))
         candidate.predicted = np.concatenate(answers)
+
+    def _classes(self, network_input: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Ask Keras, but not twice for the same input, as grey images are in either colour order."""
+        key = hashlib.sha256(network_input.tobytes()).digest()
+        if key not in self._known:
+            outputs = self._source.predict(network_input)
+            self._known[key] = as_probabilities(outputs, self._head).argmax(axis=1)
+        return self._known[key]
 
 
 def _find_resize(trial: _Trial, winner: _Candidate) -> tuple[ResizeRule, tuple[Attempt, ...], list[str]]:
@@ -175,15 +196,18 @@ def _find_resize(trial: _Trial, winner: _Candidate) -> tuple[ResizeRule, tuple[A
             image = replace(winner.image, resize=rule)
             candidates.append(_Candidate(rule, image, winner.intensity, np.empty(0, np.int64)))
     best, rivals = trial.decide(candidates)
-    attempts = trial.attempts(candidates[1:], best)
     if best is winner or winner in rivals or trial.same(best, winner):
-        alike = [item.rule for item in candidates[1:] if item in rivals or trial.same(item, winner)]
-        others = ", ".join(alike)
-        said = f"resize {default} is kept: these images do not tell it from {others}; --resize decides"
-        return default, attempts, [said] if alike else []
+        alike = [
+            item.rule for item in candidates[1:] if item is best or item in rivals or trial.same(item, winner)
+        ]
+        said = (
+            f"resize {default} is kept: these images do not tell it from {', '.join(alike)}; --resize decides"
+        )
+        return default, trial.attempts(candidates[1:], winner), [said] if alike else []
     if rivals:
         raise PreprocessingError(_tie(best, rivals, trial))
-    return best.image.resize, attempts, [f"resize {best.image.resize} is better than {default} beyond chance"]
+    said = f"resize {best.image.resize} is better than {default} beyond chance"
+    return best.image.resize, trial.attempts(candidates[1:], best), [said]
 
 
 def _intensities(channels: int) -> Iterator[Intensity]:
@@ -208,6 +232,5 @@ def _tie(winner: _Candidate, rivals: list[_Candidate], trial: _Trial) -> str:
     figures = ", ".join(f"{item.rule} {trial.right(item).mean():.3f}" for item in [winner, *rivals])
     return (
         f"these {len(winner.predicted)} labelled images do not tell how the model's images were prepared "
-        f"(accuracies: {figures}): say it with --preprocessing, "
-        "--color-order and --resize, or give more images"
+        f"(accuracies: {figures}): {_SAY}"
     )

@@ -75,6 +75,8 @@ class ExportOptions:
             raise UsageError("--mean and --std go together")
         if self.mean and self.preprocessing:
             raise UsageError("--mean and --std are a rule of their own: leave --preprocessing out")
+        if self.color_order and not (self.mean or self.preprocessing):
+            raise UsageError("--color-order goes with --preprocessing, or with --mean and --std")
         if self.classes is not None and self.arch is None:
             raise UsageError("--classes is for files with weights only: it goes with --arch vgg16")
 

@@ -1,6 +1,7 @@
 """A source whose framework runs in a worker process."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,9 @@ class Worker:
 
     def _last_words(self) -> str:
         status = self._process.wait()
+        if status == -signal.SIGKILL:
+            self.close()
+            return "it was killed, as the system does when memory runs out"
         self._log.seek(0)
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         self.close()
