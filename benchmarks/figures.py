@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-import speed_figures  # noqa: F401  its figures are registered as it is read
+import export_figures  # noqa: F401  its figures are registered as it is read
+import speed_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities

@@ -34,7 +34,7 @@ class FakeSource:
         values = (network_input * np.array(self._rule.std) + np.array(self._rule.mean)) * self._rule.divisor
         red = values[:, 0, 0, 0 if self._rule.color_order == "rgb" else 2]
         classes = np.rint((red - 20) / STEP).astype(int)
-        return np.eye(CLASSES, dtype=np.float32)[np.clip(classes, 0, CLASSES - 1)]
+        return np.asarray(np.eye(CLASSES, dtype=np.float32)[np.clip(classes, 0, CLASSES - 1)])
 
 
 def picture(label: int, *, grey: bool, size: int = 8) -> NDArray[np.uint8]:
@@ -67,6 +67,7 @@ def test_each_scaling_in_each_colour_order_is_tried_and_found(rule: IntensityNam
     assert set(tried) == {f"{name} {way}" for name in SCALINGS for way in ("rgb", "bgr")}
     assert tried[f"{rule} {order}"].accuracy == 1
     others = [attempt.accuracy for attempt in evidence.attempts if not attempt.same_as_winner]
+    assert evidence.margin is not None
     assert evidence.margin == pytest.approx(1 - max(others))
     assert evidence.margin > 0.3
 

@@ -198,6 +198,7 @@ LEGACY = """
 import os
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 import sys
+import numpy as np
 import tf_keras as keras
 layers = keras.layers
 keras.utils.set_random_seed(0)
@@ -219,6 +220,19 @@ augmented.save(sys.argv[1] + "/saved", save_format="tf")
 augmented.export(sys.argv[1] + "/random")
 model().export(sys.argv[1] + "/exported")
 model(layers.LayerNormalization()).save(sys.argv[1] + "/normalised.h5")
+
+images = np.random.default_rng(0).random((5, 32, 32, 3), np.float32) * 255
+for name, layer in {
+    "center": layers.CenterCrop(24, 20),
+    "center-larger": layers.CenterCrop(40, 24),
+    "random": layers.RandomCrop(24, 20),
+    "random-larger": layers.RandomCrop(40, 40),
+    "resized": layers.Resizing(24, 20),
+    "resized-in-shape": layers.Resizing(24, 20, crop_to_aspect_ratio=True),
+}.items():
+    sized = model(layer)
+    sized.save(sys.argv[1] + f"/{name}.h5")
+    np.save(sys.argv[1] + f"/{name}.npy", sized(images, training=False))
 """
 
 
@@ -246,6 +260,18 @@ def test_what_keras_2_wrote(legacy_models: Path, name: str, kind: str) -> None:
     assert source.head == "softmax"
     assert (source.origin.keras_version or "2.").startswith("2.")
     assert compared(source)[0] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["center", "center-larger", "random", "random-larger", "resized", "resized-in-shape"]
+)
+def test_layers_of_keras_2_that_size_images(legacy_models: Path, name: str) -> None:
+    images = np.random.default_rng(0).random((5, 32, 32, 3), np.float32) * 255
+    source = load_source(legacy_models / f"{name}.h5")
+    np.testing.assert_allclose(source.predict(images), np.load(legacy_models / f"{name}.npy"), atol=1e-6)
+    difference, model = compared(source)
+    assert difference <= 1e-5
+    assert {node.op_type for node in model.graph.node}.isdisjoint({"Shape", "If"})
 
 
 def test_a_signature_that_answers_at_random_is_refused(legacy_models: Path) -> None:

@@ -161,7 +161,9 @@ def _require_preprocessing(spec: ModelSpec, options: ExportOptions) -> None:
 
 def _make_fp16(job: Job) -> ArtefactFile:
     with job.steps.step("look for overflow"):
-        images = itertools.islice(job.trial.batches(), OVERFLOW_BATCHES)
+        batches = itertools.islice(job.trial.batches(), OVERFLOW_BATCHES)
+        # One image at a time: every activation of the network is held at once.
+        images = (image[None] for batch in batches for image in batch)
         beyond = overflowing_nodes(job.network, images, job.threads)
     return job.place(to_fp16(job.network, beyond), "fp16", float_layers=beyond)
 

@@ -30,6 +30,8 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "min-max": largest_magnitude,
 }
 HELD_BACK_SHARE = 0.2
+MOST_TO_HOLD_BACK = 100
+"""They stay in memory, which is not to grow with the number of images."""
 FEWEST_TO_HOLD_BACK = 20
 """With fewer images all of them give ranges and judge the methods."""
 BATCH = 8
@@ -67,7 +69,8 @@ def split_calibration(calibration: DataSet) -> tuple[DataSet, DataSet]:
     if len(calibration) < FEWEST_TO_HOLD_BACK:
         return calibration, calibration
     order = np.random.default_rng(1).permutation(len(calibration))
-    judges = set(order[: round(HELD_BACK_SHARE * len(calibration))].tolist())
+    held_back = min(round(HELD_BACK_SHARE * len(calibration)), MOST_TO_HOLD_BACK)
+    judges = set(order[:held_back].tolist())
     parts = (
         tuple(sample for place, sample in enumerate(calibration.samples) if (place in judges) == wanted)
         for wanted in (False, True)

@@ -1,13 +1,16 @@
 """TensorFlow to ONNX: the only place that knows tf2onnx."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from onnx import ModelProto
 
 from medimg.runtime.optional import require
 
+_LOG = logging.getLogger(__name__)
 OPSET = 17
 NETWORK_INPUT = "network_input"
 NETWORK_OUTPUT = "network_output"
@@ -45,12 +48,32 @@ def convert(call: Callable[[Any], Any], shape: tuple[int, int, int], opset: int 
     frozen = freezing.convert_variables_to_constants_v2(
         traced, lower_control_flow=False, aggressive_inlining=True
     )
-    converted, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(add_shapes=True),
-        input_names=[f"{NETWORK_INPUT}:0"],
-        output_names=[frozen.outputs[0].name],
-        tensors_to_rename={f"{NETWORK_INPUT}:0": NETWORK_INPUT, frozen.outputs[0].name: NETWORK_OUTPUT},
-        opset=opset,
-    )
-    proto: ModelProto = converted
-    return proto
+    definition, output = frozen.graph.as_graph_def(add_shapes=True), frozen.outputs[0].name
+
+    def from_definition() -> ModelProto:
+        converted, _ = tf2onnx.convert.from_graph_def(
+            definition,
+            input_names=[f"{NETWORK_INPUT}:0"],
+            output_names=[output],
+            tensors_to_rename={f"{NETWORK_INPUT}:0": NETWORK_INPUT, output: NETWORK_OUTPUT},
+            opset=opset,
+        )
+        proto: ModelProto = converted
+        return proto
+
+    try:
+        with _without_copies():
+            return from_definition()
+    except Exception as error:  # noqa: BLE001  whatever an optimiser raises; the second way skips that one
+        _LOG.warning("an optimiser of tf2onnx failed and is left out: %s", error)
+        return from_definition()
+
+
+@contextmanager
+def _without_copies() -> Iterator[None]:
+    """Have tf2onnx optimise one graph in place: its copies, one an optimiser, take 2 GB for a VGG16."""
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
+    try:
+        yield
+    finally:
+        del os.environ["TF2ONNX_CATCH_ERRORS"]

@@ -5,10 +5,14 @@ Keras 3, tf-keras and SavedModels cannot share a process; and a file that brings
 this process only. What goes wrong is one message, and the end of the process.
 """
 
+import ctypes
+import functools
+import gc
 import importlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -47,6 +51,8 @@ class KerasNetwork:
         layers = _flattened(self._model)
         self._layers = [layer.name for layer in layers]
         _prepare(layers)
+        if keras.__name__ == "tf_keras":
+            _fix_crops(layers, keras)
 
     def describe(self) -> dict[str, Any]:
         """Describe the model."""
@@ -129,7 +135,17 @@ def _convert(network: Network, shape: tuple[int, int, int]) -> bytes:
     for node in model.graph.node:
         node.name = "/".join(_MARKED.sub("", scope) for scope in node.name.split("/"))
     content: bytes = model.SerializeToString(deterministic=True)
+    del model
+    _give_memory_back()
     return content
+
+
+def _give_memory_back() -> None:
+    """Return what a conversion leaves, gigabytes in cycles and in the allocator, before images are run."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 def _prepare(layers: list[Any]) -> None:
@@ -144,6 +160,39 @@ def _prepare(layers: list[Any]) -> None:
         setattr(layer, "_name" if hasattr(layer, "_name") else "name", f"{layer.name}.")
         if hasattr(layer, "_fused_can_be_used"):
             layer._fused = False
+
+
+def _fix_crops(layers: list[Any], keras: Any) -> None:  # noqa: ANN401
+    """Decide between cropping and resizing by the known image size, where tf-keras decides in its graph.
+
+    At inference CenterCrop crops an image that is large enough; otherwise, and in RandomCrop, the largest
+    part of the wanted shape is resized.
+    """
+    for layer in layers:
+        if type(layer).__name__ in ("CenterCrop", "RandomCrop"):
+            layer.call = functools.partial(
+                _crop,
+                size=(layer.height, layer.width),
+                cuts=type(layer).__name__ == "CenterCrop",
+                resize=keras.preprocessing.image.smart_resize,
+            )
+
+
+def _crop(
+    images: Any,  # noqa: ANN401  tensors
+    *,
+    size: tuple[int, int],
+    cuts: bool,
+    resize: Callable[..., Any],
+    training: bool = False,
+) -> Any:  # noqa: ANN401
+    """Crop or resize a batch, `(batch, rows, columns, channels)`, to rows and columns."""
+    assert not training, "a worker only answers"
+    spare = [have - wanted for have, wanted in zip(images.shape[1:3], size, strict=True)]
+    if not cuts or min(spare) < 0:
+        return resize(images, size)
+    top, left = (rest // 2 for rest in spare)
+    return images[:, top : top + size[0], left : left + size[1]]
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:  # noqa: ANN401
