@@ -38,6 +38,13 @@ def run_command(*arguments: str | Path) -> float:
     return seconds
 
 
+def run_script(name: str, *arguments: str | Path) -> Any:  # noqa: ANN401  any layout
+    """Run a script of this folder in a process of its own; give the JSON in the last line that it prints."""
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def as_typed(text: str) -> str:
     """Name the folder of the real data sets by its variable, as a user would."""
     real = os.environ.get("MEDIMG_TEST_DATA")

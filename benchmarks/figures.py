@@ -17,7 +17,7 @@ import numpy as np
 
 import export_figures  # noqa: F401  its figures are registered as it is read
 import speed_figures  # noqa: F401
-from commands import BIN, CommandFailedError, as_typed, read_json, run_command
+from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import Classifier
@@ -88,8 +88,7 @@ def _fine_tuned(name: str, data: str) -> dict[str, Any]:
     model = folder / "model.h5"
     weights = real / "weights" / "vgg16_imagenet_notop.h5"
     fit_s = run_command("medimg-train", "fit", images, "--output", model, "--weights", weights)
-    bar = [sys.executable, str(ROOT / "benchmarks" / "frozen_features.py"), str(images), str(weights)]
-    regression = subprocess.run(bar, check=True, capture_output=True, text=True).stdout
+    regression = run_script("frozen_features.py", images, weights)
     evaluation, export = folder / "evaluation.json", folder / "export.json"
     run_command("medimg-train", "evaluate", model, images, "--json", evaluation)
     precisions = [word for precision in PRECISIONS for word in ("--precision", precision)]
@@ -106,7 +105,7 @@ def _fine_tuned(name: str, data: str) -> dict[str, Any]:
     return {
         "fit_s": fit_s,
         "export_s": export_s,
-        "logistic_regression_on_frozen_features": float(regression.split()[-1]),
+        "logistic_regression_on_frozen_features": regression["accuracy"],
         "keras": read_json(evaluation),
         "export": [_without_path(item) for item in read_json(export)["artefacts"]],
         "backends": [
@@ -162,6 +161,8 @@ def main() -> None:
     names = parser.parse_args().names or list(FIGURES)
     if unknown := [name for name in names if name not in FIGURES]:
         parser.error(f"no figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
+    if "MEDIMG_TEST_DATA" not in os.environ:
+        parser.error("set MEDIMG_TEST_DATA to the folder with the real data sets")
     os.chdir(ROOT)
     for name in names:
         try:

@@ -1,16 +1,20 @@
 """The bar for fine-tuning: logistic regression on the frozen features of VGG16's ImageNet base.
 
-`frozen_features.py DATA WEIGHTS` prints its accuracy on DATA's test part.
+`frozen_features.py DATA WEIGHTS` prints JSON: its accuracy on DATA's test part, and which images were right.
 """
 
-import sys
+import argparse
+import json
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import read_data
+from medimg.runtime.spec import JpegRule
 from medimg.train.keras_setup import choose_policy, start_keras
 from medimg.train.networks import POOL, build, view
 from medimg.train.options import FitOptions, Job
@@ -18,12 +22,16 @@ from medimg.train.progress import Progress
 from medimg.train.weights import load_weights
 
 
-def logistic_regression_accuracy(data: Path, weights: Path) -> float:
+def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> NDArray[np.bool_]:
     """Fit scikit-learn's logistic regression on the whole training part and score it on the test part.
 
     Args:
         data: a data set with the parts train and test.
         weights: VGG16's ImageNet weights without its top.
+        jpeg: how JPEG files are decoded.
+
+    Returns:
+        Of each test image, whether its class was found.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -32,7 +40,7 @@ def logistic_regression_accuracy(data: Path, weights: Path) -> float:
     from medimg.train.cache import cache_images, cache_outputs
     from medimg.train.finetune import image_transform
 
-    options, dataset = FitOptions(), read_data(data)
+    options, dataset = FitOptions(jpeg=jpeg), read_data(data)
     network = build(options, len(dataset.labels), choose_policy("auto"))
     load_weights(network, weights)
     base = view(network, "image", POOL)
@@ -45,8 +53,21 @@ def logistic_regression_accuracy(data: Path, weights: Path) -> float:
             batches = Batches(images, options.batch_size, image_transform(options))
             features = cache_outputs(base, batches, job, f"{split} features")
             parts[split] = features.astype(np.float32), part.truth
-    return float(LogisticRegression(max_iter=2000).fit(*parts["train"]).score(*parts["test"]))
+    values, truth = parts["test"]
+    found = LogisticRegression(max_iter=2000).fit(*parts["train"]).predict(values)
+    return np.asarray(found == truth, bool)
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--jpeg", choices=get_args(JpegRule), default="full")
+    options = parser.parse_args()
+    right = logistic_regression(options.data, options.weights, options.jpeg)
+    print(json.dumps({"accuracy": float(right.mean()), "right": right.tolist()}))
 
 
 if __name__ == "__main__":
-    print(logistic_regression_accuracy(Path(sys.argv[1]), Path(sys.argv[2])))
+    main()

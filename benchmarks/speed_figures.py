@@ -1,27 +1,28 @@
 """How fast the runtime is: beside OpenVINO alone, the ideal of this machine, and the usual loop."""
 
-import json
 import os
 import re
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 
-from commands import BIN, run_command
+from commands import BIN, run_command, run_script
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier, Input
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.images import load_image
+from medimg.runtime.metrics import paired_drop_ci95
+from medimg.runtime.spec import JpegRule
 from memory import run_measured
-from registry import ROOT, SCRATCH, figure
-from speed_images import WRITERS, many_paths, real_pictures, write_pictures
+from registry import SCRATCH, figure
+from speed_images import WRITERS, many_paths, real_pictures, write_enlarged_set, write_pictures
 
 ROUNDS = 5
 """Both sides of a ratio are measured so often, in turn, and their medians compared."""
@@ -29,7 +30,7 @@ SECONDS = 10.0
 MODEL = SCRATCH / "brain-mri" / "model.h5"
 INT8 = MODEL.with_suffix(".int8.onnx")
 FP32 = MODEL.with_suffix(".onnx")
-LOOP_IMAGES = 100
+JPEG_RULES: tuple[JpegRule, ...] = get_args(JpegRule)
 
 
 @figure("speed-arrays")
@@ -66,12 +67,8 @@ def files() -> dict[str, Any]:
 def loop() -> dict[str, Any]:
     """The usual loop of cv2.imread, cv2.resize and Keras's predict, beside `Classifier.predict`."""
     _make_model()
-    paths = [str(path) for path in write_pictures("jpeg-512", SCRATCH / "files")][:LOOP_IMAGES]
-    usual = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "usual_loop.py"), str(MODEL), *paths],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    keras = json.loads(usual.stdout.splitlines()[-1])
+    paths = write_pictures("jpeg-512", SCRATCH / "files")
+    keras = run_script("usual_loop.py", MODEL, *paths)
     found = {}
     for name, artefact in (("fp32", FP32), ("int8", INT8)):
         with Classifier(artefact) as classifier:
@@ -84,6 +81,34 @@ def loop() -> dict[str, Any]:
             "same_top1": sum(same) / len(same),
         }
     return {"keras_images_per_s": len(paths) / keras["seconds"], "target": 4, "images": len(paths), **found}
+
+
+@figure("speed-jpeg")
+def reduced_jpeg() -> dict[str, Any]:
+    """Large JPEG files decoded in full and by the rule `dct-scaled`: speed, and accuracy of models made so.
+
+    The models are logistic regressions on frozen features, each fitted and scored under one rule.
+    """
+    _make_model()
+    found = {}
+    for side in (1024, 2048):
+        data = write_enlarged_set(side, SCRATCH / f"set-{side}")
+        paths = sorted((data / "test").rglob("*.jpg"))[:: 394 // 64]
+        rates = {rule: _jpeg_rate(paths, rule) for rule in JPEG_RULES}
+        weights = Path(os.environ["MEDIMG_TEST_DATA"]) / "weights" / "vgg16_imagenet_notop.h5"
+        models = {
+            rule: run_script("frozen_features.py", data, weights, "--jpeg", rule) for rule in JPEG_RULES
+        }
+        full, scaled = (np.array(models[rule]["right"]) for rule in JPEG_RULES)
+        found[side] = {
+            "images_per_s": rates,
+            "speed_ratio": rates["dct-scaled"] / rates["full"],
+            "accuracy": {rule: models[rule]["accuracy"] for rule in JPEG_RULES},
+            "accuracy_drop_ci95": paired_drop_ci95(full, scaled),
+            "test_images": len(full),
+        }
+        print(f"{side} px: {found[side]}", flush=True)
+    return {"sides_px": found}
 
 
 @figure("speed-start")
@@ -132,6 +157,13 @@ def _make_model() -> None:
         "medimg-export", MODEL, "--precision", "fp32", "--precision", "int8",
         "--calibration", images, "--validation", images,
     )  # fmt: skip
+
+
+def _jpeg_rate(paths: list[Path], rule: JpegRule) -> float:
+    """Give the INT8 model's rate on files decoded by a rule; its answers are not looked at."""
+    with Classifier(INT8, backend="openvino") as classifier:
+        classifier.spec = classifier.spec.with_(image=replace(classifier.spec.image, jpeg=rule))
+        return statistics.median(_rate(classifier, paths) for _ in range(3))
 
 
 def _compared(own: Callable[[], float], peer: Callable[[], float]) -> dict[str, Any]:

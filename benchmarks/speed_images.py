@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data import read_data
+from medimg.runtime.data import DataSet, read_data
 
 PICTURES = 64
 Picture = NDArray[np.uint8]
@@ -18,9 +18,13 @@ Picture = NDArray[np.uint8]
 
 def real_pictures() -> list[Picture]:
     """Give training images of the brain-MRI set, a few of each class, as they are."""
-    part = read_data(Path(os.environ["MEDIMG_TEST_DATA"]) / "images" / "brain-mri").part("train")
+    part = _real_set().part("train")
     chosen = part.samples[:: len(part) // PICTURES][:PICTURES]
     return [np.asarray(cv2.imread(str(sample.source), cv2.IMREAD_COLOR_RGB), np.uint8) for sample in chosen]
+
+
+def _real_set() -> DataSet:
+    return read_data(Path(os.environ["MEDIMG_TEST_DATA"]) / "images" / "brain-mri")
 
 
 def _write_jpeg(path: Path, picture: Picture) -> None:
@@ -56,6 +60,7 @@ def _write_dicom(path: Path, picture: Picture) -> None:
 WRITERS: dict[str, tuple[int, str, Callable[[Path, Picture], None]]] = {
     "jpeg-512": (512, ".jpg", _write_jpeg),
     "png-1024": (1024, ".png", _write_png),
+    "png-4096": (4096, ".png", _write_png),
     "dicom-512-16-bit": (512, ".dcm", _write_dicom),
 }
 """By name: side in pixels, suffix, writer."""
@@ -69,10 +74,25 @@ def write_pictures(kind: str, folder: Path) -> list[Path]:
     paths = [target / f"{number:03}{suffix}" for number in range(PICTURES)]
     for path, picture in zip(paths, real_pictures(), strict=True):
         if not path.exists():
-            write(
-                path, np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
-            )
+            write(path, _enlarged(picture, side))
     return paths
+
+
+def write_enlarged_set(side: int, folder: Path) -> Path:
+    """Write the whole brain-MRI set as square JPEG files of a side in pixels; those that are there stay."""
+    data = _real_set()
+    for split in ("train", "test"):
+        for number, sample in enumerate(data.part(split).samples):
+            path = folder / split / data.labels[sample.label or 0] / f"{number:04}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                picture = cv2.imread(str(sample.source), cv2.IMREAD_COLOR_RGB)
+                _write_jpeg(path, _enlarged(np.asarray(picture, np.uint8), side))
+    return folder
+
+
+def _enlarged(picture: Picture, side: int) -> Picture:
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def many_paths(pictures: list[Path], count: int, folder: Path) -> Path:

@@ -85,3 +85,20 @@ def test_back_ends_agree(
 def test_int8_really_runs_in_int8(brain_artefacts: dict[str, Path]) -> None:
     with Classifier(brain_artefacts["int8"], backend="openvino") as classifier:
         assert classifier.backend.precision == "int8"
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_an_answer_depends_neither_on_batch_nor_on_place(
+    brain_artefacts: dict[str, Path], test_images: DataSet, backend: str
+) -> None:
+    with Classifier(brain_artefacts["fp32"], backend=backend, device="cpu") as classifier:
+        (images,) = load_batches(test_images.samples[:32], classifier.spec.image, 32, 2)
+        alone = np.concatenate([classifier.probabilities(image[None]) for image in images])
+        for size in (2, 3, 7, 16, 32):
+            together = np.concatenate(
+                [classifier.probabilities(images[start : start + size]) for start in range(0, 32, size)]
+            )
+            backwards = classifier.probabilities(images[:size][::-1].copy())[::-1]
+            assert np.abs(together - alone).max() <= 1e-6
+            assert np.abs(backwards - alone[:size]).max() <= 1e-6
+            assert (together.argmax(axis=1) == alone.argmax(axis=1)).all()

@@ -115,9 +115,27 @@ def test_inspect_tells_what_the_file_is(run: Run, small_artefact: Path) -> None:
 def test_doctor_finds_both_back_ends(run: Run) -> None:
     done = run("medimg-run", "doctor", "--json", "-")
     assert done.returncode == 0
-    found = {backend["name"]: backend for backend in json.loads(done.stdout)["backends"]}
+    plain = json.loads(done.stdout)
+    found = {backend["name"]: backend for backend in plain["backends"]}
     assert found.keys() == {"openvino", "onnxruntime"}
     assert all("cpu" in backend["devices"] for backend in found.values())
+    assert plain["division"] == {"decoding": plain["threads"], "inference": plain["threads"]}
+
+
+def test_doctor_says_how_threads_are_divided(run: Run) -> None:
+    done = run("medimg-run", "doctor", "--threads", "1")
+    assert "files        1 decoding threads beside 1 of inference" in done.stdout
+
+
+def test_predict_says_what_it_picked_and_why(small_artefact: Path, folder: Path, run: Run) -> None:
+    left = run("medimg-run", "predict", small_artefact, folder / "b.png")
+    assert "openvino on cpu, fp32 (auto: " in left.stderr
+    assert "openvino is the faster one)" in left.stderr
+    named = run(
+        *("medimg-run", "predict", small_artefact, folder / "b.png"),
+        *("--backend", "onnxruntime", "--device", "cpu"),
+    )
+    assert named.stderr.splitlines()[0] == "onnxruntime on cpu, fp32"
 
 
 def test_doctor_sees_two_distributions_of_one_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from medimg.runtime.backends import Probabilities, open_backend
+from medimg.runtime.backends import Probabilities, choose_backend
 from medimg.runtime.containers import Artefact
 from medimg.runtime.spec import ModelSpec
 
@@ -29,7 +29,7 @@ def answers(
     """
     name = Path(spec.source.name if spec.source else "model")
     artefact = Artefact(name, spec, model.SerializeToString())
-    backend = open_backend(artefact, backend="auto", device="cpu", threads=threads)
+    backend = choose_backend(artefact.spec.precision, device="cpu").open(artefact, threads)
     found = np.concatenate([backend.infer(batch) for batch in batches])
     backend.close()
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medimg.export.sources.base import Source
 from medimg.runtime import metrics
-from medimg.runtime.backends import Probabilities, open_backend
+from medimg.runtime.backends import Probabilities, choose_backend
 from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import to_network_input
@@ -108,7 +108,7 @@ def compare(artefact: Artefact, trial: Trial, *, max_drop: float, threads: int) 
         max_drop: the largest loss of accuracy that is accepted.
         threads: processor threads.
     """
-    backend = open_backend(artefact, backend="auto", device="cpu", threads=threads)
+    backend = choose_backend(artefact.spec.precision, device="cpu").open(artefact, threads)
     answers = np.concatenate([backend.infer(batch) for batch in trial.batches()])
     first = next(trial.batches())
     alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])

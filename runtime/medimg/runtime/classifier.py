@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Probabilities, Tuning, open_backend
+from medimg.runtime.backends import Probabilities, Tuning, choose_backend
 from medimg.runtime.containers import open_onnx
-from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.cpus import divide, usable_cpus
 from medimg.runtime.errors import MedimgError, ModelError, UsageError
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
@@ -96,13 +96,12 @@ class Classifier:
     ) -> None:
         artefact = open_onnx(model)
         self._name = str(model)
-        self._threads = threads or usable_cpus()
+        self._division = divide(threads or usable_cpus())
         self.spec: ModelSpec = artefact.spec
         if dicom_window is not None:
             self.spec = self.spec.with_(image=replace(self.spec.image, dicom_window=dicom_window))
-        self.backend = open_backend(
-            artefact, backend=backend, device=device, threads=self._threads, tuned_for=tuned_for
-        )
+        self.choice = choose_backend(artefact.spec.precision, backend, device)
+        self.backend = self.choice.open(artefact, self._division.inference, tuned_for)
 
     def __enter__(self) -> "Classifier":
         return self
@@ -157,11 +156,11 @@ class Classifier:
             raise UsageError(f"top_k {top_k} and batch_size {size} must be at least 1")
         parallel = self.backend.parallel
         with (
-            worker_threads(self._threads, "decode") as decoders,
+            worker_threads(self._division.decoding, "decode") as decoders,
             worker_threads(parallel, "infer") as runners,
         ):
             files = in_order(
-                decoders, partial(_decode, rule=self.spec.image), inputs, 2 * self._threads + size
+                decoders, partial(_decode, rule=self.spec.image), inputs, 2 * self._division.decoding + size
             )
             groups = _groups(chain.from_iterable(chain.from_iterable(files)), size)
             answers = in_order(runners, partial(self._answer, top_k=top_k), groups, parallel)

@@ -72,8 +72,9 @@ def predict(
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
     ) as classifier:
-        used = classifier.backend
-        click.echo(f"{used.name} on {used.device}, {used.precision}", err=True)
+        used, reason = classifier.backend, classifier.choice.reason
+        why = f" (auto: {reason})" if reason else ""
+        click.echo(f"{used.name} on {used.device}, {used.precision}{why}", err=True)
         predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
         write_predictions(outcome.counting(_with_progress(predictions, inputs)), style, output)
     click.echo(outcome.summary(), err=True)

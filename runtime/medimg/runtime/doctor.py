@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 
 from medimg.runtime.backends import Availability, availability
+from medimg.runtime.cpus import Division, divide
 
 _FEATURES = (
     "avx2",
@@ -32,6 +33,7 @@ class Findings:
     machine: str
     cpu_features: tuple[str, ...]
     threads: int
+    division: Division
     backends: tuple[Availability, ...]
     packages: dict[str, str | None]
     """Versions of the packages that matter; None where one is missing."""
@@ -45,6 +47,10 @@ class Findings:
     def _facts(self) -> Iterator[str]:
         yield f"medimg {self.medimg}, Python {self.python}, {self.machine}"
         yield f"cpu          {self.threads} threads; {' '.join(self.cpu_features) or 'no known features'}"
+        yield (
+            f"files        {self.division.decoding} decoding threads beside {self.division.inference} "
+            "of inference, on the same processors"
+        )
         for backend in self.backends:
             state = (
                 f"{backend.version} on {', '.join(backend.devices)}" if backend.devices else backend.remedy
@@ -64,6 +70,7 @@ def examine(threads: int) -> Findings:
         machine=platform.machine(),
         cpu_features=_cpu_features(),
         threads=threads,
+        division=divide(threads),
         backends=availability(),
         packages={
             name: _version(name) for name in ("numpy", "opencv-python-headless", "pydicom", "tensorrt")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.containers import Artefact
 from medimg.runtime.errors import BackendError
+from medimg.runtime.spec import Precision
 
 Probabilities: TypeAlias = NDArray[np.float32]
 """`(batch, classes)` float32."""
@@ -75,18 +76,38 @@ def availability_of(name: str) -> Availability:
     return found
 
 
-def open_backend(
-    artefact: Artefact, *, backend: str, device: str, threads: int, tuned_for: Tuning = "latency"
-) -> Backend:
-    """Load an artefact.
+@dataclass(frozen=True)
+class Choice:
+    """The back end and the device that an artefact runs on."""
+
+    backend: str
+    device: str
+    reason: str
+    """Why `auto` picked them; empty where both were asked for by name."""
+
+    def open(self, artefact: Artefact, threads: int, tuned_for: Tuning = "latency") -> Backend:
+        """Load an artefact whose bytes have been checked.
+
+        Args:
+            artefact: the model.
+            threads: processor threads for inference.
+            tuned_for: `latency` unless many batches are sent at once.
+
+        Raises:
+            BackendError: the back end refuses it.
+        """
+        opened: Backend = _module(self.backend).open_artefact(artefact, self.device, threads, tuned_for)
+        return opened
+
+
+def choose_backend(precision: Precision, backend: str = "auto", device: str = "auto") -> Choice:
+    """Pick where an artefact runs.
 
     Args:
-        artefact: a model whose bytes have been checked.
+        precision: the artefact's.
         backend: one of `NAMES`, or `auto`.
         device: `auto`, `cpu`, `gpu` or `gpu:N`. A device that is asked for is had or is an error;
             `auto` takes the first GPU that a back end can use, else the CPU.
-        threads: processor threads for inference.
-        tuned_for: `latency` unless many batches are sent at once.
 
     Raises:
         BackendError: the back end or the device cannot be had; the message says what would help.
@@ -94,16 +115,28 @@ def open_backend(
     if backend != "auto" and backend not in _MODULES:
         raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(NAMES)}")
     candidates = [availability_of(name) for name in (NAMES if backend == "auto" else (backend,))]
-    for wanted in _devices(device, artefact.spec.precision):
-        for candidate in candidates:
-            if wanted in candidate.devices:
-                opened: Backend = _module(candidate.name).open_artefact(artefact, wanted, threads, tuned_for)
-                return opened
+    for wanted in _devices(device, precision):
+        able = [candidate.name for candidate in candidates if wanted in candidate.devices]
+        if able:
+            reasons = [_why_device(wanted, precision)] if device == "auto" else []
+            if backend == "auto":
+                reasons.append(_why_backend(able, wanted))
+            return Choice(able[0], wanted, ", ".join(reasons))
     remedies = "; ".join(c.remedy or f"{c.name} offers {', '.join(c.devices)}" for c in candidates)
     raise BackendError(f"device {device!r} cannot be had: {remedies}")
 
 
-def _devices(device: str, precision: str) -> tuple[str, ...]:
+def _why_device(device: str, precision: Precision) -> str:
+    if device != "cpu":
+        return "the first GPU"
+    return "int8 is for processors" if precision == "int8" else "no back end here has a GPU"
+
+
+def _why_backend(able: list[str], device: str) -> str:
+    return f"{able[0]} is the faster one" if len(able) > 1 else f"only {able[0]} has {device} here"
+
+
+def _devices(device: str, precision: Precision) -> tuple[str, ...]:
     if device == "auto":
         # ONNX Runtime's CUDA provider has no INT8 convolutions: there the CPU is the better choice.
         return ("cpu",) if precision == "int8" else ("gpu:0", "cpu")
