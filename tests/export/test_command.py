@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import cv2
 import keras
@@ -251,12 +252,34 @@ def test_bad_input_is_exit_2_with_its_own_message(run: Run, tmp_path: Path, name
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.export import export_model, pipeline, verify
+
+    monkeypatch.setattr(verify, "FP32_LIMIT", 0.0)
+    real = verify.own_rounding
+    rounding = []
+
+    def measured(*arguments: Any) -> float:
+        rounding.append(real(*arguments))
+        return rounding[0] / 1000
+
+    monkeypatch.setattr(pipeline, "own_rounding", measured)
+    result = export_model(small_model, output=tmp_path, validation=pictures)
+    assert [item.verification.verdict for item in result.failed] == ["failed"]
+    assert 1e-9 < rounding[0] < 1e-6
+    monkeypatch.setattr(pipeline, "own_rounding", real)
+    assert not export_model(small_model, output=tmp_path, validation=pictures).failed
+
+
 def test_an_artefact_that_fails_is_not_written_unless_forced(
     run: Run, small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medimg.export import export_model, verify
 
     monkeypatch.setattr(verify, "FP32_LIMIT", 0.0)
+    monkeypatch.setattr(verify, "ROUNDING_CEILING", 0.0)
     result = export_model(small_model, output=tmp_path, validation=pictures)
     assert [item.verification.verdict for item in result.failed] == ["failed"]
     assert list(tmp_path.iterdir()) == []

@@ -42,6 +42,8 @@ class Job:
     """The checked float32 graph."""
     spec: ModelSpec
     trial: Trial
+    rounding: Callable[[], float]
+    """Tells Keras's own distance from float64 on the trial's images."""
     stem: Path
     """The artefacts' path without the suffix."""
     options: ExportOptions
@@ -50,7 +52,13 @@ class Job:
 
     def compare(self, artefact: Artefact) -> Comparison:
         """Compare an artefact with Keras."""
-        return compare(artefact, self.trial, max_drop=self.options.max_drop, threads=self.threads)
+        return compare(
+            artefact,
+            self.trial,
+            rounding=self.rounding,
+            max_drop=self.options.max_drop,
+            threads=self.threads,
+        )
 
     def place(
         self,
@@ -97,5 +105,6 @@ class Job:
             found.recall,
             found.difference_counts,
             float_layers,
+            found.reference_rounding,
             written,
         )

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from onnx import ModelProto
 
 from medimg.export import graph, head
 from medimg.export.calibration_data import check_classes, read_calibration, read_images
+from medimg.export.errors import SourceError
 from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.int8 import make_int8
 from medimg.export.job import SUFFIXES, Job, Steps
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.result import ArtefactFile, CalibrationImage, ExportResult, SourceFile
 from medimg.export.sources import Source, load_source
+from medimg.export.sources.base import Request
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
-from medimg.export.verify import Trial, images_needed, make_trial
+from medimg.export.verify import FP32_LIMIT, Trial, images_needed, make_trial, own_rounding
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.errors import UsageError
@@ -79,7 +82,8 @@ def export_model(
             images = _evaluation_part(validation) if validation else calibration
             trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     warnings += _trial_warnings(trial, chosen)
-    job = Job(network, spec, trial, stem, chosen, used_threads, steps)
+    rounding = partial(_own_rounding, path, chosen.request(used_threads), spec, trial)
+    job = Job(network, spec, trial, rounding, stem, chosen, used_threads, steps)
     artefacts, quantization = [], None
     for precision in dict.fromkeys(chosen.precisions):
         if precision == "int8":
@@ -95,6 +99,7 @@ def export_model(
             warnings += [f"fp16: {layer} would overflow and stays in float32" for layer in item.float_layers]
         else:
             item = job.place(network, precision)
+            warnings += _rounding_notes(item)
         artefacts.append(item)
     summary = SourceFile(str(path), source.origin.kind, source.origin.sha256, source.origin.keras_version)
     return ExportResult(summary, tuple(artefacts), quantization, evidence, tuple(warnings), steps.seconds)
@@ -166,6 +171,24 @@ def _make_fp16(job: Job) -> ArtefactFile:
         images = (image[None] for batch in batches for image in batch)
         beyond = overflowing_nodes(job.network, images, job.threads)
     return job.place(to_fp16(job.network, beyond), "fp16", float_layers=beyond)
+
+
+def _own_rounding(path: Path, request: Request, spec: ModelSpec, trial: Trial) -> float:
+    """Open the model once more, in float64; 0 where it cannot be had so."""
+    try:
+        with closing(load_source(path, replace(request, float64=True))) as exact:
+            return own_rounding(exact, spec, trial)
+    except SourceError:
+        return 0.0
+
+
+def _rounding_notes(item: ArtefactFile) -> list[str]:
+    if not item.reference_rounding:
+        return []
+    return [
+        f"fp32: {item.verification.max_abs_diff:.1e} from Keras, more than {FP32_LIMIT:.0e}: this network "
+        f"multiplies rounding, and Keras itself is {item.reference_rounding:.1e} from its answers in float64"
+    ]
 
 
 def _convert(source: Source, spec: ModelSpec) -> ModelProto:

@@ -40,6 +40,8 @@ class ArtefactFile:
     """Images by their largest difference, in the bins of `medimg.export.verify.DIFFERENCE_EDGES`."""
     float_layers: tuple[str, ...]
     """Layers that a reduced-precision artefact keeps in float32."""
+    reference_rounding: float | None
+    """Keras's own distance from float64, where a float32 artefact is further from Keras than is usual."""
     written: bool
     """False if it failed its verification and was not forced."""
 

@@ -29,6 +29,8 @@ class Request:
     input_size: tuple[int, int] | None = None
     """Rows and columns, for a network that takes any."""
     threads: int | None = None
+    float64: bool = False
+    """Compute in float64 instead of float32, to tell how much float32 rounds off."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class FrameworkSource:
                     "allow_code": request.allow_code,
                     "imports": imports,
                     "threads": request.threads,
+                    "float64": request.float64,
                 }
             )
             inputs, outputs = (
@@ -141,7 +142,7 @@ class FrameworkSource:
         return self._layers
 
     def predict(self, network_input: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run the framework in float32; see `Source.predict`."""
+        """Run the framework; see `Source.predict`."""
         parts = []
         for start in range(0, len(network_input), PREDICTED_AT_ONCE):
             blob = protocol.array_bytes(network_input[start : start + PREDICTED_AT_ONCE])

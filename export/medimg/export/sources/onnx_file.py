@@ -31,6 +31,8 @@ class OnnxSource:
 
     def __init__(self, path: Path, request: Request) -> None:
         """Check the file and bring it into the converter's form; see `load_source`."""
+        if request.float64:
+            raise SourceError(f"{path}: holds a graph of float32")
         content = _read(path)
         model = ModelProto.FromString(content)
         spec = _own_spec(path)

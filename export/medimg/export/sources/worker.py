@@ -43,11 +43,22 @@ class Network(Protocol):
 class KerasNetwork:
     """A model of Keras 3 or tf-keras."""
 
-    def __init__(self, keras: Any, path: Path, custom_objects: dict[str, Any], *, allow_code: bool) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        keras: Any,  # noqa: ANN401
+        path: Path,
+        custom_objects: dict[str, Any],
+        *,
+        allow_code: bool,
+        float64: bool,
+    ) -> None:
         self._keras = keras
         self._model = keras.models.load_model(
             path, custom_objects=custom_objects, compile=False, safe_mode=not allow_code
         )
+        if float64:
+            with keras.utils.custom_object_scope(custom_objects):
+                self._model = _in_float64(self._model)
         layers = _flattened(self._model)
         self._layers = [layer.name for layer in layers]
         _prepare(layers)
@@ -97,11 +108,13 @@ def _open(message: dict[str, Any]) -> Network:
     if framework == "saved_model":
         from medimg.export.sources.saved_model import SignatureNetwork
 
+        if message["float64"]:
+            raise SourceError("holds a graph of float32")
         return SignatureNetwork(tensorflow, path)
     keras = importlib.import_module(framework)
     allow_code = bool(message["allow_code"])
     custom = _custom_objects(keras, tensorflow, message["imports"]) if allow_code else {}
-    return KerasNetwork(keras, path, custom, allow_code=allow_code)
+    return KerasNetwork(keras, path, custom, allow_code=allow_code, float64=message["float64"])
 
 
 def _custom_objects(keras: Any, tensorflow: Any, imports: list[list[str]]) -> dict[str, Any]:  # noqa: ANN401
@@ -146,6 +159,21 @@ def _give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if trim is not None:
         trim(0)
+
+
+def _in_float64(model: Any) -> Any:  # noqa: ANN401  a Keras model
+    """Rebuild a model in float64 with its own weights."""
+    exact = type(model).from_config(_with_float64(model.get_config()))
+    exact.set_weights(model.get_weights())
+    return exact
+
+
+def _with_float64(config: Any) -> Any:  # noqa: ANN401  any part of a configuration
+    if isinstance(config, dict):
+        return {key: "float64" if key == "dtype" else _with_float64(part) for key, part in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_with_float64(part) for part in config)
+    return config
 
 
 def _prepare(layers: list[Any]) -> None:
