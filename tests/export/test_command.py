@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import cv2
 import keras
@@ -269,8 +268,7 @@ def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
     result = export_model(small_model, output=tmp_path, validation=pictures)
     assert [item.verification.verdict for item in result.failed] == ["failed"]
     assert 1e-9 < rounding[0] < 1e-6
-    monkeypatch.setattr(pipeline, "own_rounding", real)
-    assert not export_model(small_model, output=tmp_path, validation=pictures).failed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_artefact_that_fails_is_not_written_unless_forced(
