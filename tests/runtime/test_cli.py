@@ -1,8 +1,11 @@
 """medimg-run as its users run it."""
 
+import contextlib
 import csv
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,13 +127,13 @@ def test_doctor_finds_both_back_ends(run: Run) -> None:
 
 def test_doctor_says_how_threads_are_divided(run: Run) -> None:
     done = run("medimg-run", "doctor", "--threads", "1")
-    assert "files        1 decoding threads beside 1 of inference" in done.stdout
+    assert "1 threads decode beside 1 of inference" in done.stdout
 
 
 def test_predict_says_what_it_picked_and_why(small_artefact: Path, folder: Path, run: Run) -> None:
     left = run("medimg-run", "predict", small_artefact, folder / "b.png")
     assert "openvino on cpu, fp32 (auto: " in left.stderr
-    assert "openvino is the faster one)" in left.stderr
+    assert "openvino is faster)" in left.stderr
     named = run(
         *("medimg-run", "predict", small_artefact, folder / "b.png"),
         *("--backend", "onnxruntime", "--device", "cpu"),
@@ -172,3 +175,38 @@ def test_text_from_files_cannot_drive_a_terminal(text: str, shown: str) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@A1"])
 def test_text_from_files_is_no_formula(text: str) -> None:
     assert csv_cell(text) == f"'{text}"
+
+
+def in_terminal(*command: str | Path) -> str:
+    """Run an installed command in a terminal of its own; give all that appears there."""
+    ours, theirs = pty.openpty()
+    program = Path(sys.executable).with_name(str(command[0]))
+    seen = b""
+    with subprocess.Popen(
+        [program, *map(str, command[1:])], stdin=theirs, stdout=theirs, stderr=theirs
+    ) as running:
+        os.close(theirs)
+        with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123  a descriptor
+            # Reading fails once the command has closed its side.
+            while piece := terminal.read(1024):
+                seen += piece
+    assert running.returncode in (0, 1)
+    return seen.decode()
+
+
+def test_a_terminal_shows_answers_without_a_bar_between_them(small_artefact: Path, folder: Path) -> None:
+    seen = in_terminal("medimg-run", "predict", small_artefact, folder)
+    lines = seen.splitlines()
+    assert str(folder / "b.png") in lines
+    assert "%" not in seen
+    assert "\x1b" not in seen
+
+
+def test_a_terminal_shows_progress_beside_a_file(small_artefact: Path, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "answers.csv"
+    options = ("--output", target, "--format", "csv")
+    seen = in_terminal("medimg-run", "predict", small_artefact, folder, *options)
+    assert "5/5" in seen
+    assert "100%" in seen
+    assert "files/s" in seen
+    assert target.read_text().startswith("path,")

@@ -76,7 +76,9 @@ def predict(
         why = f" (auto: {reason})" if reason else ""
         click.echo(f"{used.name} on {used.device}, {used.precision}{why}", err=True)
         predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
-        write_predictions(outcome.counting(_with_progress(predictions, inputs)), style, output)
+        if not _answers_are_seen(output):
+            predictions = _with_progress(predictions, inputs)
+        write_predictions(outcome.counting(predictions), style, output)
     click.echo(outcome.summary(), err=True)
     return 0 if outcome.failed == 0 and outcome.answered else 1
 
@@ -121,11 +123,13 @@ def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
             yield from walk_images([item])
 
 
+def _answers_are_seen(output: Path | None) -> bool:
+    """Tell whether progress need not be shown: nobody looks, or the answers themselves appear meanwhile."""
+    return commandline.progress_hidden() or (output is None and sys.stdout.isatty())
+
+
 def _with_progress(predictions: "Iterator[Prediction]", inputs: tuple[Path, ...]) -> "Iterator[Prediction]":
-    """Show on a terminal how many files are done, how fast, and how long the rest will take."""
-    if commandline.progress_hidden():
-        yield from predictions
-        return
+    """Show how many files are done, how fast, and how long the rest will take."""
     from medimg.runtime.data import walk_images
 
     known = STANDARD_INPUT not in inputs

@@ -46,20 +46,22 @@ class Findings:
 
     def _facts(self) -> Iterator[str]:
         yield f"medimg {self.medimg}, Python {self.python}, {self.machine}"
-        yield f"cpu          {self.threads} threads; {' '.join(self.cpu_features) or 'no known features'}"
-        yield (
-            f"files        {self.division.decoding} decoding threads beside {self.division.inference} "
-            "of inference, on the same processors"
-        )
+        yield _fact("cpu", f"{self.threads} threads; {' '.join(self.cpu_features) or 'no known features'}")
+        division = self.division
+        yield _fact("files", f"{division.decoding} threads decode beside {division.inference} of inference")
         for backend in self.backends:
             state = (
                 f"{backend.version} on {', '.join(backend.devices)}" if backend.devices else backend.remedy
             )
-            yield f"{backend.name:<12} {state}"
+            yield _fact(backend.name, state)
         for name, found in self.packages.items():
-            yield f"{name:<12} {found or 'not installed'}"
+            yield _fact(name, found or "not installed")
         for conflict in self.conflicts:
-            yield f"conflict     {conflict}"
+            yield _fact("conflict", conflict)
+
+
+def _fact(name: str, state: str | None) -> str:
+    return f"{name:<22} {state}"
 
 
 def examine(threads: int) -> Findings:

@@ -133,7 +133,7 @@ def _why_device(device: str, precision: Precision) -> str:
 
 
 def _why_backend(able: list[str], device: str) -> str:
-    return f"{able[0]} is the faster one" if len(able) > 1 else f"only {able[0]} has {device} here"
+    return f"{able[0]} is faster" if len(able) > 1 else f"only {able[0]} has {device} here"
 
 
 def _devices(device: str, precision: Precision) -> tuple[str, ...]:
