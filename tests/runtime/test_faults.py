@@ -77,8 +77,10 @@ def test_an_interrupted_run_keeps_what_is_done(small_artefact: Path, pictures: P
     listed = "\n".join(str(path) for path in sorted(pictures.iterdir())) + "\n"
     command = [str(PROGRAM), "predict", str(small_artefact), "-", "--format", "jsonl", "--batch-size", "1"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:  # fmt: skip
         assert running.stdin
         assert running.stderr
         running.stdin.write(listed)
