@@ -75,12 +75,13 @@ def test_a_full_disk_behind_standard_output_is_reported(small_artefact: Path, pi
 
 def test_an_interrupted_run_keeps_what_is_done(small_artefact: Path, pictures: Path) -> None:
     listed = "\n".join(str(path) for path in sorted(pictures.iterdir())) + "\n"
-    command = [str(PROGRAM), "predict", str(small_artefact), "-", "--format", "jsonl", "--batch-size", "1"]
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the command.
+    heeding = ["env", "--default-signal=INT"]
+    options = ["-", "--format", "jsonl", "--batch-size", "1"]
+    command = [*heeding, str(PROGRAM), "predict", str(small_artefact), *options]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the command.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as running:  # fmt: skip
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdin
         assert running.stderr
         running.stdin.write(listed)
