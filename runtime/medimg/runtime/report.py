@@ -15,7 +15,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: #5a6675; padding-bottom: .3rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e6e9ee }
-td { overflow-wrap: anywhere }
+td { white-space: nowrap } td:last-child { white-space: normal; overflow-wrap: anywhere }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem }
 .warnings { background: #fff6e0; border-left: 4px solid #d99a00; padding: .6rem 1rem }
 figure { margin: 1rem 0 } figure img { max-width: 100% } figcaption { color: #5a6675 }
 """.strip()
