@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medimg.benchmarks.benchmark import run_benchmark
+    from medimg.benchmarks.comparison import BenchmarkComparison, compare_benchmarks
     from medimg.benchmarks.results import Benchmark, ColdStart, Run
 
 _HOMES = {
     "Benchmark": "results",
+    "BenchmarkComparison": "comparison",
     "ColdStart": "results",
     "Run": "results",
+    "compare_benchmarks": "comparison",
     "run_benchmark": "benchmark",
 }
 
-__all__ = ["Benchmark", "ColdStart", "Run", "run_benchmark"]
+__all__ = ["Benchmark", "BenchmarkComparison", "ColdStart", "Run", "compare_benchmarks", "run_benchmark"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  a module attribute

@@ -105,3 +105,41 @@ def run(
     commandline.write_json(result, json_file, schema=SCHEMA)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+@cli.command()
+@click.argument("before", type=PathArgument)
+@click.argument("after", type=PathArgument)
+@click.option(
+    "--max-slowdown",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    metavar="SHARE",
+    help="Exit with 1 where AFTER is surely slower by more than this share, such as 0.05.",
+)
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def compare(
+    before: Path, after: Path, max_slowdown: float | None, json_file: str | None, threads: int
+) -> int:
+    """Say whether AFTER is faster than BEFORE, two files of `run --json`, slower, or whether none can tell.
+
+    The interval covers what varied within the two runs, not from one process to the next.
+    """
+    from medimg.benchmarks.comparison import compare_benchmarks
+    from medimg.benchmarks.table import show_comparison
+
+    _check_destination(json_file)
+    found = compare_benchmarks(before, after)
+    if json_file != "-":
+        click.echo("\n".join(show_comparison(found)))
+    commandline.write_json(found, json_file, schema=1)
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if max_slowdown is None:
+        return 0
+    slower = found.slower_by(max_slowdown)
+    for change in slower:
+        click.echo(
+            f"{change.scenario}, batch {change.batch_size}: slower by more than {max_slowdown:.1%}", err=True
+        )
+    return 1 if slower else 0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from medimg.benchmarks.comparison import BenchmarkComparison
 from medimg.benchmarks.percentiles import too_few
 from medimg.benchmarks.results import STAGES, Benchmark, Run
 from medimg.runtime.text import printable
@@ -19,6 +20,19 @@ _STAGE_WIDTHS = {stage: max(len(stage), 7) + 1 for stage in STAGES}
 def show(benchmark: Benchmark) -> list[str]:
     """Lay out the figures, a line each."""
     return list(_lines(benchmark))
+
+
+def show_comparison(comparison: BenchmarkComparison) -> list[str]:
+    """Lay out what changed, a line each."""
+    lines = [f"{'scenario':<13} batch {'measure':<9} {'before':>8} {'after':>8}  speed  95 % interval"]
+    for change in comparison.changes:
+        interval = change.speed_ratio_ci95
+        sure = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "too few queries"
+        lines.append(
+            f"{change.scenario:<13} {change.batch_size:>5} {change.measure:<9} {_digits(change.before):>8} "
+            f"{_digits(change.after):>8} {change.speed_ratio:>6.3f}  {sure:<15} {change.judgement}"
+        )
+    return lines
 
 
 def _lines(benchmark: Benchmark) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401  a type 
         return None if value is None else _convert(options[0], value, where)
     if origin is tuple:
         return _convert_tuple(typing.get_args(kind), value, where)
-    if origin is dict:
+    if origin in (dict, Mapping):
         return _convert_dict(typing.get_args(kind), value, where)
     return _convert_scalar(kind, value, where)
 
