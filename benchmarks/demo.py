@@ -32,7 +32,7 @@ SIMULATED_COUNTS = ("--train", "200", "--test", "60")
 SIMULATED_SIZE = ("--image-size", "160")
 """The simulated images' own."""
 FROM_SCRATCH = (
-    "--arch", "vgg-bn", "--dense-units", "256", "--image-size", "64",
+    "--arch", "vgg-bn", "--dense-units", "256", "--image-size", "80", "--epochs", "12",
 )  # fmt: skip
 
 
