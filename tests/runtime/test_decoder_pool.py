@@ -1,5 +1,6 @@
 """Decoders in processes of their own: crashes, hangs, kills, threads, forks, and nothing left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -157,6 +158,19 @@ def test_nothing_stays_open_or_running(pool: DecoderPool) -> None:
 def test_a_task_that_cannot_start_says_so() -> None:
     with pytest.raises(ImageError, match=r"its decoder does not start: no_such_task\.start\(\) must work"):
         DecoderPool("no_such_task").run(b"", 1)
+
+
+def test_a_process_that_cannot_be_had_is_one_line(pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  names are enough
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refused)
+        with pytest.raises(ImageError, match="its decoder cannot be started"):
+            pool.run(b"one", 3)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert bytes(pool.run(b"one", 3)) == b"one"
 
 
 def test_memory_that_cannot_be_had_is_one_line(pool: DecoderPool) -> None:

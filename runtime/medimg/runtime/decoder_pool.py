@@ -6,6 +6,7 @@ behind however either side ends. A worker ends when its parent does, because its
 """
 
 import atexit
+import contextlib
 import mmap
 import os
 import signal
@@ -99,17 +100,23 @@ class _Worker:
     """One process and the socket to it."""
 
     def __init__(self, task: str) -> None:
-        self._socket, theirs = socket.socketpair()
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109  a string is wanted
-        with theirs:
-            # A session of its own, so that Ctrl-C is the parent's alone.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _CHILD, task, *path],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        with contextlib.ExitStack() as opened:
+            try:
+                self._socket, theirs = map(opened.enter_context, socket.socketpair())
+                # A session of its own, so that Ctrl-C is the parent's alone.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", _CHILD, task, *path],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                # No memory or descriptors left: this file has no answer, others may have one.
+                raise ImageError(f"its decoder cannot be started ({error.strerror})") from None
+            opened.pop_all()
+            theirs.close()
         self._socket.settimeout(_START_LIMIT_S)
         try:
             ready = self._socket.recv(len(READY))

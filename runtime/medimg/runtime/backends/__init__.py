@@ -118,7 +118,7 @@ def choose_backend(precision: Precision, backend: str = "auto", device: str = "a
     for wanted in _devices(device, precision):
         able = [candidate.name for candidate in candidates if wanted in candidate.devices]
         if able:
-            reasons = [_why_device(wanted, precision)] if device == "auto" else []
+            reasons = [_why_device(wanted, precision, backend)] if device == "auto" else []
             if backend == "auto":
                 reasons.append(_why_backend(able, wanted))
             return Choice(able[0], wanted, ", ".join(reasons))
@@ -126,10 +126,12 @@ def choose_backend(precision: Precision, backend: str = "auto", device: str = "a
     raise BackendError(f"device {device!r} cannot be had: {remedies}")
 
 
-def _why_device(device: str, precision: Precision) -> str:
+def _why_device(device: str, precision: Precision, backend: str) -> str:
     if device != "cpu":
         return "the first GPU"
-    return "int8 is for processors" if precision == "int8" else "no back end here has a GPU"
+    if precision == "int8":
+        return "int8 is for processors"
+    return "no back end has a GPU here" if backend == "auto" else f"{backend} has no GPU here"
 
 
 def _why_backend(able: list[str], device: str) -> str:
