@@ -131,6 +131,11 @@ def fit(
     type=click.Choice(get_args(Split)),
     help="The part of DATA to use.  [default: test, or everything where DATA are not divided]",
 )
+@click.option(
+    "--positive",
+    metavar="LABEL",
+    help="Of two classes the one whose areas under the curves count.  [default: the last]",
+)
 @click.option("--batch-size", type=positive, default=32, show_default=True, help="Images at once.")
 @click.option(
     "--backend",
@@ -145,19 +150,24 @@ def evaluate(
     model: Path,
     data: Path,
     split: Split | None,
+    positive: str | None,
     batch_size: int,
     backend: str,
     json_file: str | None,
     threads: int,
 ) -> None:
-    """Measure MODEL, a Keras file or an exported .onnx, on the labelled images of DATA."""
+    """Measure MODEL, a Keras file or an exported artefact, on the labelled images of DATA.
+
+    Each figure has a 95 % interval, from the bootstrap over patients where DATA name them, else over images.
+    """
     from medimg.train.evaluation import evaluate as run_evaluate
-    from medimg.train.summary import evaluation_lines
+    from medimg.train.evaluation_summary import evaluation_lines
 
     result = run_evaluate(
         model,
         data,
         split=split,
+        positive=positive,
         batch_size=batch_size,
         backend=backend,
         threads=threads,

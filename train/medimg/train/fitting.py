@@ -15,8 +15,8 @@ from medimg.runtime.errors import DataError
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
+from medimg.train.answers import keras_answer
 from medimg.train.cache import BATCH, cache_images, work_folder
-from medimg.train.evaluation import keras_answer
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy, choose_policy, start_keras
 from medimg.train.networks import Network, build
