@@ -91,7 +91,9 @@ def cli() -> None:
     show_default=True,
     help="What training computes in; auto is mixed_bfloat16 on CPUs that have its units.",
 )
-@click.option("--cache-dir", type=PathArgument, help="Where decoded images are kept meanwhile.")
+@click.option(
+    "--cache-dir", type=PathArgument, help="Keeps decoded images and frozen features for later runs."
+)
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
 def fit(

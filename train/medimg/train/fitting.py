@@ -15,7 +15,7 @@ from medimg.runtime.errors import DataError
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
-from medimg.train.cache import BATCH, cache_images, work_folder
+from medimg.train.cache import BATCH, cache_images
 from medimg.train.evaluation import keras_answer
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy, choose_policy, start_keras
@@ -24,6 +24,7 @@ from medimg.train.options import FitOptions, Job
 from medimg.train.phases import Phase
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
+from medimg.train.store import open_store
 from medimg.train.weights import LoadedWeights, imagenet_weights, load_weights
 
 
@@ -78,7 +79,7 @@ def fit(
         output: the Keras file to write, `.h5` or `.keras`.
         options: architecture, rates, epochs, split.
         threads: processor threads; by default those this process may use.
-        cache_dir: where decoded images and activations are kept meanwhile.
+        cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         progress: shows how far it has come.
 
     Returns:
@@ -97,8 +98,8 @@ def fit(
     check_output(output)
     division = divide(read_data(data), options)
     pretrained = _find_weights(options)
-    with work_folder(Path(cache_dir) if cache_dir else None) as folder:
-        trained = _train(division, pretrained, Job(options, folder, threads, progress))
+    with open_store(Path(cache_dir) if cache_dir else None) as store:
+        trained = _train(division, pretrained, Job(options, store, threads, progress))
     spec = ModelSpec(
         division.train.labels,
         options.image,
@@ -180,8 +181,11 @@ def _train(division: Division, pretrained: Path | None, job: Job) -> _Trained:
     weights = load_weights(network, pretrained) if pretrained else None
     counts = class_weights(division.train, options)
     train, validation = (
-        Part(cache_images(part, job, f"{name} images"), part.truth, counts[part.truth])
-        for name, part in (("training", division.train), ("validation", division.validation))
+        Part(decoded.images, decoded.dataset.truth, counts[decoded.dataset.truth], decoded.key)
+        for decoded in (
+            cache_images(division.train, job, "training images"),
+            cache_images(division.validation, job, "validation images"),
+        )
     )
     method = fine_tune if weights else train_from_scratch
     phases = method(network, Parts(train, validation), job)
