@@ -6,16 +6,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data, stratified_split
-from medimg.runtime.errors import DataError
+from medimg.runtime.data import read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
 from medimg.train.cache import BATCH, cache_images
+from medimg.train.division import Division, class_weights, divide
 from medimg.train.evaluation import keras_answer
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy, choose_policy, start_keras
@@ -50,15 +49,6 @@ class FitResult:
     validation: Evaluation
     """Of the saved model, in float32."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class Division:
-    """The images a model is trained on and judged by; never those of a test part."""
-
-    train: DataSet
-    validation: DataSet
-    validation_from: str
 
 
 def fit(
@@ -123,42 +113,6 @@ def fit(
         validation=trained.validation,
         seconds=time.perf_counter() - started,
     )
-
-
-def divide(dataset: DataSet, options: FitOptions) -> Division:
-    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
-
-    Raises:
-        DataError: a class lacks images in either part.
-    """
-    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
-    train, validation = dataset.part("train"), dataset.part("val")
-    train = train if len(train) else unassigned
-    if not len(train):
-        raise DataError("the data have no training part: name one train, or leave the images undivided")
-    if not len(validation):
-        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
-    for name, part in (("train", train), ("val", validation)):
-        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
-            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
-    return Division(train, validation, "val")
-
-
-def class_weights(dataset: DataSet, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        dataset: the training part.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(len(dataset.labels), np.float32)
-    images = np.bincount(dataset.truth, minlength=len(dataset.labels))
-    return (len(dataset) / (len(dataset.labels) * images)).astype(np.float32)
 
 
 @dataclass(frozen=True)
