@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +18,7 @@ from medimg.train.keras_setup import choose_policy, start_keras
 from medimg.train.networks import POOL, build, view
 from medimg.train.options import FitOptions, Job
 from medimg.train.progress import Progress
+from medimg.train.store import open_store
 from medimg.train.weights import load_weights
 
 
@@ -37,7 +37,7 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
 
     start_keras(usable_cpus(), 0)
     from medimg.train.batches import Batches, Part
-    from medimg.train.cache import cache_images, cache_outputs
+    from medimg.train.cache import cache_images, cache_outputs, outputs_key
     from medimg.train.finetune import image_transform
 
     options, dataset = FitOptions(jpeg=jpeg), read_data(data)
@@ -45,14 +45,16 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
     load_weights(network, weights)
     base = view(network, "image", POOL)
     parts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(options, Path(folder), usable_cpus(), Progress())
+    with open_store(None) as store:
+        job = Job(options, store, usable_cpus(), Progress())
         for split in ("train", "test"):
-            part = dataset.part(split)
-            images = Part(cache_images(part, job, split), part.truth, np.ones(len(part), np.float32))
+            decoded = cache_images(dataset.part(split), job, split)
+            truth = decoded.dataset.truth
+            images = Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
             batches = Batches(images, options.batch_size, image_transform(options))
-            features = cache_outputs(base, batches, job, f"{split} features")
-            parts[split] = features.astype(np.float32), part.truth
+            key = outputs_key(decoded.key, base, options.intensity)
+            features = cache_outputs(base, batches, job, f"{split} features", key)
+            parts[split] = features.values.astype(np.float32), truth
     values, truth = parts["test"]
     found = LogisticRegression(max_iter=2000).fit(*parts["train"]).predict(values)
     return np.asarray(found == truth, bool)

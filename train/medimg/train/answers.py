@@ -100,7 +100,7 @@ def ask(
     if spec.intensity.rule == "unspecified":
         raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
     known = dataset.relabelled(spec.labels)
-    shown = one_hot(known.truth, len(spec.labels))
+    shown = known.targets > 0
     batches = load_batches(known.samples, spec.image, batch_size, threads)
     steps = math.ceil(len(known) / batch_size)
     with _open(model, spec, backend, threads) as runner:

@@ -10,6 +10,7 @@ from keras.utils import PyDataset
 from numpy.typing import NDArray
 
 from medimg.runtime.metrics import Labels
+from medimg.train.store import Stored
 
 Transform = Callable[[NDArray[Any]], NDArray[np.float32]]
 
@@ -24,10 +25,12 @@ class Part:
     """`(images,)` true classes."""
     weights: NDArray[np.float32]
     """`(images,)` what each image counts in the loss."""
+    key: str = ""
+    """Of the inputs in the store; empty for arrays made otherwise."""
 
-    def with_inputs(self, inputs: NDArray[Any]) -> "Part":
+    def with_inputs(self, stored: Stored) -> "Part":
         """The same images, seen further down the network."""
-        return Part(inputs, self.truth, self.weights)
+        return Part(stored.values, self.truth, self.weights, stored.key)
 
     def __len__(self) -> int:
         return len(self.truth)

@@ -1,26 +1,27 @@
 """`calibrate`: a temperature, operating points and the intended use, written into a Keras file's spec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
-from medimg.runtime.errors import UsageError
+from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.probabilities import with_temperature
 from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
+from medimg.train.division import divide
 from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
 from medimg.train.operating_points import PointScores, choose_point, measure_point
+from medimg.train.options import FitOptions
 from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, fit_temperature, measure_reliability
 from medimg.train.simulation import is_simulated
-from medimg.train.usage import Usage
+from medimg.train.usage import CalibrationPart, Usage
 
-CalibrationPart: TypeAlias = Literal["val", "test", "all"]
+DEFAULTS = FitOptions()
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def calibrate(
     fit_the_temperature: bool = True,
     sensitivities: Mapping[str, float] | None = None,
     usage: Usage | None = None,
-    validation_fraction: float | None = None,
-    seed: int | None = None,
+    validation_fraction: float = DEFAULTS.validation_fraction,
+    seed: int = DEFAULTS.seed,
     batch_size: int = 32,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -95,8 +96,11 @@ def calibrate(
     model, threads = Path(model), threads or usable_cpus()
     output = Path(output) if output else model
     _check(model, output, part, use_test=use_test)
-    dataset, chosen_on = _choose(data, part, validation_fraction, seed, use_test=use_test)
     spec = ModelSpec.read(model)
+    found = read_data(data, task=spec.task)
+    dataset, chosen_on = _choose(
+        found, part, FitOptions(validation_fraction=validation_fraction, seed=seed), use_test=use_test
+    )
     plain = ask(
         model,
         spec.with_(temperature=1.0),
@@ -135,3 +139,41 @@ def calibrate(
         spec.intended_use,
         spec.allowed,
     )
+
+
+def _check(model: Path, output: Path, part: CalibrationPart, *, use_test: bool) -> None:
+    """Refuse before the work what cannot end well."""
+    if model.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{model}: an exported artefact is not changed: calibrate the Keras file, and export it again"
+        )
+    if output.suffix != model.suffix:
+        raise UsageError(f"{output}: must end in {model.suffix}, as {model} does")
+    if part == "test" and not use_test:
+        raise UsageError(
+            "what is chosen on the part test makes every figure on it too good: "
+            "use validation images, or say --use-test"
+        )
+    check_output(output)
+
+
+def _choose(
+    dataset: DataSet, part: CalibrationPart, options: FitOptions, *, use_test: bool
+) -> tuple[DataSet, str]:
+    """Choose the images to calibrate on, and say which they are."""
+    if part == "val":
+        division = divide(dataset, options)
+        held_out = f"validation images held out with seed {options.seed}"
+        return division.validation, "the part val" if division.validation_from == "val" else held_out
+    if part == "all":
+        if len(dataset.part("test")) and not use_test:
+            raise UsageError("the data have a part named test, which may not choose anything: say --use-test")
+        return dataset, "all images given"
+    chosen = dataset.part(part)
+    if not len(chosen):
+        raise DataError(f"the data have no part named {part}")
+    return chosen, f"the part {part}"
+
+
+def _at(answers: Answers, spec: ModelSpec) -> Answers:
+    return replace(answers, probabilities=with_temperature(answers.probabilities, spec))

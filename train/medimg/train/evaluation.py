@@ -74,8 +74,8 @@ def evaluate(
         UsageError: the model has no class of that name.
     """
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
-    dataset, part = choose_part(read_data(data), split, str(data))
     spec = ModelSpec.read(model)
+    dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
     if positive is not None and positive not in spec.labels:
         raise UsageError(f"class {positive!r} is not one of the model's: {', '.join(spec.labels)}")
     answers = ask(

@@ -1,5 +1,6 @@
 """An evaluation as lines of a terminal, at most 80 columns where the names of files allow."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from medimg.train.summary import SIMULATED, table
 
 if TYPE_CHECKING:
     from medimg.train.bootstrap import Estimate, Resampling
+    from medimg.train.calibration import CalibrationResult
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.operating_points import PointScores
     from medimg.train.scores import Scores
@@ -30,6 +32,36 @@ def evaluation_lines(result: "ModelEvaluation") -> list[str]:
         "",
         resampling_line(result.resampling),
         *_notes(result),
+    ]
+
+
+def calibration_lines(result: "CalibrationResult") -> list[str]:
+    """Show what was written into a model's spec, and say what to type next."""
+    output, data = shlex.quote(result.output), shlex.quote(result.data)
+    before, after = result.before, result.after
+    return [
+        f"temperature {result.temperature:.3f}, for {result.images} images: {result.chosen_on}",
+        "",
+        *table(
+            [
+                ("", "temperature 1", f"temperature {result.temperature:.3f}"),
+                ("calibration error", before.ece.short, after.ece.short),
+                ("log loss", before.nll.short, after.nll.short),
+                ("Brier score", before.brier.short, after.brier.short),
+            ]
+        ),
+        *_points(result.operating_points),
+        "",
+        resampling_line(result.resampling),
+        *(
+            f"dropped: the threshold of {printable(point.label)}, chosen at another temperature"
+            for point in result.dropped_points
+        ),
+        *(["", SIMULATED] if result.simulated_data else []),
+        "",
+        f"saved: {result.output}",
+        f"next:  medimg-train evaluate {output} {data}",
+        f"       medimg-export {output} --force",
     ]
 
 

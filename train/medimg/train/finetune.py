@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.preprocess import to_network_input
+from medimg.runtime.spec import Intensity
 from medimg.train.batches import Batches, Part, Transform, as_float
-from medimg.train.cache import cache_outputs
+from medimg.train.cache import cache_outputs, outputs_key
 from medimg.train.networks import LAST_FROZEN, POOL, PROBABILITIES, Network, view
 from medimg.train.options import FitOptions, Job
 from medimg.train.phases import Phase, Plan, run_phase
@@ -62,8 +63,8 @@ def fine_tune(network: Network, parts: Parts, job: Job) -> tuple[Phase, ...]:
     """
     options = job.options
     frozen, last_block = view(network, "image", LAST_FROZEN), view(network, LAST_FROZEN, POOL)
-    activations = _compute(frozen, parts, job, "activations", image_transform(options))
-    features = _compute(last_block, activations, job, "features", as_float)
+    activations = _compute(frozen, parts, job, "activations", options.intensity)
+    features = _compute(last_block, activations, job, "features", None)
     head = _train_head(network, features, job)
     if not options.fine_tune_epochs:
         return (head,)
@@ -78,13 +79,16 @@ def image_transform(options: FitOptions) -> Transform:
     return lambda images: to_network_input(images, options.intensity)
 
 
-def _compute(network: Network, parts: Parts, job: Job, what: str, transform: Transform) -> Parts:
-    size = job.options.batch_size
-    train, validation = (
-        part.with_inputs(cache_outputs(network, Batches(part, size, transform), job, f"{name} {what}"))
-        for name, part in (("training", parts.train), ("validation", parts.validation))
-    )
-    return Parts(train, validation)
+def _compute(network: Network, parts: Parts, job: Job, what: str, intensity: Intensity | None) -> Parts:
+    """Compute outputs once; with an intensity the inputs are images, without one activations."""
+    transform = image_transform(job.options) if intensity else as_float
+
+    def compute(part: Part, name: str) -> Part:
+        batches = Batches(part, job.options.batch_size, transform)
+        key = outputs_key(part.key, network, intensity)
+        return part.with_inputs(cache_outputs(network, batches, job, f"{name} {what}", key))
+
+    return Parts(compute(parts.train, "training"), compute(parts.validation, "validation"))
 
 
 def _train_head(network: Network, features: Parts, job: Job) -> Phase:

@@ -6,17 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data, stratified_split
-from medimg.runtime.errors import DataError
+from medimg.runtime.data import read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import keras_answer
-from medimg.train.cache import BATCH, cache_images, work_folder
+from medimg.train.cache import BATCH, cache_images
+from medimg.train.division import Division, class_weights, divide
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy, choose_policy, start_keras
 from medimg.train.networks import Network, build
@@ -24,6 +23,7 @@ from medimg.train.options import FitOptions, Job
 from medimg.train.phases import Phase
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
+from medimg.train.store import open_store
 from medimg.train.weights import LoadedWeights, imagenet_weights, load_weights
 
 
@@ -51,15 +51,6 @@ class FitResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Division:
-    """The images a model is trained on and judged by; never those of a test part."""
-
-    train: DataSet
-    validation: DataSet
-    validation_from: str
-
-
 def fit(
     data: str | Path,
     output: str | Path,
@@ -78,7 +69,7 @@ def fit(
         output: the Keras file to write, `.h5` or `.keras`.
         options: architecture, rates, epochs, split.
         threads: processor threads; by default those this process may use.
-        cache_dir: where decoded images and activations are kept meanwhile.
+        cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         progress: shows how far it has come.
 
     Returns:
@@ -97,8 +88,8 @@ def fit(
     check_output(output)
     division = divide(read_data(data), options)
     pretrained = _find_weights(options)
-    with work_folder(Path(cache_dir) if cache_dir else None) as folder:
-        trained = _train(division, pretrained, Job(options, folder, threads, progress))
+    with open_store(Path(cache_dir) if cache_dir else None) as store:
+        trained = _train(division, pretrained, Job(options, store, threads, progress))
     spec = ModelSpec(
         division.train.labels,
         options.image,
@@ -124,42 +115,6 @@ def fit(
     )
 
 
-def divide(dataset: DataSet, options: FitOptions) -> Division:
-    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
-
-    Raises:
-        DataError: a class lacks images in either part.
-    """
-    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
-    train, validation = dataset.part("train"), dataset.part("val")
-    train = train if len(train) else unassigned
-    if not len(train):
-        raise DataError("the data have no training part: name one train, or leave the images undivided")
-    if not len(validation):
-        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
-    for name, part in (("train", train), ("val", validation)):
-        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
-            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
-    return Division(train, validation, "val")
-
-
-def class_weights(dataset: DataSet, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        dataset: the training part.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(len(dataset.labels), np.float32)
-    images = np.bincount(dataset.truth, minlength=len(dataset.labels))
-    return (len(dataset) / (len(dataset.labels) * images)).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class _Trained:
     network: Network
@@ -180,8 +135,11 @@ def _train(division: Division, pretrained: Path | None, job: Job) -> _Trained:
     weights = load_weights(network, pretrained) if pretrained else None
     counts = class_weights(division.train, options)
     train, validation = (
-        Part(cache_images(part, job, f"{name} images"), part.truth, counts[part.truth])
-        for name, part in (("training", division.train), ("validation", division.validation))
+        Part(decoded.images, decoded.dataset.truth, counts[decoded.dataset.truth], decoded.key)
+        for decoded in (
+            cache_images(division.train, job, "training images"),
+            cache_images(division.validation, job, "validation images"),
+        )
     )
     method = fine_tune if weights else train_from_scratch
     phases = method(network, Parts(train, validation), job)

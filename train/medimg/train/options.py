@@ -1,13 +1,13 @@
 """What `fit` may be told."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.progress import Progress
+from medimg.train.store import ArrayStore
 
 Arch: TypeAlias = Literal["vgg16", "vgg-bn"]
 ClassWeights: TypeAlias = Literal["balanced", "none"]
@@ -104,7 +104,7 @@ class Job:
     """What one run of `fit` works with."""
 
     options: FitOptions
-    folder: Path
-    """For cached arrays and checkpoints; it does not outlive the run."""
+    store: ArrayStore
+    """For decoded images and frozen outputs."""
     threads: int
     progress: Progress

@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import Allowed, ModelSpec
+
+CalibrationPart: TypeAlias = Literal["val", "test", "all"]
+"""The images that may choose a temperature and thresholds; `val` as `fit` takes them."""
 
 _CODE = re.compile("[A-Z0-9_ ]{1,16}")
 """A DICOM code string (PS3.5, section 6.2)."""
@@ -32,6 +36,8 @@ class Usage:
     def applied(self, spec: ModelSpec) -> ModelSpec:
         """Write what is said into a spec; what is not said stays as it was."""
         lists = ("modality", "body_part", "photometric_interpretation")
-        said: dict[str, tuple[str, ...]] = {name: getattr(self, name) for name in lists if getattr(self, name)}
+        said: dict[str, tuple[str, ...]] = {
+            name: getattr(self, name) for name in lists if getattr(self, name)
+        }
         allowed: Allowed = replace(spec.allowed, **said)
         return spec.with_(allowed=allowed, intended_use=self.intended_use or spec.intended_use)
