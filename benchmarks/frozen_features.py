@@ -36,9 +36,10 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
     from sklearn.linear_model import LogisticRegression
 
     start_keras(usable_cpus(), 0)
-    from medimg.train.batches import Batches, Part
+    from medimg.train.batches import Batches
     from medimg.train.cache import cache_images, cache_outputs, outputs_key
     from medimg.train.finetune import image_transform
+    from medimg.train.parts import Part
 
     options, dataset = FitOptions(jpeg=jpeg), read_data(data)
     network = build(options, len(dataset.labels), choose_policy("auto"))
