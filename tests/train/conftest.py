@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medimg.train import FitOptions, FitResult, fit, simulate
-from medimg.train.networks import CONVOLUTIONS
+from medimg.train.network_options import NetworkOptions
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def write_weights(path: Path) -> None:
     random = np.random.default_rng(0)
     channels = 3
     with h5py.File(path, "w") as file:
-        for block, (filters, count) in enumerate(CONVOLUTIONS["vgg16"], start=1):
+        for block, (filters, count) in enumerate(NetworkOptions().convolutions, start=1):
             for number in range(1, count + 1):
                 name = f"block{block}_conv{number}"
                 scale = np.sqrt(2 / (9 * channels))

@@ -1,9 +1,6 @@
-"""Which images a model is trained on and which it is judged by, and what each counts."""
+"""Which images a model is trained on, and which it is judged by."""
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, stratified_split
 from medimg.runtime.errors import DataError
@@ -38,19 +35,3 @@ def divide(dataset: DataSet, options: FitOptions) -> Division:
         if not shown.all():
             raise DataError(f"class {part.labels[int(shown.argmin())]!r} has no image in the part {name}")
     return Division(train, validation, "val")
-
-
-def class_weights(dataset: DataSet, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        dataset: the training part.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(len(dataset.labels), np.float32)
-    images = np.bincount(dataset.truth, minlength=len(dataset.labels))
-    return (len(dataset) / (len(dataset.labels) * images)).astype(np.float32)
