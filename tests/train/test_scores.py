@@ -1,6 +1,8 @@
 """Figures beside scikit-learn's, and intervals beside what they promise."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,31 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as peer
 
-from medimg.runtime.data import Sample
-from medimg.train.answers import Answers, one_hot
+from medimg.train.answers import Answers
 from medimg.train.bootstrap import Resamples
 from medimg.train.scores import average_precision, roc_auc, score
 
-LABELS = ("cyst", "normal", "solid")
-
-
-def made(classes: int, images: int, seed: int, task: str = "multiclass", sharpness: float = 1.0) -> Answers:
-    """Answers that are better than chance."""
-    random = np.random.default_rng(seed)
-    logits = random.normal(size=(images, classes))
-    if task == "multilabel":
-        shown = random.random((images, classes)) < 1 / (1 + np.exp(-logits))
-        probabilities = 1 / (1 + np.exp(-sharpness * logits))
-    else:
-        odds = np.exp(logits)
-        odds /= odds.sum(axis=1, keepdims=True)
-        truth = (odds.cumsum(axis=1) < random.random((images, 1))).sum(axis=1)
-        shown = one_hot(np.minimum(truth, classes - 1), classes)
-        powers = odds**sharpness
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
-    samples = tuple(Sample(f"{n}.png", np.zeros((1, 1), np.uint8)) for n in range(images))
-    labels = LABELS[:classes]
-    return Answers(labels, task, shown, probabilities.astype(np.float32), samples, "keras", "fp32")  # type: ignore[arg-type]  # one of the two
+Made = Callable[..., Answers]
 
 
 def resamples(answers: Answers, draws: int = 50) -> Resamples:
@@ -62,7 +44,7 @@ def test_areas_are_those_of_scikit_learn_with_weights(data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_scores_of_one_class_an_image_are_scikit_learns(classes: int) -> None:
+def test_scores_of_one_class_an_image_are_scikit_learns(classes: int, made: Made) -> None:
     answers = made(classes, 90, seed=classes)
     found = score(answers, resamples(answers))
     truth, predicted = answers.shown.argmax(axis=1), answers.probabilities.argmax(axis=1)
@@ -92,7 +74,7 @@ def test_scores_of_one_class_an_image_are_scikit_learns(classes: int) -> None:
         assert found.roc_auc.value == pytest.approx(macro, abs=1e-6)
 
 
-def test_scores_of_several_labels_an_image_are_scikit_learns() -> None:
+def test_scores_of_several_labels_an_image_are_scikit_learns(made: Made) -> None:
     answers = made(3, 120, seed=4, task="multilabel")
     found = score(answers, resamples(answers))
     decided = answers.probabilities >= 0.5
@@ -140,12 +122,12 @@ def test_draws_are_the_same_each_time_and_say_what_was_drawn() -> None:
     assert Resamples([None, None]).resampling.unit == "images"
 
 
-def test_a_class_without_images_is_no_number_and_no_warning() -> None:
+def test_a_class_without_images_is_no_number_and_no_warning(made: Made) -> None:
     answers = made(3, 30, seed=1)
     shown = answers.shown.copy()
     shown[:, 0] |= shown[:, 2]
     shown[:, 2] = False
-    without = Answers(LABELS, "multiclass", shown, answers.probabilities, answers.samples, "keras", "fp32")
+    without = replace(answers, shown=shown)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = score(without, resamples(without))

@@ -138,7 +138,8 @@ def average_precision(weights: Weights, shown: Flags, scores: NDArray[np.floatin
 
 def share(part: Values, whole: Values) -> Values:
     """Divide; NaN where there is nothing to take a share of."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def _by_score(weights: Weights, shown: Flags, scores: NDArray[np.floating]) -> tuple[Values, Values]:
@@ -181,7 +182,7 @@ def _confusion(answers: Answers, resamples: Resamples) -> tuple[tuple[Estimate, 
 
     def shares(weights: Weights) -> Values:
         counts = (weights @ cells).reshape(len(weights), classes, classes)
-        return share(counts, np.broadcast_to(counts.sum(axis=2, keepdims=True), counts.shape))
+        return share(counts, counts.sum(axis=2, keepdims=True))
 
     found = resamples.estimate(shares)
     return tuple(tuple(found[row, column] for column in range(classes)) for row in range(classes))
