@@ -18,6 +18,7 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px so
 td { white-space: nowrap } td:last-child { white-space: normal; overflow-wrap: anywhere }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem }
 .warnings { background: #fff6e0; border-left: 4px solid #d99a00; padding: .6rem 1rem }
+figure.picture { display: inline-block; width: 28rem; margin-right: 1rem; vertical-align: top }
 figure { margin: 1rem 0 } figure img { max-width: 100% } figcaption { color: #5a6675 }
 """.strip()
 
@@ -40,7 +41,16 @@ class Figure:
     """An SVG document; shown as an image, so that nothing in it can run."""
 
 
-Block: TypeAlias = "str | Table | Figure"
+@dataclass(frozen=True)
+class Picture:
+    """Pixels with their caption; several stand side by side where there is room."""
+
+    caption: str
+    png: bytes
+    """A PNG file."""
+
+
+Block: TypeAlias = "str | Table | Figure | Picture"
 
 
 @dataclass(frozen=True)
@@ -88,13 +98,19 @@ def _block(block: Block) -> str:
         )
         return f"<table><caption>{_text(block.caption)}</caption><tr>{head}</tr>{rows}</table>"
     if isinstance(block, Figure):
-        data = base64.b64encode(block.svg.encode()).decode()
-        caption = _text(block.caption)
-        return (
-            f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
+        return _figure(block.caption, "image/svg+xml", block.svg.encode())
+    if isinstance(block, Picture):
+        return _figure(block.caption, "image/png", block.png)
     return f"<p>{_text(block)}</p>"
+
+
+def _figure(caption: str, kind: str, content: bytes) -> str:
+    shown, data = _text(caption), base64.b64encode(content).decode()
+    style = ' class="picture"' if kind == "image/png" else ""
+    return (
+        f'<figure{style}><img alt="{shown}" src="data:{kind};base64,{data}">'
+        f"<figcaption>{shown}</figcaption></figure>"
+    )
 
 
 def _text(text: str) -> str:

@@ -141,6 +141,19 @@ def fit(
     metavar="LABEL",
     help="Of two classes the one whose areas under the curves count.  [default: the last]",
 )
+@click.option(
+    "--subgroup",
+    "subgroups",
+    multiple=True,
+    metavar="COLUMN",
+    help="Column of a CSV whose values are measured apart, such as sex; may be repeated.",
+)
+@click.option("--report", type=PathArgument, help="Write an HTML page with plots to this file.")
+@click.option(
+    "--with-images",
+    is_flag=True,
+    help="Show the worst mistakes in the report, with heat maps where the head allows; they show patients.",
+)
 @click.option("--batch-size", type=positive, default=32, show_default=True, help="Images at once.")
 @click.option(
     "--backend",
@@ -155,11 +168,8 @@ def evaluate(
     model: Path,
     data: Path,
     split: Split | None,
-    positive: str | None,
-    batch_size: int,
-    backend: str,
     json_file: str | None,
-    threads: int,
+    **options: Any,  # noqa: ANN401  those of the function
 ) -> None:
     """Measure MODEL, a Keras file or an exported artefact, on the labelled images of DATA.
 
@@ -168,16 +178,7 @@ def evaluate(
     from medimg.train.evaluation import evaluate as run_evaluate
     from medimg.train.evaluation_summary import evaluation_lines
 
-    result = run_evaluate(
-        model,
-        data,
-        split=split,
-        positive=positive,
-        batch_size=batch_size,
-        backend=backend,
-        threads=threads,
-        progress=terminal_progress(),
-    )
+    result = run_evaluate(model, data, split=split, progress=terminal_progress(), **options)
     commandline.write_json(result, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(evaluation_lines(result)))

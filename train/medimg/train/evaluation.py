@@ -1,10 +1,12 @@
 """`evaluate`: the figures of a model, Keras file or exported artefact, on labelled images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
@@ -18,6 +20,7 @@ from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, measure_reliability
 from medimg.train.scores import Scores, score
 from medimg.train.simulation import is_simulated
+from medimg.train.subgroups import Subgroup, measure_subgroups
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ModelEvaluation:
     reliability: Reliability
     operating_points: tuple[PointScores, ...]
     """Those of the model's spec, on these images."""
+    subgroups: tuple[Subgroup, ...]
 
 
 def evaluate(
@@ -50,6 +54,9 @@ def evaluate(
     *,
     split: Split | None = None,
     positive: str | None = None,
+    subgroups: Sequence[str] = (),
+    report: str | Path | None = None,
+    with_images: bool = False,
     batch_size: int = 32,
     backend: str = "auto",
     threads: int | None = None,
@@ -62,6 +69,9 @@ def evaluate(
         data: a data set; its labels must be the model's, by name.
         split: the part to use; by default `test`, or everything where the data are not divided.
         positive: of two classes the one whose areas under the curves count; by default the last.
+        subgroups: columns of a CSV whose values are measured apart.
+        report: an HTML page to write.
+        with_images: whether the page shows the worst mistakes, which are images of patients.
         batch_size: images at once.
         backend: the runtime's back end for an exported artefact.
         threads: processor threads; by default those this process may use.
@@ -71,8 +81,10 @@ def evaluate(
         DataError: the data lack that part, or hold a class that the model does not know.
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
-        UsageError: the model has no class of that name.
+        UsageError: the model has no class of that name, or images are wanted and no report.
     """
+    if with_images and report is None:
+        raise UsageError("images go into a report: name one with --report, or leave --with-images out")
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
     spec = ModelSpec.read(model)
     dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
@@ -82,7 +94,7 @@ def evaluate(
         model, spec, dataset, batch_size=batch_size, backend=backend, threads=threads, progress=progress
     )
     resamples = Resamples(answers.patients)
-    return ModelEvaluation(
+    result = ModelEvaluation(
         str(model),
         str(data),
         part,
@@ -94,7 +106,27 @@ def evaluate(
         score(answers, resamples, positive),
         measure_reliability(answers, resamples),
         tuple(measure_point(answers, point, resamples) for point in spec.operating_points),
+        tuple(
+            group
+            for column in subgroups
+            for group in measure_subgroups(answers, column, spec.operating_points, positive)
+        ),
     )
+    if report is not None:
+        _write_report(result, answers, spec, Path(report), with_images=with_images)
+    return result
+
+
+def _write_report(
+    result: ModelEvaluation, answers: Answers, spec: ModelSpec, path: Path, *, with_images: bool
+) -> None:
+    from medimg.train.evaluation_report import mistake_blocks, render
+    from medimg.train.heatmaps import find_maps
+
+    pictures = mistake_blocks(answers, spec.image, find_maps(Path(result.model), spec)) if with_images else ()
+    text = render(result, answers, spec, pictures)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataSet, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from medimg.runtime.text import printable
+from medimg.train.subgroups import SMALL_CLASS, SMALL_GROUP
 from medimg.train.summary import SIMULATED, table
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.operating_points import PointScores
     from medimg.train.scores import Scores
+    from medimg.train.subgroups import Subgroup
 
 WIDTH = 80
 LABEL_WIDTH = 16
@@ -29,6 +31,7 @@ def evaluation_lines(result: "ModelEvaluation") -> list[str]:
         *_classes(result.scores),
         *_confusion(result),
         *_points(result.operating_points),
+        *_subgroups(result.subgroups),
         "",
         resampling_line(result.resampling),
         *_notes(result),
@@ -133,6 +136,23 @@ def _points(points: "Sequence[PointScores]") -> list[str]:
         for found in points
     ]
     return ["", *table([("decided from", "", "sensitivity", "specificity", "precision"), *rows])]
+
+
+def _subgroups(groups: "Sequence[Subgroup]") -> Iterator[str]:
+    for column in dict.fromkeys(group.column for group in groups):
+        rows = [
+            (
+                short_label(group.value),
+                f"{group.images}{'*' if group.small else ' '}",
+                *_shorts(group.scores.accuracy, group.scores.balanced_accuracy, group.scores.roc_auc),
+            )
+            for group in groups
+            if group.column == column
+        ]
+        yield ""
+        yield from table([(short_label(column), "images", "accuracy", "balanced accuracy", "ROC AUC"), *rows])
+    if any(group.small for group in groups):
+        yield f"* fewer than {SMALL_GROUP} images, or than {SMALL_CLASS} of a class: too few to tell much."
 
 
 def _notes(result: "ModelEvaluation") -> Iterator[str]:
