@@ -10,9 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, Task, read_data
+from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 from medimg.train import FitOptions, FitResult, fit, simulate
 from medimg.train.answers import Answers, one_hot
+from medimg.train.keras_files import save
 from medimg.train.network_options import NetworkOptions
+
+COLORS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +121,37 @@ def regression(real_data: Path) -> tuple[Answers, Answers]:
         return Answers(data.labels, "multiclass", part.targets > 0, found, part.samples, "sklearn", "fp64")
 
     return answers(data.part("val")), answers(data.part("test"))
+
+
+@pytest.fixture(scope="session")
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of noisy single-coloured images; the truth is drawn by the odds of four times the colour."""
+    import cv2
+
+    folder, random = tmp_path_factory.mktemp("colored"), np.random.default_rng(0)
+    rows = ["path,label,patient,split,Sex"]
+    for number in range(360):
+        color = random.random(3)
+        odds = np.exp(4 * color) / np.exp(4 * color).sum()
+        pixels = np.clip(255 * (color + 0.05 * random.normal(size=(8, 8, 3))), 0, 255).astype(np.uint8)
+        assert cv2.imwrite(str(folder / f"{number}.png"), pixels[..., ::-1])
+        label = COLORS[random.choice(3, p=odds)]
+        patient = number // 2
+        split = ("train", "val", "val", "test", "test")[patient % 5]
+        rows.append(f"{number}.png,{label},p{patient},{split},{'FM'[number % 3 > 0]}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    return folder / "table.csv"
+
+
+@pytest.fixture(scope="session")
+def colored_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Keras classifier of those images that is twice as sure as it should be."""
+    import keras
+
+    pooled = keras.layers.GlobalAveragePooling2D()
+    dense = keras.layers.Dense(3, activation="softmax", name="probabilities")
+    network = keras.Sequential([keras.Input((8, 8, 3)), pooled, keras.layers.Dropout(0.5), dense])
+    dense.set_weights([8 * np.eye(3, dtype=np.float32), np.zeros(3, np.float32)])
+    path = tmp_path_factory.mktemp("colored-model") / "model.keras"
+    save(network, ModelSpec(COLORS, ImageRule(8, 8), Intensity.named("unit")), path)
+    return path

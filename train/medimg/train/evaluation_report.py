@@ -9,7 +9,7 @@ from medimg.runtime.spec import ImageRule, ModelSpec
 from medimg.train import plots
 from medimg.train.answers import Answers
 from medimg.train.bootstrap import Estimate
-from medimg.train.evaluation_summary import COLLAPSED, area_name, has_collapsed, resampling_line
+from medimg.train.evaluation_summary import COLLAPSED, has_collapsed, resampling_line
 from medimg.train.heatmaps import MapImages
 from medimg.train.mistakes import Mistake, draw, worst_mistakes
 from medimg.train.operating_points import PointScores
@@ -94,7 +94,7 @@ def _warnings(result: "ModelEvaluation", pictures: Sequence[Block]) -> Iterator[
         yield SIMULATED_IMAGES if result.simulated_data else PATIENT_IMAGES
     if result.simulated_data:
         yield SIMULATED
-    if has_collapsed(result.scores):
+    if any(has_collapsed(scores) for scores in (result.scores, *(g.scores for g in result.subgroups))):
         yield COLLAPSED
     if result.part == "val":
         yield "The part val chose among models, so these figures flatter."
@@ -120,11 +120,12 @@ def _facts(result: "ModelEvaluation", spec: ModelSpec) -> Table:
 
 def _overall(result: "ModelEvaluation") -> Table:
     scores = result.scores
+    what = scores.positive or "mean of the classes, each against the others"
     rows = (
         ("accuracy", scores.accuracy, ""),
         ("balanced accuracy", scores.balanced_accuracy, "mean recall of the classes"),
-        ("ROC AUC", scores.roc_auc, area_name(scores)),
-        ("PR AUC", scores.pr_auc, area_name(scores)),
+        ("ROC AUC", scores.roc_auc, what),
+        ("PR AUC", scores.pr_auc, what),
     )
     return Table(
         "With 95 % intervals", ("", "", "of"), tuple((name, str(value), what) for name, value, what in rows)
@@ -132,16 +133,14 @@ def _overall(result: "ModelEvaluation") -> Table:
 
 
 def _classes(result: "ModelEvaluation") -> Iterator[Block]:
-    rows = tuple(
-        (
-            row.label,
-            str(row.images),
-            *_shorts(row.recall, row.specificity, row.precision, row.f1, row.roc_auc, row.pr_auc),
-        )
+    found = tuple(
+        (row.label, str(row.images), *_shorts(row.recall, row.specificity, row.precision))
         for row in result.scores.per_class
     )
-    head = ("class", "images", "recall", "specificity", "precision", "F1", "ROC AUC", "PR AUC")
-    yield Table("Each class against the others, with 95 % intervals", head, rows)
+    head = ("class", "images", "recall", "specificity", "precision")
+    yield Table("Each class against the others, with 95 % intervals", head, found)
+    areas = tuple((row.label, *_shorts(row.f1, row.roc_auc, row.pr_auc)) for row in result.scores.per_class)
+    yield Table("Likewise", ("class", "F1", "ROC AUC", "PR AUC"), areas)
     if result.evaluation is None:
         return
     labels = [row.label for row in result.evaluation.per_class]

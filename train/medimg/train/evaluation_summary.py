@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medimg.train.subgroups import Subgroup
 
 WIDTH = 80
-LABEL_WIDTH = 16
+LABEL_WIDTH = 14
 INTERVALS = "95 % intervals by the bootstrap over"
 
 
@@ -73,18 +73,9 @@ def resampling_line(plan: "Resampling") -> str:
     return f"{INTERVALS} {plan.units} {plan.unit} ({plan.draws} draws, seed {plan.seed})."
 
 
-def area_name(scores: "Scores") -> str:
-    """Say what the areas under the curves are of."""
-    return (
-        f"of {printable(scores.positive)}"
-        if scores.positive
-        else "mean of the classes, each against the rest"
-    )
-
-
 def _overall(result: "ModelEvaluation") -> list[str]:
     scores, reliability = result.scores, result.reliability
-    what = area_name(scores)
+    what = f"of {short_label(scores.positive)}" if scores.positive else "mean of the classes"
     rows = (
         ("accuracy", scores.accuracy, f"on {scores.images} images"),
         ("balanced accuracy", scores.balanced_accuracy, ""),
@@ -156,7 +147,7 @@ def _subgroups(groups: "Sequence[Subgroup]") -> Iterator[str]:
 
 
 def _notes(result: "ModelEvaluation") -> Iterator[str]:
-    if has_collapsed(result.scores):
+    if any(has_collapsed(scores) for scores in (result.scores, *(g.scores for g in result.subgroups))):
         yield COLLAPSED
     if result.simulated_data:
         yield ""

@@ -39,7 +39,7 @@ def curves(answers: Answers, scores: Scores, points: Sequence[PointScores]) -> t
             axes.plot(false, found, label=_legend(answers.labels[place], scores.per_class[place].roc_auc))
         for item in points:
             axes.plot(1 - item.specificity.value, item.sensitivity.value, "o", color=RED, markersize=6)
-        _finish(axes, "1 - specificity", "sensitivity")
+        _finish(axes, "1 - specificity", "sensitivity", legend="lower right")
 
     def precision_recall(axes: Axes) -> None:
         for place in chosen:
@@ -47,7 +47,7 @@ def curves(answers: Answers, scores: Scores, points: Sequence[PointScores]) -> t
             precision, recall, _ = peer.precision_recall_curve(shown, found)
             label = _legend(answers.labels[place], scores.per_class[place].pr_auc)
             axes.plot(recall, precision, drawstyle="steps-post", label=label)
-        _finish(axes, "recall", "precision")
+        _finish(axes, "recall", "precision", legend="lower left")
 
     fewest = f", the {MOST_CURVES} classes of smallest area" if len(answers.labels) > MOST_CURVES else ""
     dots = "; dots are the operating points" if points else ""
@@ -74,7 +74,7 @@ def reliability(found: Reliability) -> Figure:
         errors = np.nan_to_num([accuracy - low, high - accuracy]).clip(min=0)
         confidence = [item.confidence for item in bins]
         axes.errorbar(confidence, accuracy, errors, fmt="o-", color=BLUE, label="accuracy", capsize=3)
-        _finish(axes, "confidence", "accuracy")
+        _finish(axes, "confidence", "accuracy", legend="upper left")
 
     return _figure("Reliability: accuracy over confidence in 15 bins, with 95 % intervals", draw)
 
@@ -123,10 +123,10 @@ def _figure(caption: str, draw: Callable[[Axes], None]) -> Figure:
     return Figure(caption, text.getvalue())
 
 
-def _finish(axes: Axes, across: str, up: str) -> None:
+def _finish(axes: Axes, across: str, up: str, legend: str) -> None:
     axes.set(xlabel=across, ylabel=up, xlim=(-0.01, 1.01), ylim=(-0.01, 1.03), aspect="equal")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(frameon=False, fontsize=9, loc=legend)
 
 
 def _legend(label: str, area: Estimate) -> str:
