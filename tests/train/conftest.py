@@ -148,9 +148,13 @@ def colored_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Keras classifier of those images that is twice as sure as it should be."""
     import keras
 
+    convolution = keras.layers.Conv2D(3, 1, use_bias=False)
     pooled = keras.layers.GlobalAveragePooling2D()
     dense = keras.layers.Dense(3, activation="softmax", name="probabilities")
-    network = keras.Sequential([keras.Input((8, 8, 3)), pooled, keras.layers.Dropout(0.5), dense])
+    network = keras.Sequential(
+        [keras.Input((8, 8, 3)), convolution, pooled, keras.layers.Dropout(0.5), dense]
+    )
+    convolution.set_weights([np.eye(3, dtype=np.float32)[None, None]])
     dense.set_weights([8 * np.eye(3, dtype=np.float32), np.zeros(3, np.float32)])
     path = tmp_path_factory.mktemp("colored-model") / "model.keras"
     save(network, ModelSpec(COLORS, ImageRule(8, 8), Intensity.named("unit")), path)
