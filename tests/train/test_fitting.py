@@ -9,10 +9,10 @@ from medimg.runtime.data import read_data
 from medimg.runtime.errors import DataError, ImageError, UsageError
 from medimg.runtime.spec import ModelSpec
 from medimg.train import FitOptions, FitResult, fit
+from medimg.train.division import divide
 from medimg.train.errors import DivergedError, WeightsError
 from medimg.train.evaluation import keras_answer
 from medimg.train.finetune import class_weights
-from medimg.train.fitting import divide
 from medimg.train.keras_files import load_float32
 from medimg.train.options import Arch
 

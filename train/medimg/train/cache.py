@@ -1,30 +1,22 @@
-"""What is computed once and kept: decoded images, and the outputs of frozen layers."""
+"""Images decoded once and kept."""
 
 import dataclasses
-import hashlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.data import DataSet, Sample, load_batches
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ImageRule, Intensity
-from medimg.train.networks import Network
+from medimg.runtime.spec import ImageRule
 from medimg.train.options import Job
-from medimg.train.store import Stored, key_of
-
-if TYPE_CHECKING:
-    from medimg.train.batches import Batches
+from medimg.train.store import key_of
 
 BATCH = 32
 
@@ -63,57 +55,12 @@ def cache_images(dataset: DataSet, job: Job, name: str) -> DecodedImages:
     return DecodedImages(dataset, stored.values, key)
 
 
-def cache_outputs(network: Network, batches: "Batches", job: Job, name: str, key: str) -> Stored:
-    """Run a network over batches once, and keep what it gives.
-
-    Args:
-        network: a Keras model.
-        batches: its inputs, in order.
-        job: the store.
-        name: what progress calls them.
-        key: `outputs_key` of the inputs and the network.
-
-    Returns:
-        `(images, …)` in the precision that the network computes in.
-
-    Raises:
-        UsageError: they do not fit on the disk.
-    """
-
-    def outputs() -> Iterator[NDArray[Any]]:
-        for inputs, *_ in job.progress.track(batches, f"compute {name}", len(batches)):
-            yield network.predict_on_batch(inputs)
-
-    return job.store.array(key, batches.images, outputs())
-
-
 def images_key(dataset: DataSet, rule: ImageRule, threads: int) -> str:
     """Hash everything that decoded images depend on: their content, the rule, and what decodes them."""
     decoder = (version("medimg"), cv2.__version__)
     with worker_threads(threads, "hash") as pool:
         contents = in_order(pool, _content, dataset.samples, 4 * threads)
         return key_of("images", *decoder, json.dumps(dataclasses.asdict(rule)), *contents)
-
-
-def outputs_key(inputs_key: str, network: Network, intensity: Intensity | None = None) -> str:
-    """Hash everything that a network's outputs depend on.
-
-    Args:
-        inputs_key: that of the cached arrays that it is given.
-        network: a Keras model whose layers form a chain; their settings, precision and weights count, their
-            names do not.
-        intensity: the arithmetic between the arrays and the network, where there is any.
-    """
-    arithmetic = json.dumps(None if intensity is None else dataclasses.asdict(intensity))
-    layers = (
-        json.dumps(layer.get_config() | {"name": None}, sort_keys=True, default=str)
-        for layer in network.layers
-    )
-    weights = hashlib.sha256()
-    for values in network.get_weights():
-        weights.update(np.ascontiguousarray(values).view(np.uint8).data)
-    frameworks = (version("keras"), version("tensorflow"))
-    return key_of("outputs", *frameworks, inputs_key, arithmetic, *layers, weights.digest())
 
 
 def _content(sample: Sample) -> str:

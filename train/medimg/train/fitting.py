@@ -10,12 +10,12 @@ import numpy as np
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data, stratified_split
-from medimg.runtime.errors import DataError
+from medimg.runtime.data import read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
 from medimg.train.cache import BATCH
+from medimg.train.division import Division, divide
 from medimg.train.evaluation import keras_answer
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy
@@ -55,15 +55,6 @@ class FitResult:
     validation: Evaluation
     """Of the saved model, in float32."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class Division:
-    """The images a model is trained on and judged by; never those of a test part."""
-
-    train: DataSet
-    validation: DataSet
-    validation_from: str
 
 
 def fit(
@@ -128,26 +119,6 @@ def fit(
         validation=figures,
         seconds=time.perf_counter() - started,
     )
-
-
-def divide(dataset: DataSet, options: FitOptions) -> Division:
-    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
-
-    Raises:
-        DataError: a class lacks images in either part.
-    """
-    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
-    train, validation = dataset.part("train"), dataset.part("val")
-    train = train if len(train) else unassigned
-    if not len(train):
-        raise DataError("the data have no training part: name one train, or leave the images undivided")
-    if not len(validation):
-        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
-    for name, part in (("train", train), ("val", validation)):
-        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
-            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
-    return Division(train, validation, "val")
 
 
 def judge(network: Network, images: Part, labels: tuple[str, ...], job: Job) -> Evaluation:

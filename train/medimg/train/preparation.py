@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medimg.runtime.errors import UsageError
 from medimg.train.base import PretrainedBase
 from medimg.train.cache import DecodedImages, cache_images
+from medimg.train.division import Division
 from medimg.train.keras_setup import Policy, choose_policy, start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
 from medimg.train.weights import imagenet_weights
-
-if TYPE_CHECKING:
-    from medimg.train.fitting import Division
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Prepared:
         return len(self.labels)
 
 
-def prepare(division: "Division", job: Job) -> Prepared:
+def prepare(division: Division, job: Job) -> Prepared:
     """Bring Keras up, check the pretrained weights, and decode every image once.
 
     Args:
