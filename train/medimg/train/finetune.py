@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from medimg.runtime.errors import UsageError
 from medimg.runtime.metrics import Probabilities
 from medimg.runtime.preprocess import to_network_input
+from medimg.train.augmentation import Augmentation
 from medimg.train.base import PretrainedBase
 from medimg.train.batches import Batches, Transform, as_float
+from medimg.train.journal import Phase
 from medimg.train.keras_setup import start_keras
 from medimg.train.networks import (
     IMAGE,
@@ -29,7 +31,7 @@ from medimg.train.networks import (
 )
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
-from medimg.train.phases import Phase, Plan, run_phase
+from medimg.train.phases import Plan, run_phase
 from medimg.train.preparation import Prepared, require_head
 
 HEAD_EPOCHS = 60
@@ -76,7 +78,7 @@ def train(prepared: Prepared, job: Job) -> Trained:
             fit on the disk.
     """
     options = job.options
-    require_head(options, prepared.classes)
+    require_head(options, prepared.classes, prepared.task)
     if options.image_size != prepared.image_size:
         raise UsageError(
             f"image size {options.image_size}: the images were prepared at {prepared.image_size} pixels"
@@ -115,7 +117,7 @@ def _train_from_scratch(images: Parts, prepared: Prepared, job: Job) -> Trained:
         options.learning_rate,
         schedule=options.schedule or "cosine",
     )
-    train, validation = _batches(images, options, image_transform(options))
+    train, validation = _batches(images, options, image_transform(options), options.augmentation)
     phase = run_phase(network, train, validation, plan, job)
     return Trained(network, (phase,), validation, options)
 
@@ -128,8 +130,10 @@ def _fine_tune(base: PretrainedBase, images: Parts, prepared: Prepared, job: Job
     start_keras(seed=options.seed)
     shape = activations.train.inputs.shape[1:]
     network = build(options, prepared.classes, prepared.policy, after=start, shape=shape)
-    transform = image_transform(options) if start == IMAGE else as_float
-    train, validation = _batches(activations, options, transform)
+    if start == IMAGE:
+        train, validation = _batches(images, options, image_transform(options), options.augmentation)
+    else:
+        train, validation = _batches(activations, options, as_float)
     if start == pooled:
         return Trained(network, (_train_head(network, activations, job),), validation, options)
     copy_weights(base.network, network)
@@ -167,13 +171,18 @@ def _train_head(head: Network, features: Parts, job: Job) -> Phase:
     return phase
 
 
-def _batches(parts: Parts, options: FitOptions, transform: Transform) -> tuple[Batches, Batches]:
-    train = Batches(parts.train, options.batch_size, transform, options.seed)
+def _batches(
+    parts: Parts, options: FitOptions, transform: Transform, augmentation: Augmentation | None = None
+) -> tuple[Batches, Batches]:
+    changes = augmentation if augmentation and augmentation.changes else None
+    train = Batches(parts.train, options.batch_size, transform, options.seed, changes)
     return train, Batches(parts.validation, options.batch_size, transform)
 
 
 def _weighted(part: Part, prepared: Prepared, options: FitOptions) -> Part:
-    """Let every image count as its class does in the training part."""
+    """Let every image count as its class does in the training part; several classes have no one count."""
+    if options.head == "multilabel":
+        return part
     counts = class_weights(prepared.images.train.truth, prepared.classes, options)
     return replace(part, weights=counts[part.truth])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
+from medimg.train.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.journal import Journal
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, BLOCKS, Arch, NetworkOptions, require
@@ -14,6 +15,8 @@ from medimg.train.store import ArrayStore
 ClassWeights: TypeAlias = Literal["balanced", "none"]
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]
+
+MOST_COPIES = 64
 
 __all__ = ["ARCHS", "Arch", "ClassWeights", "FitOptions", "Job", "OptimizerName", "Schedule"]
 
@@ -38,6 +41,10 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
+    augmentation: Augmentation = NO_AUGMENTATION
+    """How far training images may change; validation images never do."""
+    augment_copies: int = 4
+    """Copies of each training image that frozen layers see, one an epoch by turns; the first is unchanged."""
     class_weights: ClassWeights = "balanced"
     """`balanced`: every class counts alike in the loss, however many images it has; not for multilabel."""
     seed: int = 0
@@ -54,10 +61,21 @@ class TrainingOptions:
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
+            (
+                1 <= self.augment_copies <= MOST_COPIES,
+                f"{self.augment_copies} copies of each image: 1 to {MOST_COPIES} are possible",
+            ),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
             _one_of("class_weights", self.class_weights, ClassWeights),
         )
+
+    @property
+    def copies(self) -> Copies | None:
+        """What frozen layers see of each training image, where it is more than the image."""
+        if not self.augmentation.changes or self.augment_copies == 1:
+            return None
+        return Copies(self.augmentation, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:

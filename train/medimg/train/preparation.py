@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
 from medimg.train.base import PretrainedBase
 from medimg.train.cache import DecodedImages, cache_images
@@ -20,6 +21,8 @@ class Prepared:
     """What all trainings on the same images share; made once, used by every trial."""
 
     labels: tuple[str, ...]
+    task: Task
+    """Whether an image shows one class or several."""
     images: Parts
     """`(images, rows, columns, 3)` uint8 RGB; every image counts 1."""
     image_size: int
@@ -47,7 +50,7 @@ def prepare(division: Division, job: Job) -> Prepared:
         UsageError: the head does not suit the data, or the images do not fit on the disk.
     """
     options = job.options
-    require_head(options, len(division.train.labels))
+    require_head(options, len(division.train.labels), division.train.task)
     path = _find_weights(options)
     start_keras(job.threads, options.seed)
     policy = choose_policy(options.precision_policy)
@@ -59,15 +62,28 @@ def prepare(division: Division, job: Job) -> Prepared:
         _part(cache_images(division.train, job, "training images")),
         _part(cache_images(division.validation, job, "validation images")),
     )
-    return Prepared(division.train.labels, images, options.image_size, base, policy)
+    return Prepared(division.train.labels, division.train.task, images, options.image_size, base, policy)
 
 
-def require_head(options: FitOptions, classes: int) -> None:
+def require_head(options: FitOptions, classes: int, task: Task = "multiclass") -> None:
     """Check that a head can learn the classes of a data set.
+
+    Args:
+        options: the head.
+        classes: number of labels.
+        task: whether an image shows one class or several.
 
     Raises:
         UsageError: it cannot; the message names one that can.
     """
+    if task == "multilabel" and options.head != "multilabel":
+        raise UsageError(
+            f"--head {options.head} gives one class an image, the data have several: take --head multilabel"
+        )
+    if task == "multiclass" and options.head == "multilabel":
+        raise UsageError(
+            "--head multilabel is for several classes an image, the data have one: --head softmax"
+        )
     if options.head == "sigmoid" and classes != 2:
         raise UsageError(
             f"--head sigmoid is one unit for two classes, the data have {classes}: take --head softmax"
@@ -75,7 +91,8 @@ def require_head(options: FitOptions, classes: int) -> None:
 
 
 def _part(decoded: DecodedImages) -> Part:
-    truth = decoded.dataset.truth
+    dataset = decoded.dataset
+    truth = dataset.targets if dataset.task == "multilabel" else dataset.truth
     return Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
 
 

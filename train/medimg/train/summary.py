@@ -11,7 +11,7 @@ from medimg.runtime.text import printable
 if TYPE_CHECKING:
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.fitting import FitResult
-    from medimg.train.phases import Phase
+    from medimg.train.journal import Phase
     from medimg.train.simulation import SimulatedSet
 
 SIMULATED = "The images are simulated: these figures say nothing about patients."
@@ -81,11 +81,15 @@ def _figures(evaluation: Evaluation) -> list[str]:
         for row in evaluation.per_class
     ]
     labels = [row[0] for row in classes]
+    table = _table([("class", "images", "recall", "precision", "F1"), *classes])
+    if not evaluation.confusion:
+        shown = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
+        return [shown, "", *table]
     counts = [(label, *map(str, row)) for label, row in zip(labels, evaluation.confusion, strict=True)]
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *_table([("class", "images", "recall", "precision", "F1"), *classes]),
+        *table,
         "",
         "true \\ predicted",
         *_table([("", *labels), *counts]),
