@@ -92,8 +92,8 @@ def read_augmentation(words: Sequence[str]) -> Augmentation:
     if unknown := [word for word in presets if word not in PRESETS]:
         names = ", ".join(field.name for field in fields(Augmentation))
         raise UsageError(
-            f"augmentation {unknown[0]!r} is neither a preset ({', '.join(PRESETS)}) nor KEY=VALUE with one of "
-            f"the keys {names}"
+            f"augmentation {unknown[0]!r} is neither a preset ({', '.join(PRESETS)}) "
+            f"nor KEY=VALUE with one of the keys {names}"
         )
     if len(presets) > 1:
         raise UsageError(f"augmentation by {presets[0]} and by {presets[1]}: name one preset")

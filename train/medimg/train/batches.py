@@ -24,6 +24,7 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         transform: Transform,
         seed: int | None = None,
         augmentation: Augmentation | None = None,
+        devices: int = 1,
     ) -> None:
         """Batch a part.
 
@@ -33,12 +34,14 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
             transform: from a batch of inputs to what the network takes.
             seed: of the order; None keeps it.
             augmentation: where the inputs are images, makes new copies of them every epoch.
+            devices: that share a batch in training; what cannot be shared evenly waits for another epoch.
         """
         super().__init__()
         self._part, self._size, self._transform = part, size, transform
         self._seed, self._augmentation = seed, augmentation
         self._random = None if seed is None else np.random.default_rng(seed)
         self._order = np.arange(len(part))
+        self._drawn = len(part) - (0 if seed is None else len(part) % devices)
         self._epoch = -1
         self.on_epoch_end()
 
@@ -48,7 +51,7 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         return len(self._part)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._part) / self._size)
+        return math.ceil(self._drawn / self._size)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32]]:
         rows = self._order[index * self._size : (index + 1) * self._size]
@@ -70,7 +73,7 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         """Go on to the next epoch: shuffle, where there is a seed."""
         self._epoch += 1
         if self._random is not None:
-            self._order = self._random.permutation(len(self._part))
+            self._order = self._random.permutation(len(self._part))[: self._drawn]
 
 
 def as_float(values: NDArray[Any]) -> NDArray[np.float32]:

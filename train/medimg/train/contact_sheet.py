@@ -9,6 +9,7 @@ import numpy as np
 from medimg.runtime.containers import replaced
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import UsageError
+from medimg.runtime.images import Image
 from medimg.runtime.spec import ImageRule
 from medimg.train.augmentation import Augmentation, augment
 from medimg.train.division import divide
@@ -79,10 +80,10 @@ def _by_turns(dataset: DataSet) -> list[Sample]:
 
 def _row(
     sample: Sample, rule: ImageRule, augmentation: Augmentation, copies: int, seed: tuple[int, int]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+) -> Image:
     image = sample.load(rule)[None]
     changed = augment(image.repeat(copies, axis=0), augmentation, [(*seed, copy) for copy in range(copies)])
-    cells = [
-        cv2.resize(cell, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA) for cell in (*image, *changed)
-    ]
-    return np.hstack([cv2.copyMakeBorder(cell, *[GAP_PX // 2] * 4, cv2.BORDER_CONSTANT) for cell in cells])
+    size = (SIDE_PX, SIDE_PX)
+    cells = np.stack([cv2.resize(cell, size, interpolation=cv2.INTER_AREA) for cell in (*image, *changed)])
+    gap = (GAP_PX // 2, GAP_PX // 2)
+    return np.hstack(list(np.pad(cells, ((0, 0), gap, gap, (0, 0)))))

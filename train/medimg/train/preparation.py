@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from medimg.runtime.errors import UsageError
 from medimg.train.base import PretrainedBase
 from medimg.train.cache import DecodedImages, cache_images
 from medimg.train.division import Division
-from medimg.train.keras_setup import Policy, choose_policy, start_keras
+from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
 from medimg.train.weights import imagenet_weights
@@ -30,6 +31,13 @@ class Prepared:
     """For vgg16 with pretrained weights."""
     policy: Policy
     """What training computes in."""
+    strategy: Any = None
+    """`tf.distribute`'s, where training is shared among devices."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a batch."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
     def classes(self) -> int:
@@ -53,7 +61,7 @@ def prepare(division: Division, job: Job) -> Prepared:
     require_head(options, len(division.train.labels), division.train.task)
     path = _find_weights(options)
     start_keras(job.threads, options.seed)
-    policy = choose_policy(options.precision_policy)
+    policy = choose_policy(options.precision_policy, gpus=gpu_capabilities())
     base = PretrainedBase(path, options, policy) if path else None
     if base:
         # A damaged file is found before the images are decoded.
@@ -62,7 +70,15 @@ def prepare(division: Division, job: Job) -> Prepared:
         _part(cache_images(division.train, job, "training images")),
         _part(cache_images(division.validation, job, "validation images")),
     )
-    return Prepared(division.train.labels, division.train.task, images, options.image_size, base, policy)
+    return Prepared(
+        division.train.labels,
+        division.train.task,
+        images,
+        options.image_size,
+        base,
+        policy,
+        choose_strategy(),
+    )
 
 
 def require_head(options: FitOptions, classes: int, task: Task = "multiclass") -> None:
