@@ -1,6 +1,7 @@
 """A training that was broken off goes on to the model that it would have given without the break."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from medimg.runtime.errors import UsageError
 from medimg.train import FitOptions, FitResult, fit, simulate
@@ -166,7 +169,11 @@ def test_both_ways_out_at_once(tmp_path: Path) -> None:
 def test_a_checkpoint_gives_back_what_it_got(tmp_path: Path) -> None:
     epoch = Epoch(0.1 + 0.2, 1 / 3, 2 / 3, 0.5, 1e-3, 0.25)
     phase = Phase("head", (epoch,), 1, 1.5)
-    numbers = [np.float32([[1, np.pi]]), np.array(7, np.int64), np.array([3, 4], np.uint32)]
+    numbers: list[NDArray[Any]] = [
+        np.array([[1, np.pi]], np.float32),
+        np.array(7),
+        np.array([3, 4], np.uint32),
+    ]
     Checkpoint(tmp_path, {"epochs": "6"}).write(
         (phase, phase), phase, np.inf, Variables(numbers, [], numbers)
     )
@@ -196,11 +203,8 @@ def killed_and_resumed(folder: Path, kills: int, seed: int) -> int:
     command = [sys.executable, "-m", "medimg.train", "fit", str(folder / "data"), *options.split()]
     chance, found_alive = random.Random(seed), 0
     for kill in range(kills):
-        # Each time from another state; the start of the process alone takes some seconds.
-        resumed = ["--resume", "--output", str(folder / "killed.h5")]
-        with subprocess.Popen(
-            [*command, *resumed], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
+        resumed = [*command, "--resume", "--output", str(folder / "killed.h5")]
+        with subprocess.Popen(resumed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             checkpoint = folder / "killed.h5.training" / "checkpoint.npz"
             before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
             while process.poll() is None and not _changed(checkpoint, before):
@@ -210,19 +214,8 @@ def killed_and_resumed(folder: Path, kills: int, seed: int) -> int:
                 process.send_signal(signal.SIGKILL)
                 found_alive += 1
     for name in ("killed", "whole"):
-        done = subprocess.run(
-            [
-                *command,
-                "--resume",
-                "--output",
-                str(folder / f"{name}.h5"),
-                "--json",
-                str(folder / f"{name}.json"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        files = ["--output", str(folder / f"{name}.h5"), "--json", str(folder / f"{name}.json")]
+        done = subprocess.run([*command, "--resume", *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return found_alive
 
