@@ -144,10 +144,11 @@ def cli() -> None:
 )
 @click.option(
     "--augment",
-    metavar="PRESET|KEY=VALUE",
-    multiple=True,
-    help=f"How training images may change: {', '.join(PRESETS)}, and single settings, such as rotation=5 or "
-    "flip_horizontal=yes (see medimg-train augment --help).  [default: none]",
+    metavar="WORD,…",
+    default="none",
+    show_default=True,
+    help=f"How training images may change: {', '.join(PRESETS)}, and settings such as rotation=5 "
+    "(medimg-train augment --help lists them).",
 )
 @click.option(
     "--augment-copies",
@@ -188,7 +189,7 @@ def fit(
     restart: bool,
     history: Path | None,
     tensorboard: Path | None,
-    augment: tuple[str, ...],
+    augment: str,
     json_file: str | None,
     threads: int,
     **options: Any,  # noqa: ANN401  each is a field of FitOptions
@@ -204,7 +205,7 @@ def fit(
     result = run_fit(
         data,
         output,
-        FitOptions(augmentation=read_augmentation(augment), **options),
+        FitOptions(augment=read_augmentation(augment), **options),
         threads=threads,
         cache_dir=cache_dir,
         progress=terminal_progress(),
@@ -268,10 +269,9 @@ def evaluate(
 @click.option("--output", type=PathArgument, required=True, help="The picture to write: .png.")
 @click.option(
     "--augment",
-    metavar="PRESET|KEY=VALUE",
-    multiple=True,
+    metavar="WORD,…",
     required=True,
-    help="As for fit; give it once for each.",
+    help=f"A preset ({', '.join(PRESETS)}), settings, or both, such as xray,rotation=5.",
 )
 @click.option("--images", type=positive, default=6, show_default=True, help="Rows, the classes by turns.")
 @click.option("--copies", type=positive, default=7, show_default=True, help="Changed copies in each row.")
@@ -283,7 +283,7 @@ def evaluate(
 def augment(
     data: Path,
     output: Path,
-    augment: tuple[str, ...],
+    augment: str,
     images: int,
     copies: int,
     image_size: int,
@@ -294,7 +294,7 @@ def augment(
 
     Each row is an image and its changed copies. The picture holds the images: treat it as you treat them.
 
-    Settings: flip_horizontal and flip_vertical (yes or no); rotation (degrees to either side); zoom, crop and
+    Settings: flip_horizontal and flip_vertical (yes, no); rotation (degrees to either side); zoom, crop and
     translation (shares of the image's side); brightness, contrast and noise (shares of the range of values).
     """
     from medimg.train.contact_sheet import write_contact_sheet

@@ -41,7 +41,7 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
-    augmentation: Augmentation = NO_AUGMENTATION
+    augment: Augmentation = NO_AUGMENTATION
     """How far training images may change; validation images never do."""
     augment_copies: int = 4
     """Copies of each training image that frozen layers see, one an epoch by turns; the first is unchanged."""
@@ -73,9 +73,9 @@ class TrainingOptions:
     @property
     def copies(self) -> Copies | None:
         """What frozen layers see of each training image, where it is more than the image."""
-        if not self.augmentation.changes or self.augment_copies == 1:
+        if not self.augment.changes or self.augment_copies == 1:
             return None
-        return Copies(self.augmentation, self.augment_copies, self.seed)
+        return Copies(self.augment, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:
