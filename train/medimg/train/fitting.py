@@ -10,12 +10,12 @@ import numpy as np
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
 from medimg.train.cache import BATCH
-from medimg.train.division import Division, divide
+from medimg.train.division import Division, read_division
+from medimg.train.duplicates import Duplicates
 from medimg.train.evaluation import keras_answer
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy
@@ -46,6 +46,10 @@ class FitResult:
     validation_images: int
     validation_from: str
     """`val`, the part that the data name, or `split`, held out of the training part."""
+    unreadable: tuple[str, ...]
+    """Images left out because they cannot be read, each with the reason."""
+    duplicates: Duplicates
+    """Validation images that the training part holds as well."""
     simulated_data: bool
     precision_policy: Policy
     """What training computed in; the saved model computes in float32."""
@@ -68,7 +72,7 @@ def fit(
 ) -> FitResult:
     """Train an image classifier and save it as a float32 Keras model that carries its `ModelSpec`.
 
-    A part of the data that is named `test` is not looked at.
+    Images of a part that is named `test` are not looked at.
 
     Args:
         data: a data set, in any layout that `medimg.runtime.data.read_data` knows.
@@ -82,8 +86,7 @@ def fit(
         How it went; its figures are those of the saved model on the validation images, in float32.
 
     Raises:
-        DataError: the data cannot be understood, or are too few.
-        ImageError: an image cannot be read.
+        DataError: the data cannot be understood, are too few, or too many of them cannot be read.
         WeightsError: the pretrained weights cannot be had.
         UsageError: options make no sense, or the output cannot be written.
         DivergedError: the loss became no number.
@@ -92,7 +95,7 @@ def fit(
     options, threads, progress = options or FitOptions(), threads or usable_cpus(), progress or Progress()
     output = Path(output)
     check_output(output)
-    division = divide(read_data(data), options)
+    division = read_division(Path(data), options, threads)
     with open_store(Path(cache_dir) if cache_dir else None) as store:
         prepared, trained, network, figures = _train(division, Job(options, store, threads, progress))
     spec = ModelSpec(
@@ -109,9 +112,11 @@ def fit(
         output_sha256=file_sha256(output),
         options=options,
         labels=spec.labels,
-        train_images=len(division.train),
-        validation_images=len(division.validation),
+        train_images=len(prepared.images.train),
+        validation_images=len(prepared.images.validation),
         validation_from=division.validation_from,
+        unreadable=prepared.unreadable,
+        duplicates=prepared.duplicates,
         simulated_data=spec.simulated_data,
         precision_policy=prepared.policy,
         weights=prepared.base.loaded if prepared.base else None,

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from medimg.runtime.data import Task
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
+from medimg.train.data_options import DataOptions
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, BLOCKS, Arch, NetworkOptions, require
 from medimg.train.progress import Progress
@@ -64,29 +66,29 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class FitOptions(TrainingOptions, NetworkOptions):
+class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
     """What `fit` may be told: the network, its training, and the data; all are validated when made."""
 
     weights: str | None = None
     """`imagenet`, `none` or a file of VGG16 weights; by default `imagenet` for vgg16, else `none`."""
     jpeg: JpegRule = "full"
     """`dct-scaled` decodes large JPEG files at a reduced scale, here and wherever the model is used."""
-    validation_fraction: float = 0.3
-    """Share of the training part held out, where the data name no validation part."""
 
     def __post_init__(self) -> None:
         NetworkOptions.__post_init__(self)
         TrainingOptions.__post_init__(self)
+        DataOptions.__post_init__(self)
         require(
-            (
-                0 < self.validation_fraction < 1,
-                f"validation fraction {self.validation_fraction} is not between 0 and 1",
-            ),
             (
                 self.arch == "vgg16" or self.weights in (None, "none"),
                 f"weights {self.weights}: {self.arch} trains from scratch; only vgg16 takes weights",
             ),
         )
+
+    @property
+    def task(self) -> Task:
+        """How many classes an image may show."""
+        return "multilabel" if self.head == "multilabel" else "multiclass"
 
     @property
     def pretrained(self) -> str | None:
