@@ -38,6 +38,11 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         part = self._part
         return self._transform(part.inputs[rows]), part.truth[rows], part.weights[rows]
 
+    def skip(self, epochs: int) -> None:
+        """Go on as if so many epochs had passed."""
+        for _ in range(epochs):
+            self.on_epoch_end()
+
     def on_epoch_end(self) -> None:
         """Shuffle, where there is a seed."""
         if self._random is not None:

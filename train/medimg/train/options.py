@@ -1,11 +1,13 @@
 """What `fit` may be told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
 from medimg.train.data_options import DataOptions
+from medimg.train.journal import Journal
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, BLOCKS, Arch, NetworkOptions, require
 from medimg.train.progress import Progress
@@ -116,6 +118,10 @@ class Job:
     """For decoded images and frozen outputs."""
     threads: int
     progress: Progress
+    journal: Journal = field(default_factory=Journal)
+    """Is told of every epoch."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard's logs."""
 
 
 def _one_of(name: str, value: str, choices: object) -> tuple[bool, str]:
