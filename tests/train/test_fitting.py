@@ -12,7 +12,6 @@ from medimg.train import FitOptions, FitResult, fit
 from medimg.train.division import divide
 from medimg.train.errors import DivergedError, WeightsError
 from medimg.train.evaluation import keras_answer
-from medimg.train.finetune import class_weights
 from medimg.train.keras_files import load_float32
 from medimg.train.options import Arch
 
@@ -100,14 +99,6 @@ def test_a_validation_part_is_used_as_it_is(simulated: Path) -> None:
     )
     division = divide(dataclasses.replace(data, samples=samples), FitOptions())
     assert (len(division.train), len(division.validation), division.validation_from) == (32, 8, "val")
-
-
-def test_class_weights_give_every_class_the_same_sum(simulated: Path) -> None:
-    data = read_data(simulated).part("train")
-    fewer = dataclasses.replace(data, samples=data.samples[5:])
-    weights = class_weights(fewer.truth, 4, FitOptions())
-    np.testing.assert_allclose(weights * np.bincount(fewer.truth), len(fewer) / 4, rtol=1e-6)
-    assert class_weights(fewer.truth, 4, FitOptions(class_weights="none")).tolist() == [1, 1, 1, 1]
 
 
 def test_data_without_a_training_part(simulated: Path) -> None:

@@ -12,7 +12,7 @@ from medimg.runtime.errors import CheckFailedError
 from medimg.train.data_flags import division_options, reading_options
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import Head
-from medimg.train.options import ARCHS, ClassWeights, FitOptions
+from medimg.train.options import ARCHS, Balance, FitOptions
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
 
@@ -64,11 +64,11 @@ def cli() -> None:
 @click.option("--dropout", type=float, default=DEFAULTS.dropout, show_default=True)
 @division_options
 @click.option(
-    "--class-weights",
-    type=click.Choice(get_args(ClassWeights)),
-    default=DEFAULTS.class_weights,
+    "--balance",
+    type=click.Choice(get_args(Balance)),
+    default=DEFAULTS.balance,
     show_default=True,
-    help="balanced: every class counts alike, however many images it has.",
+    help="Classes of different size: alike in the loss, shown alike often, or as they are.",
 )
 @click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True)
 @click.option(

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
+from medimg.train.balance import Balance
 from medimg.train.data_options import DataOptions
 from medimg.train.journal import Journal
 from medimg.train.keras_setup import PolicyChoice
@@ -13,11 +14,10 @@ from medimg.train.network_options import ARCHS, BLOCKS, Arch, NetworkOptions, re
 from medimg.train.progress import Progress
 from medimg.train.store import ArrayStore
 
-ClassWeights: TypeAlias = Literal["balanced", "none"]
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]
 
-__all__ = ["ARCHS", "Arch", "ClassWeights", "FitOptions", "Job", "OptimizerName", "Schedule"]
+__all__ = ["ARCHS", "Arch", "Balance", "FitOptions", "Job", "OptimizerName", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
-    class_weights: ClassWeights = "balanced"
-    """`balanced`: every class counts alike in the loss, however many images it has; not for multilabel."""
+    balance: Balance = "weights"
+    """Classes of different size: `weights` lets them count alike in the loss, `sampling` shows them alike
+    often, `none` takes them as they are, as multilabel always does."""
     seed: int = 0
     precision_policy: PolicyChoice = "auto"
 
@@ -58,7 +59,7 @@ class TrainingOptions:
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
-            _one_of("class_weights", self.class_weights, ClassWeights),
+            _one_of("balance", self.balance, Balance),
         )
 
     @property
@@ -84,6 +85,10 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
             (
                 self.arch == "vgg16" or self.weights in (None, "none"),
                 f"weights {self.weights}: {self.arch} trains from scratch; only vgg16 takes weights",
+            ),
+            (
+                self.head != "multilabel" or self.balance != "sampling",
+                "balance sampling draws images by their class, of which multilabel has several: take another",
             ),
         )
 
