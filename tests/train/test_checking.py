@@ -142,10 +142,16 @@ def test_no_resize_of_arrays(tmp_path: Path) -> None:
 
 # Duplicates.
 
+
+def compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    pixels = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
+    return pixels
+
+
 COPIES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "JPEG at quality 50": lambda image: cv2.imdecode(
-        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_GRAYSCALE
-    ),
+    "JPEG at quality 50": lambda image: compressed(image, 50),
     "half the size": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
     "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1, beta=20),
     "less contrast": lambda image: cv2.convertScaleAbs(image, alpha=0.8, beta=10),

@@ -1,8 +1,8 @@
 """What a training is gone on with after a kill: one file in a folder beside the output, replaced whole.
 
-It holds the variables of what is being trained (the random states of its dropout layers among them), those of
-the optimizer, the best weights so far, and the epochs. The order of the images and their augmentation follow
-from the seed and the number of the epoch, so that a training that goes on gives what one without a break gives.
+It holds the variables of what is being trained (the random states of its dropout layers among them), those
+of the optimizer, the best weights so far, and the epochs. The order of the images and their augmentation
+follow from the seed and the epoch, so a training that goes on gives what one without a break gives.
 """
 
 import contextlib
@@ -56,9 +56,7 @@ class Saved:
 class Checkpoint:
     """The checkpoint of one training."""
 
-    def __init__(
-        self, folder: Path, fingerprint: Mapping[str, str], interval_s: float = INTERVAL_S
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, str], interval_s: float = INTERVAL_S) -> None:
         """Name it; nothing is written yet.
 
         Args:
@@ -122,7 +120,9 @@ class Checkpoint:
             "best_val_loss": best_val_loss,
             "counts": {name: len(arrays) for name, arrays in groups.items()},
         }
-        arrays = {f"{name}{index}": array for name, group in groups.items() for index, array in enumerate(group)}
+        arrays = {
+            f"{name}{index}": array for name, group in groups.items() for index, array in enumerate(group)
+        }
         try:
             with replaced(self._path) as temporary, temporary.open("wb") as file:
                 np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
@@ -143,9 +143,11 @@ def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Pa
         restart: whether what it left is to be forgotten.
 
     Raises:
-        UsageError: a training was broken off and neither is asked for, another process is at it, or the folder
-            cannot be made.
+        UsageError: a training was broken off and neither is asked for, or both are; another process is at it;
+            or the folder cannot be made.
     """
+    if resume and restart:
+        raise UsageError("--resume goes on with what --restart would forget: give one of them")
     folder = output.with_name(f"{output.name}.training")
     try:
         folder.mkdir(exist_ok=True)

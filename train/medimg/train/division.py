@@ -18,6 +18,9 @@ class Division:
     train: DataSet
     validation: DataSet
     validation_from: str
+    """`val`, the part that the data name, or `split`, held out of the training part."""
+    test_images: int
+    """How many the test part has."""
 
 
 def read_division(data: Path, options: FitOptions, threads: int) -> Division:
@@ -56,9 +59,9 @@ def divide(dataset: DataSet, options: FitOptions) -> Division:
         raise DataError("the data have no training part: name one train, or leave the images undivided")
     if not len(validation):
         larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
+        return Division(larger, smaller, "split", len(dataset.part("test")))
     require_every_class(train, validation)
-    return Division(train, validation, "val")
+    return Division(train, validation, "val", len(dataset.part("test")))
 
 
 def require_every_class(train: DataSet, validation: DataSet) -> None:

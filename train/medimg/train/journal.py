@@ -1,4 +1,4 @@
-"""What a training has been through, epoch by epoch: kept for going on after a kill, and as a table to read."""
+"""What a training has been through, epoch by epoch: to go on after a kill, and as a table to read."""
 
 import csv
 from collections.abc import Iterable

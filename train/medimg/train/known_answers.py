@@ -1,10 +1,11 @@
-"""What published weights must give on one fixed image, so that a base that computes something else is noticed."""
+"""What published weights must give on one fixed image: a base that computes something else is noticed."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medimg.runtime.preprocess import Images, to_network_input
 from medimg.runtime.spec import Intensity
@@ -75,7 +76,7 @@ def check_known_answer(network: Network, layers: Sequence[str], where: str) -> s
     return known.name
 
 
-def base_features(network: Network) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def base_features(network: Network) -> NDArray[np.float64]:
     """Give the averages, `(channels,)`, of the base's last pooling for the fixed image."""
     values = to_network_input(fixed_image(), Intensity.named("caffe"))
     for layer in network.layers:
@@ -83,4 +84,4 @@ def base_features(network: Network) -> np.ndarray[tuple[int], np.dtype[np.float6
             values = layer(values)
         if layer.name == LAST_POOL:
             break
-    return np.asarray(values, np.float64).mean(axis=(0, 1, 2))
+    return np.asarray(np.asarray(values, np.float64).mean(axis=(0, 1, 2)))

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
+from medimg.train.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.balance import Balance
 from medimg.train.data_options import DataOptions
 from medimg.train.journal import Journal
@@ -16,6 +17,8 @@ from medimg.train.store import ArrayStore
 
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]
+
+MOST_COPIES = 64
 
 __all__ = ["ARCHS", "Arch", "Balance", "FitOptions", "Job", "OptimizerName", "Schedule"]
 
@@ -40,6 +43,10 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
+    augmentation: Augmentation = NO_AUGMENTATION
+    """How far training images may change; validation images never do."""
+    augment_copies: int = 4
+    """Copies of each training image that frozen layers see, one an epoch by turns; the first is unchanged."""
     balance: Balance = "weights"
     """Classes of different size: `weights` lets them count alike in the loss, `sampling` shows them alike
     often, `none` takes them as they are, as multilabel always does."""
@@ -57,10 +64,21 @@ class TrainingOptions:
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
+            (
+                1 <= self.augment_copies <= MOST_COPIES,
+                f"{self.augment_copies} copies of each image: 1 to {MOST_COPIES} are possible",
+            ),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
             _one_of("balance", self.balance, Balance),
         )
+
+    @property
+    def copies(self) -> Copies | None:
+        """What frozen layers see of each training image, where it is more than the image."""
+        if not self.augmentation.changes or self.augment_copies == 1:
+            return None
+        return Copies(self.augmentation, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:

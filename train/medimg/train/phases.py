@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,15 +118,17 @@ class _Course:
     def end_epoch(self, logs: dict[str, float], seconds: float) -> None:
         """Take an epoch's figures, and keep its weights if they are the best so far."""
         rate = float(self._model.optimizer.learning_rate)
-        names = ("loss", "accuracy", "val_loss", "val_accuracy")
-        self._epochs.append(Epoch(*(float(logs[name]) for name in names), rate, seconds))
-        if not math.isfinite(logs["loss"]):
+        loss, accuracy, val_loss, val_accuracy = (
+            float(logs.get(name, math.nan)) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+        )
+        self._epochs.append(Epoch(loss, accuracy, val_loss, val_accuracy, rate, seconds))
+        if not math.isfinite(loss):
             raise DivergedError(
                 f"{self.plan.name}: the loss is no number at a learning rate of {self.plan.learning_rate}: "
                 "take a tenth"
             )
-        if logs["val_loss"] < self._best_val_loss:
-            self._best_val_loss, self._best_epoch = logs["val_loss"], len(self._epochs)
+        if val_loss < self._best_val_loss:
+            self._best_val_loss, self._best_epoch = val_loss, len(self._epochs)
             self.best = self._model.get_weights()
         elif self.plan.schedule == "plateau" and self._without_gain % max(1, self.plan.patience // 2) == 0:
             self._model.optimizer.learning_rate = rate * PLATEAU_FACTOR

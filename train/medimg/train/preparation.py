@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
 from medimg.train.base import PretrainedBase
 from medimg.train.cache import DecodedImages, cache_images
 from medimg.train.division import Division, require_every_class
 from medimg.train.duplicates import Duplicates, find_duplicates, fingerprints
-from medimg.train.keras_setup import Policy, choose_policy, start_keras
+from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
 from medimg.train.weights import imagenet_weights
@@ -21,6 +23,8 @@ class Prepared:
     """What all trainings on the same images share; made once, used by every trial."""
 
     labels: tuple[str, ...]
+    task: Task
+    """Whether an image shows one class or several."""
     images: Parts
     """`(images, rows, columns, 3)` uint8 RGB; every image counts 1."""
     image_size: int
@@ -32,6 +36,13 @@ class Prepared:
     """Images left out because they cannot be read, each with the reason."""
     duplicates: Duplicates
     """Validation images that the training part holds as well."""
+    strategy: Any = None
+    """`tf.distribute`'s, where training is shared among devices."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a batch."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
     def classes(self) -> int:
@@ -52,10 +63,10 @@ def prepare(division: Division, job: Job) -> Prepared:
         UsageError: the head does not suit the data, or the images do not fit on the disk.
     """
     options = job.options
-    require_head(options, len(division.train.labels))
+    require_head(options, len(division.train.labels), division.train.task)
     path = _find_weights(options)
     start_keras(job.threads, options.seed)
-    policy = choose_policy(options.precision_policy)
+    policy = choose_policy(options.precision_policy, gpus=gpu_capabilities())
     base = PretrainedBase(path, options, policy) if path else None
     if base:
         # A damaged file is found before the images are decoded.
@@ -65,6 +76,7 @@ def prepare(division: Division, job: Job) -> Prepared:
     require_every_class(train.dataset, validation.dataset)
     return Prepared(
         division.train.labels,
+        division.train.task,
         Parts(_part(train), _part(validation)),
         options.image_size,
         base,
@@ -75,15 +87,29 @@ def prepare(division: Division, job: Job) -> Prepared:
             fingerprints(train, job.progress, "training images"),
             ("val", "train"),
         ),
+        choose_strategy(),
     )
 
 
-def require_head(options: FitOptions, classes: int) -> None:
+def require_head(options: FitOptions, classes: int, task: Task = "multiclass") -> None:
     """Check that a head can learn the classes of a data set.
+
+    Args:
+        options: the head.
+        classes: number of labels.
+        task: whether an image shows one class or several.
 
     Raises:
         UsageError: it cannot; the message names one that can.
     """
+    if task == "multilabel" and options.head != "multilabel":
+        raise UsageError(
+            f"--head {options.head} gives one class an image, the data have several: take --head multilabel"
+        )
+    if task == "multiclass" and options.head == "multilabel":
+        raise UsageError(
+            "--head multilabel is for several classes an image, the data have one: --head softmax"
+        )
     if options.head == "sigmoid" and classes != 2:
         raise UsageError(
             f"--head sigmoid is one unit for two classes, the data have {classes}: take --head softmax"
@@ -91,7 +117,8 @@ def require_head(options: FitOptions, classes: int) -> None:
 
 
 def _part(decoded: DecodedImages) -> Part:
-    truth = decoded.dataset.truth
+    dataset = decoded.dataset
+    truth = dataset.targets if dataset.task == "multilabel" else dataset.truth
     return Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
 
 

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.text import printable
+from medimg.train.data_summary import duplicate_lines, unreadable_lines
 
 if TYPE_CHECKING:
     from medimg.train.checking import DataReport
-    from medimg.train.duplicates import Duplicates
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.fitting import FitResult
-    from medimg.train.phases import Phase
+    from medimg.train.journal import Phase
     from medimg.train.simulation import SimulatedSet
 
-SHOWN = 5
 SIMULATED = "The images are simulated: these figures say nothing about patients."
 
 
@@ -33,16 +32,18 @@ def fit_lines(result: "FitResult", data: str) -> list[str]:
         "The saved float32 model on the validation images:",
         *_figures(result.validation),
     ]
-    if notes := [*_unreadable_lines(result.unreadable), *_duplicate_lines(result.duplicates)]:
+    if notes := [*unreadable_lines(result.unreadable), *duplicate_lines(result.duplicates)]:
         lines += ["", *notes]
     if result.simulated_data:
         lines += ["", SIMULATED]
     model, images = shlex.quote(result.output), shlex.quote(data)
+    copies = [f"       medimg-train check {images}    # does the training part hold test images?"]
     return [
         *lines,
         "",
         f"saved: {result.output}",
         f"next:  medimg-train evaluate {model} {images}",
+        *(copies if result.test_images else []),
         f"       medimg-export {model} --precision fp32 --precision int8 --calibration {images}",
     ]
 
@@ -64,36 +65,9 @@ def data_lines(report: "DataReport") -> list[str]:
         counts = (part.images, len(part.unreadable), part.patients or "-", *part.per_class)
         rows.append((part.name, *map(str, counts)))
     unreadable = tuple(message for part in report.parts for message in part.unreadable)
-    notes = [line for found in report.duplicates for line in _duplicate_lines(found)]
-    lines = [*_table(rows), "", *_unreadable_lines(unreadable), *notes]
+    notes = [line for found in report.duplicates for line in duplicate_lines(found)]
+    lines = [*_table(rows), "", *unreadable_lines(unreadable), *notes]
     return lines if len(lines) > len(rows) + 1 else [*lines, "no unreadable image, and no picture twice"]
-
-
-def _unreadable_lines(messages: tuple[str, ...]) -> list[str]:
-    if not messages:
-        return []
-    more = [f"  and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
-    shown = [f"  {printable(message)}" for message in messages[:SHOWN]]
-    return [f"{len(messages)} unreadable image(s) left out:", *shown, *more]
-
-
-def _duplicate_lines(found: "Duplicates") -> list[str]:
-    if not found.images:
-        return []
-    where = f"an earlier image of {found.part}" if found.part == found.other else f"an image of {found.other}"
-    told = f", {found.contradictory} of them with another label" if found.contradictory else ""
-    pairs = [
-        f"  {printable(pair.image)} ({printable(pair.label)}) repeats {printable(pair.repeats)} "
-        f"({printable(pair.its_label)})" + ("" if pair.exact else f", {pair.bits} of 256 bits apart")
-        for pair in found.listed[:SHOWN]
-    ]
-    more = [f"  and {found.images - SHOWN} more"] if found.images > SHOWN else []
-    return [
-        f"{found.images} image(s) of {found.part} repeat {where} "
-        f"({found.exact} to the pixel, {found.near} nearly){told}:",
-        *pairs,
-        *more,
-    ]
 
 
 def simulation_lines(result: "SimulatedSet") -> list[str]:
@@ -125,11 +99,15 @@ def _figures(evaluation: Evaluation) -> list[str]:
         for row in evaluation.per_class
     ]
     labels = [row[0] for row in classes]
+    table = _table([("class", "images", "recall", "precision", "F1"), *classes])
+    if not evaluation.confusion:
+        shown = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
+        return [shown, "", *table]
     counts = [(label, *map(str, row)) for label, row in zip(labels, evaluation.confusion, strict=True)]
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *_table([("class", "images", "recall", "precision", "F1"), *classes]),
+        *table,
         "",
         "true \\ predicted",
         *_table([("", *labels), *counts]),
