@@ -304,16 +304,12 @@ def augment(
     seed: int,
     threads: int,
 ) -> None:
-    r"""Show what an augmentation does to the training images of DATA, as one picture.
+    """Show what an augmentation does to the training images of DATA, as one picture.
 
     Each row is an image and its changed copies. The picture holds the images: treat it as you treat them.
 
-    \b
-    Settings, each 0 or no unless a preset says otherwise:
-      flip_horizontal, flip_vertical   yes or no; left and right matter in most radiographs
-      rotation                         degrees to either side
-      zoom, crop, translation          shares of the image's side
-      brightness, contrast, noise      shares of the range of values
+    Settings: flip_horizontal and flip_vertical (yes or no); rotation (degrees to either side); zoom, crop and
+    translation (shares of the image's side); brightness, contrast and noise (shares of the range of values).
     """
     from medimg.train.contact_sheet import write_contact_sheet
 
