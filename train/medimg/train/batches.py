@@ -9,6 +9,7 @@ from keras.utils import PyDataset
 from numpy.typing import NDArray
 
 from medimg.train.augmentation import Augmentation, augment
+from medimg.train.balance import balanced_order
 from medimg.train.parts import Part
 
 Transform = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -25,6 +26,8 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         seed: int | None = None,
         augmentation: Augmentation | None = None,
         devices: int = 1,
+        *,
+        balanced: bool = False,
     ) -> None:
         """Batch a part.
 
@@ -35,8 +38,10 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
             seed: of the order; None keeps it.
             augmentation: where the inputs are images, makes new copies of them every epoch.
             devices: that share a batch in training; what cannot be shared evenly waits for another epoch.
+            balanced: whether every epoch draws the images anew, from all classes alike.
         """
         super().__init__()
+        self._balanced = balanced
         self._part, self._size, self._transform = part, size, transform
         self._seed, self._augmentation = seed, augmentation
         self._random = None if seed is None else np.random.default_rng(seed)
@@ -70,10 +75,13 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
             self.on_epoch_end()
 
     def on_epoch_end(self) -> None:
-        """Go on to the next epoch: shuffle, where there is a seed."""
+        """Go on to the next epoch: shuffle or draw anew, where there is a seed."""
         self._epoch += 1
-        if self._random is not None:
-            self._order = self._random.permutation(len(self._part))[: self._drawn]
+        if self._random is None:
+            return
+        truth, random = self._part.truth, self._random
+        order = balanced_order(truth, random) if self._balanced else random.permutation(len(truth))
+        self._order = order[: self._drawn]
 
 
 def as_float(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,11 +8,12 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.data import Split
-from medimg.runtime.spec import JpegRule
+from medimg.runtime.errors import CheckFailedError
 from medimg.train.augmentation import PRESETS, read_augmentation
+from medimg.train.data_flags import division_options, reading_options
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooling
-from medimg.train.options import ClassWeights, FitOptions, OptimizerName, Schedule
+from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
 
@@ -38,16 +39,7 @@ def cli() -> None:
     metavar="imagenet|none|PATH",
     help="Pretrained VGG16 weights.  [default: imagenet for vgg16, none for vgg-bn]",
 )
-@click.option(
-    "--image-size", type=int, default=DEFAULTS.image_size, show_default=True, help="Network input, in pixels."
-)
-@click.option(
-    "--jpeg",
-    type=click.Choice(get_args(JpegRule)),
-    default=DEFAULTS.jpeg,
-    show_default=True,
-    help="dct-scaled: large JPEG files are decoded at a reduced scale, wherever the model is used.",
-)
+@reading_options
 @click.option(
     "--head",
     type=click.Choice(get_args(Head)),
@@ -135,13 +127,7 @@ def cli() -> None:
     help="Of the learning rate.  [default: fixed for vgg16's last blocks, cosine from scratch]",
 )
 @click.option("--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True)
-@click.option(
-    "--validation-fraction",
-    type=float,
-    default=DEFAULTS.validation_fraction,
-    show_default=True,
-    help="Held out of the training part where DATA name no validation part.",
-)
+@division_options
 @click.option(
     "--augment",
     metavar="WORD,…",
@@ -158,11 +144,11 @@ def cli() -> None:
     help="Copies of each image that vgg16's frozen blocks see.",
 )
 @click.option(
-    "--class-weights",
-    type=click.Choice(get_args(ClassWeights)),
-    default=DEFAULTS.class_weights,
+    "--balance",
+    type=click.Choice(get_args(Balance)),
+    default=DEFAULTS.balance,
     show_default=True,
-    help="balanced: every class counts alike, however many images it has.",
+    help="Classes of different size: alike in the loss, shown alike often, or as they are.",
 )
 @click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True)
 @click.option(
@@ -171,9 +157,6 @@ def cli() -> None:
     default=DEFAULTS.precision_policy,
     show_default=True,
     help="What training computes in; auto is mixed_bfloat16 on CPUs that have its units.",
-)
-@click.option(
-    "--cache-dir", type=PathArgument, help="Keeps decoded images and frozen features for later runs."
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was broken off; if none was, begin.")
 @click.option("--restart", is_flag=True, help="Begin anew, whatever was broken off.")
@@ -217,6 +200,37 @@ def fit(
     commandline.write_json(result, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(fit_lines(result, str(data))))
+
+
+@cli.command()
+@click.argument("data", type=PathArgument)
+@reading_options
+@click.option("--head", type=click.Choice(get_args(Head)), default=DEFAULTS.head, show_default=True)
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def check(
+    data: Path,
+    cache_dir: Path | None,
+    json_file: str | None,
+    threads: int,
+    **options: Any,  # noqa: ANN401  each is a field of FitOptions
+) -> None:
+    """Count the images of DATA, and name what would spoil a result, in all parts.
+
+    That is: images that cannot be read, patients with images in two parts, and pictures that are in two
+    parts, to the pixel or nearly so. The exit status is 1 if there are any.
+    """
+    from medimg.train.checking import check as run_check
+    from medimg.train.summary import data_lines
+
+    report = run_check(
+        data, FitOptions(**options), threads=threads, cache_dir=cache_dir, progress=terminal_progress()
+    )
+    commandline.write_json(report, json_file, schema=SCHEMA)
+    if json_file != "-":
+        click.echo("\n".join(data_lines(report)))
+    if not report.clean:
+        raise CheckFailedError(f"{data}: images cannot be read, or stand in two parts; they are listed above")
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from medimg.runtime.errors import UsageError
 from medimg.runtime.metrics import Probabilities
 from medimg.runtime.preprocess import to_network_input
 from medimg.train.augmentation import Augmentation
+from medimg.train.balance import class_weights
 from medimg.train.base import PretrainedBase
 from medimg.train.batches import Batches, Transform, as_float
 from medimg.train.journal import Phase
@@ -195,7 +196,16 @@ def _batches(
 ) -> tuple[Batches, Batches]:
     options = job.options
     changes = augmentation if augmentation and augmentation.changes else None
-    train = Batches(parts.train, options.batch_size, transform, options.seed, changes, prepared.devices)
+    balanced = options.balance == "sampling"
+    train = Batches(
+        parts.train,
+        options.batch_size,
+        transform,
+        options.seed,
+        changes,
+        prepared.devices,
+        balanced=balanced,
+    )
     return train, Batches(parts.validation, options.batch_size, transform)
 
 
@@ -203,22 +213,5 @@ def _weighted(part: Part, prepared: Prepared, options: FitOptions) -> Part:
     """Let every image count as its class does in the training part; several classes have no one count."""
     if options.head == "multilabel":
         return part
-    counts = class_weights(prepared.images.train.truth, prepared.classes, options)
+    counts = class_weights(prepared.images.train.truth, prepared.classes, options.balance)
     return replace(part, weights=counts[part.truth])
-
-
-def class_weights(truth: NDArray[np.int64], classes: int, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        truth: `(images,)` classes of the training part.
-        classes: number of labels.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(classes, np.float32)
-    images = np.bincount(truth, minlength=classes)
-    return (len(truth) / (classes * images)).astype(np.float32)

@@ -10,7 +10,6 @@ import numpy as np
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import Task, read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.metrics import evaluate_labels as score_labels
@@ -18,7 +17,8 @@ from medimg.runtime.optional import require
 from medimg.runtime.spec import ModelSpec
 from medimg.train.cache import BATCH
 from medimg.train.checkpoint import Checkpoint, training_folder
-from medimg.train.division import Division, divide
+from medimg.train.division import Division, read_division
+from medimg.train.duplicates import Duplicates
 from medimg.train.evaluation import keras_answer
 from medimg.train.journal import Journal, Phase
 from medimg.train.keras_files import check_output, save
@@ -51,6 +51,12 @@ class FitResult:
     validation_images: int
     validation_from: str
     """`val`, the part that the data name, or `split`, held out of the training part."""
+    test_images: int
+    """Images of the part `test`, which were not looked at."""
+    unreadable: tuple[str, ...]
+    """Images left out because they cannot be read, each with the reason."""
+    duplicates: Duplicates
+    """Validation images that the training part holds as well."""
     simulated_data: bool
     precision_policy: Policy
     """What training computed in; the saved model computes in float32."""
@@ -77,7 +83,7 @@ def fit(
 ) -> FitResult:
     """Train an image classifier and save it as a float32 Keras model that carries its `ModelSpec`.
 
-    A part of the data that is named `test` is not looked at. Meanwhile a folder `OUTPUT.training` holds the
+    Images of a part that is named `test` are not looked at. Meanwhile a folder `OUTPUT.training` holds the
     state after each epoch; a training that was killed goes on from there, to the same model.
 
     Args:
@@ -96,8 +102,7 @@ def fit(
         How it went; its figures are those of the saved model on the validation images, in float32.
 
     Raises:
-        DataError: the data cannot be understood, or are too few.
-        ImageError: an image cannot be read.
+        DataError: the data cannot be understood, are too few, or too many of them cannot be read.
         WeightsError: the pretrained weights cannot be had.
         UsageError: options make no sense, the output cannot be written, or a training was broken off and
             neither `resume` nor `restart` is asked for.
@@ -110,9 +115,8 @@ def fit(
     check_output(output)
     if tensorboard:
         require("tensorboard", "train")
-    task: Task = "multilabel" if options.head == "multilabel" else "multiclass"
     with training_folder(output, resume=resume, restart=restart) as folder:
-        division = divide(read_data(data, task=task), options)
+        division = read_division(Path(data), options, threads)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
             job = Job(
                 options, store, threads, progress, tensorboard=Path(tensorboard) if tensorboard else None
@@ -126,9 +130,12 @@ def fit(
         output_sha256=file_sha256(output),
         options=options,
         labels=spec.labels,
-        train_images=len(division.train),
-        validation_images=len(division.validation),
+        train_images=len(prepared.images.train),
+        validation_images=len(prepared.images.validation),
         validation_from=division.validation_from,
+        test_images=division.test_images,
+        unreadable=prepared.unreadable,
+        duplicates=prepared.duplicates,
         simulated_data=spec.simulated_data,
         precision_policy=prepared.policy,
         weights=prepared.base.loaded if prepared.base else None,

@@ -10,7 +10,8 @@ from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
 from medimg.train.base import PretrainedBase
 from medimg.train.cache import DecodedImages, cache_images
-from medimg.train.division import Division
+from medimg.train.division import Division, require_every_class
+from medimg.train.duplicates import Duplicates, find_duplicates, fingerprints
 from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
@@ -31,6 +32,10 @@ class Prepared:
     """For vgg16 with pretrained weights."""
     policy: Policy
     """What training computes in."""
+    unreadable: tuple[str, ...]
+    """Images left out because they cannot be read, each with the reason."""
+    duplicates: Duplicates
+    """Validation images that the training part holds as well."""
     strategy: Any = None
     """`tf.distribute`'s, where training is shared among devices."""
 
@@ -53,7 +58,7 @@ def prepare(division: Division, job: Job) -> Prepared:
         job: options, store, threads.
 
     Raises:
-        ImageError: an image cannot be read.
+        DataError: too many images cannot be read, or have not the size that is wanted.
         WeightsError: the pretrained weights cannot be had, or are damaged, or not of VGG16.
         UsageError: the head does not suit the data, or the images do not fit on the disk.
     """
@@ -66,17 +71,22 @@ def prepare(division: Division, job: Job) -> Prepared:
     if base:
         # A damaged file is found before the images are decoded.
         assert base.loaded
-    images = Parts(
-        _part(cache_images(division.train, job, "training images")),
-        _part(cache_images(division.validation, job, "validation images")),
-    )
+    train = cache_images(division.train, job, "training images")
+    validation = cache_images(division.validation, job, "validation images")
+    require_every_class(train.dataset, validation.dataset)
     return Prepared(
         division.train.labels,
         division.train.task,
-        images,
+        Parts(_part(train), _part(validation)),
         options.image_size,
         base,
         policy,
+        train.unreadable + validation.unreadable,
+        find_duplicates(
+            fingerprints(validation, job.progress, "validation images"),
+            fingerprints(train, job.progress, "training images"),
+            ("val", "train"),
+        ),
         choose_strategy(),
     )
 
