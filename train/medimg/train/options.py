@@ -63,6 +63,7 @@ class TrainingOptions:
             ),
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
+            (self.seed >= 0, f"seed {self.seed} is negative"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
             (
                 1 <= self.augment_copies <= MOST_COPIES,
