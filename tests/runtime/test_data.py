@@ -1,5 +1,6 @@
 """Data sets in every layout, hostile and damaged ones, splits, batches, walks."""
 
+import errno
 import os
 import pickle
 import pickletools
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from medimg.runtime import data_medmnist
 from medimg.runtime.data import DataSet, Sample, load_batches, read_data, stratified_split, walk_images
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import load_image, prepare
@@ -484,6 +486,50 @@ def test_medmnist_of_an_unknown_name_has_numbered_classes(tmp_path: Path) -> Non
     )
     surplus = medmnist(tmp_path / "pneumoniamnist.npz", train_images=GREYS, train_labels=labels)
     assert read_data(surplus).labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_archive_is_not_held_in_memory(save: Callable[..., None], tmp_path: Path) -> None:
+    path, images = tmp_path / "a.npz", np.zeros((5000, 256, 256), np.uint8)
+    images[4999] = 7
+    save(path, train_images=images, train_labels=np.arange(5000) % 2)
+    expected = images[[0, 4999]].copy()
+    del images
+    before = own_memory()
+    found = read_data(path)
+    assert own_memory() - before < 2**26
+    rule = ImageRule(256, 256)
+    shown = [found.samples[number].load(rule)[..., 0] for number in (0, 4999)]
+    np.testing.assert_array_equal(np.stack(shown), expected)
+    assert len(found) == 5000
+
+
+def own_memory() -> int:
+    """Bytes that belong to this process alone, without the mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("RssAnon"))
+    return int(kib) * 1024
+
+
+def test_large_archives_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_medmnist, "MAX_BYTES_IN_MEMORY", 0)
+    path = medmnist(tmp_path / "a.npz", train_images=GREYS, train_labels=BINARY)
+    shown = [sample.load(ImageRule(28, 28))[..., 0] for sample in read_data(path).samples]
+    np.testing.assert_array_equal(np.stack(shown), GREYS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x93NUMPY") + 500] ^= 1
+    (tmp_path / "b.npz").write_bytes(content)
+    medmnist(tmp_path / "c.npz", train_images=np.array([None]))
+    for name, reason in (("b.npz", "Bad CRC-32"), ("c.npz", "holds Python objects")):
+        with pytest.raises(DataError, match=reason):
+            read_data(tmp_path / name)
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(DataError, match=r"cannot be unpacked into .*: No space left on device; the variable"):
+        read_data(path)
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_medmnist_without_labels(tmp_path: Path) -> None:

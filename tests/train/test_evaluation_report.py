@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.metrics import evaluate as count
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 from medimg.train.answers import Answers
 from medimg.train.bootstrap import Estimate, Resamples
-from medimg.train.evaluation import ModelEvaluation
+from medimg.train.evaluation import ModelEvaluation, count
 from medimg.train.evaluation_report import PATIENT_IMAGES, mistake_blocks, render
 from medimg.train.evaluation_summary import COLLAPSED, WIDTH, evaluation_lines
 from medimg.train.heatmaps import NO_POOLED_HEAD, Maps
@@ -32,7 +31,6 @@ def evaluated(answers: Answers, chosen_on: Answers | None = None) -> ModelEvalua
     """All that `evaluate` gives, without a model."""
     resamples = Resamples(answers.patients, draws=100)
     points = [choose_point(chosen_on, chosen_on.labels[-1], 0.9, "the part val")] if chosen_on else []
-    several = answers.task == "multilabel"
     return ModelEvaluation(
         model="/somewhere/model.h5",
         data="/somewhere/images.csv",
@@ -40,9 +38,7 @@ def evaluated(answers: Answers, chosen_on: Answers | None = None) -> ModelEvalua
         simulated_data=False,
         backend="keras",
         precision="fp32",
-        evaluation=None
-        if several
-        else count(answers.shown.argmax(axis=1), answers.decided.argmax(axis=1), answers.labels),
+        evaluation=count(answers),
         resampling=resamples.resampling,
         scores=score(answers, resamples),
         reliability=measure_reliability(answers, resamples),

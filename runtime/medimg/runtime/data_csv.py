@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medimg.runtime.data import Split, Task
+from medimg.runtime.data import DataSet, Split, Task
 from medimg.runtime.data_readers import SPLITS, Found, class_names
 from medimg.runtime.errors import DataError
+from medimg.runtime.paths import visible
 
 _COLUMNS = ("path", "label", "patient", "split")
 
@@ -32,6 +33,28 @@ def read_table(path: Path, *, labelled: bool, task: Task) -> list[Found]:
     _require_files(path, table)
     _require_whole_split(path, table)
     return table
+
+
+def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
+    """Find images without a row: files beside listed ones, of a suffix that listed ones have.
+
+    Args:
+        path: the CSV file.
+        dataset: what was read from it.
+
+    Returns:
+        Their paths relative to the file, sorted.
+    """
+    listed = {
+        os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
+    }
+    suffixes = {Path(name).suffix.lower() for name in listed}
+    return sorted(
+        os.path.relpath(entry, path.parent)
+        for folder in {Path(name).parent for name in listed}
+        for entry in visible(folder)
+        if entry.suffix.lower() in suffixes and str(entry) not in listed and entry.is_file()
+    )
 
 
 def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, Found]]:

@@ -5,6 +5,8 @@ classification, Scientific Data 10 (2023), 41. The archives hold no class names;
 """
 
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from medimg.runtime.errors import DataError
 
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
+MAX_BYTES_IN_MEMORY = 2**28
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _UNREADABLE = (
     AttributeError,
     EOFError,
@@ -151,13 +156,36 @@ def class_names(path: Path, classes: int) -> tuple[str, ...]:
     return known if len(known) >= classes else tuple(str(index) for index in range(classes))
 
 
+def _array(archive: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  an NpzFile
+    """Read an array; a large one goes to a file without a name, of which memory holds what is looked at."""
+    member = archive.zip.getinfo(f"{name}.npy")
+    if member.file_size <= MAX_BYTES_IN_MEMORY:
+        return cast("NDArray[Any]", archive[name])
+    with archive.zip.open(member) as packed, tempfile.TemporaryFile(prefix="medimg-") as unpacked:
+        read_header = _HEADERS.get(np.lib.format.read_magic(packed))
+        if read_header is None:
+            raise ValueError(f"{name} is an array of an unknown layout")
+        shape, columns_first, kind = read_header(packed)
+        if kind.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        try:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+            unpacked.flush()
+        except OSError as error:
+            raise ValueError(
+                f"{name} cannot be unpacked into {tempfile.gettempdir()}: {error.strerror}; "
+                "the variable TMPDIR names another folder"
+            ) from None
+        return np.memmap(unpacked, kind, "r", shape=shape, order="F" if columns_first else "C")
+
+
 def _read_part(
     archive: Any,  # noqa: ANN401  an NpzFile
     name: Literal["train", "val", "test"],
     path: Path,
     task: Task,
 ) -> Part:
-    images = archive[f"{name}_images"]
+    images = _array(archive, f"{name}_images")
     if images.dtype != np.uint8 or not (
         images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
     ):

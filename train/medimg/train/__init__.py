@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medimg.train.calibration import CalibrationResult, calibrate
+    from medimg.train.checking import DataReport, check
     from medimg.train.evaluation import ModelEvaluation, evaluate
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrationResult": "calibration",
+    "DataReport": "checking",
+    "check": "checking",
     "FitOptions": "options",
     "FitResult": "fitting",
     "ModelEvaluation": "evaluation",
@@ -34,12 +37,14 @@ _HOMES = {
 
 __all__ = [
     "CalibrationResult",
+    "DataReport",
     "FitOptions",
     "FitResult",
     "ModelEvaluation",
     "SimulatedSet",
     "Usage",
     "calibrate",
+    "check",
     "evaluate",
     "fit",
     "imagenet_weights",

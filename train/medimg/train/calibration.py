@@ -6,13 +6,13 @@ from pathlib import Path
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data
+from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.probabilities import with_temperature
 from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
-from medimg.train.division import divide
+from medimg.train.division import divide, read_labelled
 from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
 from medimg.train.operating_points import PointScores, choose_point, measure_point
 from medimg.train.options import FitOptions
@@ -64,6 +64,7 @@ def calibrate(
     usage: Usage | None = None,
     validation_fraction: float = DEFAULTS.validation_fraction,
     seed: int = DEFAULTS.seed,
+    group_by: str | None = None,
     batch_size: int = 32,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -83,6 +84,7 @@ def calibrate(
         usage: intended use and what the model may be given.
         validation_fraction: as given to `fit`.
         seed: as given to `fit`.
+        group_by: as given to `fit`.
         batch_size: images at once.
         threads: processor threads; by default those this process may use.
         progress: shows how far it has come.
@@ -97,10 +99,15 @@ def calibrate(
     output = Path(output) if output else model
     _check(model, output, part, use_test=use_test)
     spec = ModelSpec.read(model)
-    found = read_data(data, task=spec.task)
-    dataset, chosen_on = _choose(
-        found, part, FitOptions(validation_fraction=validation_fraction, seed=seed), use_test=use_test
+    options = FitOptions(
+        head="multilabel" if spec.task == "multilabel" else "softmax",
+        validation_fraction=validation_fraction,
+        seed=seed,
+        group_by=group_by,
+        allow_unlisted=True,
     )
+    found = read_labelled(Path(data), options, threads)
+    dataset, chosen_on = _choose(found, part, options, use_test=use_test)
     plain = ask(
         model,
         spec.with_(temperature=1.0),

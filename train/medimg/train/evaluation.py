@@ -10,12 +10,13 @@ from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.metrics import Evaluation
-from medimg.runtime.metrics import evaluate as count
+from medimg.runtime.metrics import Evaluation, evaluate_labels
+from medimg.runtime.metrics import evaluate as evaluate_classes
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.operating_points import PointScores, measure_point
+from medimg.train.patients import with_patients
 from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, measure_reliability
 from medimg.train.scores import Scores, score
@@ -37,8 +38,8 @@ class ModelEvaluation:
     """`keras`, or the runtime's back end."""
     precision: str
     """What really ran."""
-    evaluation: Evaluation | None
-    """Counts; None with several labels an image."""
+    evaluation: Evaluation
+    """Counts; with several labels an image there is no confusion matrix."""
     resampling: Resampling
     """What the 95 % intervals of all that follows come from."""
     scores: Scores
@@ -55,6 +56,7 @@ def evaluate(
     split: Split | None = None,
     positive: str | None = None,
     subgroups: Sequence[str] = (),
+    group_by: str | None = None,
     report: str | Path | None = None,
     with_images: bool = False,
     batch_size: int = 32,
@@ -70,6 +72,7 @@ def evaluate(
         split: the part to use; by default `test`, or everything where the data are not divided.
         positive: of two classes the one whose areas under the curves count; by default the last.
         subgroups: columns of a CSV whose values are measured apart.
+        group_by: a regular expression that finds the patient in an image's path; without it the data tell.
         report: an HTML page to write.
         with_images: whether the page shows the worst mistakes, which are images of patients.
         batch_size: images at once.
@@ -90,6 +93,7 @@ def evaluate(
     dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
     if positive is not None and positive not in spec.labels:
         raise UsageError(f"class {positive!r} is not one of the model's: {', '.join(spec.labels)}")
+    dataset = with_patients(dataset, group_by, threads)
     answers = ask(
         model, spec, dataset, batch_size=batch_size, backend=backend, threads=threads, progress=progress
     )
@@ -101,7 +105,7 @@ def evaluate(
         is_simulated(data),
         answers.backend,
         answers.precision,
-        _counts(answers),
+        count(answers),
         resamples.resampling,
         score(answers, resamples, positive),
         measure_reliability(answers, resamples),
@@ -150,7 +154,10 @@ def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataS
     return wanted, split or "test"
 
 
-def _counts(answers: Answers) -> Evaluation | None:
+def count(answers: Answers) -> Evaluation:
+    """Count right and wrong decisions."""
     if answers.task == "multilabel":
-        return None
-    return count(np.argmax(answers.shown, axis=1), np.argmax(answers.decided, axis=1), answers.labels)
+        return evaluate_labels(answers.shown, answers.decided, answers.labels)
+    return evaluate_classes(
+        np.argmax(answers.shown, axis=1), np.argmax(answers.decided, axis=1), answers.labels
+    )

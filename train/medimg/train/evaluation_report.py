@@ -141,7 +141,7 @@ def _classes(result: "ModelEvaluation") -> Iterator[Block]:
     yield Table("Each class against the others, with 95 % intervals", head, found)
     areas = tuple((row.label, *_shorts(row.f1, row.roc_auc, row.pr_auc)) for row in result.scores.per_class)
     yield Table("Likewise", ("class", "F1", "ROC AUC", "PR AUC"), areas)
-    if result.evaluation is None:
+    if not result.evaluation.confusion:
         return
     labels = [row.label for row in result.evaluation.per_class]
     yield plots.confusion(labels, result.scores.confusion)

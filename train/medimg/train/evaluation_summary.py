@@ -101,7 +101,7 @@ def _classes(scores: "Scores") -> list[str]:
 
 
 def _confusion(result: "ModelEvaluation") -> list[str]:
-    if result.evaluation is None:
+    if not result.evaluation.confusion:
         return []
     labels = [short_label(row.label) for row in result.evaluation.per_class]
     rows = [list(map(str, row)) for row in result.evaluation.confusion]

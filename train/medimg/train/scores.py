@@ -45,7 +45,7 @@ class Scores:
 
     images: int
     accuracy: Estimate
-    """Share of images whose class was found; with several labels an image, of decisions that are right."""
+    """Share of images whose class was found; with several labels, of which all were judged rightly."""
     balanced_accuracy: Estimate
     """Mean recall of the classes; with several labels, mean of recall and specificity over the classes."""
     roc_auc: Estimate
@@ -166,12 +166,11 @@ def _areas(weights: Weights, area: Area, answers: Answers, positive: int | None)
 
 def _overall(weights: Weights, answers: Answers) -> Values:
     """Compute accuracy and balanced accuracy, `(draws, 2)`."""
-    right = answers.shown == answers.decided
+    right = (answers.shown == answers.decided).all(axis=1)
     several = answers.task == "multilabel"
-    share_right = right.mean(axis=1) if several else right.all(axis=1)
     rates = class_rates(weights, answers.shown, answers.decided)
     balanced = _mean(rates[..., :2].mean(axis=-1) if several else rates[..., 0])
-    return np.stack([share(weights @ share_right, weights.sum(axis=1)), balanced], axis=1)
+    return np.stack([share(weights @ right, weights.sum(axis=1)), balanced], axis=1)
 
 
 def _confusion(answers: Answers, resamples: Resamples) -> tuple[tuple[Estimate, ...], ...]:
