@@ -36,7 +36,7 @@ SCHEMA = 1
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "augment", "calibrate", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "check", "augment", "calibrate", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "compare"),

@@ -81,8 +81,10 @@ def test_a_browser_shows_every_figure_and_runs_nothing(
     page.write_text(render(result, test, SPEC, mistake_blocks(test, SPEC.image, maps)))
     shown = browse(page)
     assert "<title>Evaluation of model.h5</title>" in shown
-    heads = ("Warnings", "What was measured", "Figures", "Classes", "Curves", "Calibration")
-    heads += ("Operating points", "Subgroups", "Worst mistakes")
+    heads = [
+        *("Warnings", "What was measured", "Figures", "Classes", "Curves", "Calibration"),
+        *("Operating points", "Subgroups", "Worst mistakes"),
+    ]
     places = [shown.index(f">{head}<") for head in heads]
     assert places == sorted(places)
     assert PATIENT_IMAGES in shown

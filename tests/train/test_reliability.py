@@ -43,7 +43,10 @@ def test_losses_of_several_labels_are_those_of_scikit_learn(made: Made) -> None:
 
 def test_the_calibration_error_follows_its_definition(made: Made) -> None:
     answers = made(3, 500, seed=2, sharpness=2.0)
-    confidence, right = answers.probabilities.max(axis=1), (answers.shown & answers.decided).any(axis=1)
+    confidence, right = (
+        answers.probabilities.max(axis=1),
+        np.asarray((answers.shown & answers.decided).any(axis=1)),
+    )
     expected = 0.0
     for place in range(BINS):
         inside = (confidence > place / BINS) & (confidence <= (place + 1) / BINS)

@@ -13,7 +13,7 @@ from sklearn import metrics as peer
 
 from medimg.train.answers import Answers
 from medimg.train.bootstrap import Resamples
-from medimg.train.scores import average_precision, roc_auc, score
+from medimg.train.scores import Ranking, score
 
 Made = Callable[..., Answers]
 
@@ -29,7 +29,7 @@ def test_areas_are_those_of_scikit_learn_with_weights(data: st.DataObject) -> No
     shown = data.draw(arrays.arrays(bool, images))
     scores = data.draw(arrays.arrays(np.float32, images, elements=st.sampled_from([0, 0.25, 0.5, 0.75, 1])))
     weights = data.draw(arrays.arrays(np.float64, (2, images), elements=st.sampled_from([0.0, 1.0, 2.0])))
-    ours = roc_auc(weights, shown, scores), average_precision(weights, shown, scores)
+    ours = Ranking.of(shown, scores).areas(weights).T
     for draw, row in enumerate(weights):
         positives, negatives = row[shown].sum(), row[~shown].sum()
         if positives and negatives:

@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWS = 2000
+DRAWS = 1000
 SEED = 0
-CHUNK_NUMBERS = 2_000_000
+CHUNK_NUMBERS = 500_000
 """Weights held at a time."""
 
 Values: TypeAlias = NDArray[np.float64]

@@ -84,10 +84,13 @@ def evaluate(
         DataError: the data lack that part, or hold a class that the model does not know.
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
-        UsageError: the model has no class of that name, or images are wanted and no report.
+        UsageError: the model has no class of that name, images are wanted and no report, or the
+            report cannot be written.
     """
     if with_images and report is None:
         raise UsageError("images go into a report: name one with --report, or leave --with-images out")
+    if report is not None and not Path(report).parent.is_dir():
+        raise UsageError(f"{report}: cannot be written (there is no such folder)")
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
     spec = ModelSpec.read(model)
     dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))

@@ -76,10 +76,11 @@ def measure_reliability(answers: Answers, resamples: Resamples) -> Reliability:
     losses = np.stack([_squared_distances(answers), _nll(answers)], axis=1)
     means = resamples.estimate(lambda weights: share(weights @ losses, weights.sum(axis=1, keepdims=True)))
     return Reliability(
-        *(_downwards_too(resamples.estimate(partial(_ece, sums=each))[0]) for each in (sums, adaptive)),
-        means[0],
-        means[1],
-        _bins(sums, resamples),
+        ece=_downwards_too(resamples.estimate(partial(_ece, sums=sums))[0]),
+        adaptive_ece=_downwards_too(resamples.estimate(partial(_ece, sums=adaptive))[0]),
+        brier=means[0],
+        nll=means[1],
+        bins=_bins(sums, resamples),
     )
 
 
@@ -153,7 +154,7 @@ def _squared_distances(answers: Answers) -> Values:
     """Give each image's part of the Brier score."""
     squares = (answers.probabilities.astype(np.float64) - answers.shown) ** 2
     several = answers.task == "multilabel" or len(answers.labels) == 2
-    return squares.mean(axis=1) if several else squares.sum(axis=1)
+    return np.asarray(squares.mean(axis=1) if several else squares.sum(axis=1))
 
 
 def _nll(answers: Answers, temperature: float = 1.0) -> Values:
@@ -163,6 +164,6 @@ def _nll(answers: Answers, temperature: float = 1.0) -> Values:
     if answers.task == "multilabel":
         logits = logs - np.log(np.maximum(1 - probabilities, SMALLEST))
         signs = np.where(answers.shown, -1.0, 1.0)
-        return np.logaddexp(0, signs * logits / temperature).mean(axis=1)
+        return np.asarray(np.logaddexp(0, signs * logits / temperature).mean(axis=1))
     logits = logs / temperature
-    return np.logaddexp.reduce(logits, axis=1) - logits[answers.shown]
+    return np.asarray(np.logaddexp.reduce(logits, axis=1) - logits[answers.shown])

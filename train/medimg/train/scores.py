@@ -4,7 +4,7 @@ One class an image and several are measured alike: `shown` says which classes an
 which were decided for it, both `(images, classes)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -16,8 +16,6 @@ from medimg.train.answers import Answers
 from medimg.train.bootstrap import Estimate, Resamples, Values, Weights
 
 Flags: TypeAlias = NDArray[np.bool_]
-Area: TypeAlias = Callable[[Weights, Flags, NDArray[np.floating]], Values]
-"""From weights, `(images,)` flags and `(images,)` scores to `(draws,)`."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,18 @@ def score(answers: Answers, resamples: Resamples, positive: str | None = None) -
     column = answers.labels.index(positive) if positive else None
     rates = resamples.estimate(lambda weights: class_rates(weights, shown, decided))
     overall = resamples.estimate(lambda weights: _overall(weights, answers))
-    roc, pr = (
-        resamples.estimate(partial(_areas, area=area, answers=answers, positive=column))
-        for area in (roc_auc, average_precision)
-    )
+    rankings = [Ranking.of(*columns) for columns in zip(shown.T, answers.probabilities.T, strict=True)]
+    areas = resamples.estimate(partial(_areas, rankings=rankings, positive=column))
     per_class = tuple(
         ClassScores(
             label,
             int(shown[:, place].sum()),
-            *(rates[place, rate] for rate in range(4)),
-            roc_auc=roc[place],
-            pr_auc=pr[place],
+            recall=rates[place, 0],
+            specificity=rates[place, 1],
+            precision=rates[place, 2],
+            f1=rates[place, 3],
+            roc_auc=areas[place, 0],
+            pr_auc=areas[place, 1],
         )
         for place, label in enumerate(answers.labels)
     )
@@ -91,8 +90,8 @@ def score(answers: Answers, resamples: Resamples, positive: str | None = None) -
         len(shown),
         overall[0],
         overall[1],
-        roc[-1],
-        pr[-1],
+        areas[-1, 0],
+        areas[-1, 1],
         positive,
         per_class,
         _confusion(answers, resamples),
@@ -114,52 +113,52 @@ def class_rates(weights: Weights, shown: Flags, decided: Flags) -> Values:
     )
 
 
-def roc_auc(weights: Weights, shown: Flags, scores: NDArray[np.floating]) -> Values:
-    """Area under the ROC curve of one class, `(draws,)`: how often a positive image outscores a negative one.
+@dataclass(frozen=True)
+class Ranking:
+    """Images by one class's score, sorted once for all draws."""
 
-    Args:
-        weights: `(draws, images)`.
-        shown: `(images,)` whether each is positive.
-        scores: `(images,)`; equal ones count half.
-    """
-    positives, negatives = _by_score(weights, shown, scores)
-    below = negatives.cumsum(axis=1) - negatives
-    wins = (positives * (below + negatives / 2)).sum(axis=1)
-    return share(wins, positives.sum(axis=1) * negatives.sum(axis=1))
+    order: NDArray[np.int64]
+    """`(images,)`, lowest score first."""
+    starts: NDArray[np.int64]
+    """`(scores,)`, where in the order each different score begins."""
+    positive: Flags
+    """`(images,)` in the order: whether each shows the class."""
 
+    @classmethod
+    def of(cls, shown: Flags, scores: NDArray[np.floating]) -> "Ranking":
+        """Sort images, `(images,)` flags and scores."""
+        order = np.argsort(scores, kind="stable")
+        starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+        return cls(order, starts, shown[order])
 
-def average_precision(weights: Weights, shown: Flags, scores: NDArray[np.floating]) -> Values:
-    """Area under precision over recall of one class, `(draws,)`, as scikit-learn's average precision."""
-    positives, negatives = (side[:, ::-1] for side in _by_score(weights, shown, scores))
-    found = positives.cumsum(axis=1)
-    precision = np.nan_to_num(share(found, found + negatives.cumsum(axis=1)))
-    return share((positives * precision).sum(axis=1), positives.sum(axis=1))
+    def areas(self, weights: Weights) -> Values:
+        """Compute the areas under the ROC curve and under precision over recall, `(draws, 2)`.
+
+        The first is how often a positive image outscores a negative one, equal scores counting half; the
+        second is the average precision of scikit-learn.
+        """
+        ranked = weights[:, self.order]
+        positives = np.add.reduceat(ranked * self.positive, self.starts, axis=1)
+        both = np.add.reduceat(ranked, self.starts, axis=1)
+        below = (both - positives).cumsum(axis=1)
+        all_positives, all_negatives = positives.sum(axis=1), below[:, -1]
+        wins = (positives * (below - (both - positives) / 2)).sum(axis=1)
+        found = positives[:, ::-1].cumsum(axis=1)
+        precision = found / np.maximum(both[:, ::-1].cumsum(axis=1), 1)
+        precise = (positives[:, ::-1] * precision).sum(axis=1)
+        return np.stack([share(wins, all_positives * all_negatives), share(precise, all_positives)], axis=1)
 
 
 def share(part: Values, whole: Values) -> Values:
     """Divide; NaN where there is nothing to take a share of."""
     part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    shares: Values = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return shares
 
 
-def _by_score(weights: Weights, shown: Flags, scores: NDArray[np.floating]) -> tuple[Values, Values]:
-    """Add up the weights of positive and negative images at each score, lowest first."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    sorted_weights, positive = weights[:, order], shown[order]
-    positives = np.add.reduceat(sorted_weights * positive, starts, axis=1)
-    return positives, np.add.reduceat(sorted_weights * ~positive, starts, axis=1)
-
-
-def _areas(weights: Weights, area: Area, answers: Answers, positive: int | None) -> Values:
-    """Compute an area of each class, and last the one that stands for all, `(draws, classes + 1)`."""
-    each = np.stack(
-        [
-            area(weights, answers.shown[:, place], answers.probabilities[:, place])
-            for place in range(len(answers.labels))
-        ],
-        axis=1,
-    )
+def _areas(weights: Weights, rankings: Sequence[Ranking], positive: int | None) -> Values:
+    """Compute the areas of each class, and last what stands for all, `(draws, classes + 1, 2)`."""
+    each = np.stack([ranking.areas(weights) for ranking in rankings], axis=1)
     chosen = _mean(each) if positive is None else each[:, positive]
     return np.concatenate([each, chosen[:, None]], axis=1)
 
@@ -188,6 +187,6 @@ def _confusion(answers: Answers, resamples: Resamples) -> tuple[tuple[Estimate, 
 
 
 def _mean(values: Values) -> Values:
-    """Average over the classes that are defined, `(draws, classes)` to `(draws,)`."""
+    """Average over the classes that are defined, `(draws, classes, …)` to `(draws, …)`."""
     defined = np.isfinite(values)
     return share(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1))
