@@ -250,12 +250,15 @@ def pooled(units: int, activation: str | None) -> Any:
     return keras.Sequential([layers.Input((20, 24, 3)), features, layers.GlobalAveragePooling2D(), dense])
 
 
-@pytest.mark.parametrize(("units", "activation"), [(3, "softmax"), (1, "sigmoid"), (4, "sigmoid")])
+@pytest.mark.parametrize(
+    ("units", "activation", "temperature"), [(3, "softmax", 2.5), (1, "sigmoid", 1.0), (4, "sigmoid", 1.0)]
+)
 def test_the_mean_of_the_activation_map_is_the_logit(
-    tmp_path: Path, units: int, activation: str, pictures: Path
+    tmp_path: Path, units: int, activation: str, temperature: float, pictures: Path
 ) -> None:
     pooled(units, activation).save(tmp_path / "model.keras")
     options: dict[str, Any] = {"preprocessing": "unit", "heatmap": True, "calibration": pictures / "cyst"}
+    options["spec_fields"] = {"temperature": temperature}
     result = export_model(tmp_path / "model.keras", precisions=("fp32", "fp16", "int8"), **options)
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
     tolerances = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}
@@ -263,7 +266,7 @@ def test_the_mean_of_the_activation_map_is_the_logit(
         content = open_onnx(item.path).content
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         probabilities, maps = session.run(["probabilities", "activation_map"], {"image": images})
-        logits = maps.mean(axis=(1, 2))
+        logits = maps.mean(axis=(1, 2)) / temperature
         assert maps.dtype == np.float32
         assert maps.shape == (3, 18, 22, probabilities.shape[1])
         if activation == "softmax":

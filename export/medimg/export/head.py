@@ -10,6 +10,7 @@ from medimg.export.graph import HEAD, OUTPUT, Chain, rename_tensor
 from medimg.runtime.spec import Head
 
 ACTIVATION_MAP = "activation_map"
+TEMPERATURE = f"{HEAD}temperature"
 _POOLING = ("GlobalAveragePool", "ReduceMean")
 _FLATTENING = ("Squeeze", "Flatten", "Reshape")
 
@@ -47,7 +48,8 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
 def add_heatmap(model: ModelProto) -> ModelProto:
     """Add the output `activation_map`, float32 `[batch, rows, columns, classes]`.
 
-    It is the last layer applied at every place of the feature map; its mean over the places is the logit.
+    It is the last layer applied at every place of the feature map; its mean over the places is the logit,
+    before the temperature.
     That is exact where average pooling and one dense layer follow the feature map.
 
     Args:
@@ -86,6 +88,8 @@ def _pooled_dense(graph: onnx.GraphProto) -> tuple[NodeProto, str]:
     producers = {name: node for node in graph.node for name in node.output}
     activations = [node for node in graph.node if _is_activation(node)]
     node = producers.get(activations[0].input[0]) if activations else None
+    if node is not None and node.name == TEMPERATURE:
+        node = producers.get(node.input[0])
     dense = node if node is not None and node.op_type == "Gemm" else None
     before = producers.get(dense.input[0]) if dense is not None else None
     while before is not None and before.op_type in _FLATTENING:
@@ -119,10 +123,10 @@ def _add_columns(steps: Chain, final: str) -> None:
 
 def _divide_logits(graph: onnx.GraphProto, temperature: float) -> None:
     (place,) = (place for place, node in enumerate(graph.node) if _is_activation(node))
-    activation, name = graph.node[place], f"{HEAD}temperature"
-    graph.initializer.append(numpy_helper.from_array(_float(np.array(temperature)), f"{name}/constant"))
-    divide = helper.make_node("Div", [activation.input[0], f"{name}/constant"], [name], name=name)
-    activation.input[0] = name
+    activation, constant = graph.node[place], f"{TEMPERATURE}/constant"
+    graph.initializer.append(numpy_helper.from_array(_float(np.array(temperature)), constant))
+    divide = helper.make_node("Div", [activation.input[0], constant], [TEMPERATURE], name=TEMPERATURE)
+    activation.input[0] = TEMPERATURE
     graph.node.insert(place, divide)
 
 
