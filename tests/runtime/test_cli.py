@@ -9,12 +9,14 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from medimg.runtime.commandline import write_json
 from medimg.runtime.doctor import examine
 from medimg.runtime.spec import ModelSpec
 from medimg.runtime.text import csv_cell, printable
@@ -210,3 +212,14 @@ def test_a_terminal_shows_progress_beside_a_file(small_artefact: Path, folder: P
     assert "100%" in seen
     assert "files/s" in seen
     assert target.read_text().startswith("path,")
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Result:
+        shares: tuple[float, ...]
+        largest: float
+
+    write_json(Result((0.5, float("nan")), float("nan")), str(tmp_path / "result.json"), schema=1)
+    text = (tmp_path / "result.json").read_text()
+    assert json.loads(text) == {"schema": 1, "shares": [0.5, None], "largest": None}

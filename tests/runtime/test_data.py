@@ -818,3 +818,12 @@ def test_a_set_with_linked_folders(tmp_path: Path) -> None:
     (tmp_path / "set" / "b").symlink_to(tmp_path / "store")
     (tmp_path / "set" / "a" / "loop").symlink_to(tmp_path / "set")
     assert names(read_data(tmp_path / "set")) == ["a/1.png", "a/loop/b/1.png", "b/1.png"]
+
+
+def test_further_columns_of_a_table_are_attributes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    (tmp_path / "table.csv").write_text("path,Label,Sex,scanner\na.png,x,F,\nb.png,y, M ,s 1\n")
+    first, second = read_data(tmp_path / "table.csv").samples
+    assert first.attributes == {"sex": "F", "scanner": ""}
+    assert second.attributes == {"sex": "M", "scanner": "s 1"}

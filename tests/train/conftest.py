@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, Task, read_data
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
-from medimg.train import FitOptions, FitResult, fit, simulate
+from medimg.train import FitOptions, FitResult, Usage, fit, simulate
 from medimg.train.answers import Answers, one_hot
 from medimg.train.keras_files import save
 from medimg.train.network_options import NetworkOptions
@@ -45,7 +45,8 @@ def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scratch(simulated: Path, tiny: FitOptions, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """A vgg-bn trained from scratch in bfloat16, saved as `.h5`."""
     options = replace(tiny, precision_policy="mixed_bfloat16")
-    return fit(simulated, tmp_path_factory.mktemp("scratch") / "model.h5", options)
+    usage = Usage("tests", modality=("US",))
+    return fit(simulated, tmp_path_factory.mktemp("scratch") / "model.h5", options, usage=usage)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from medimg.runtime.containers import write_spec
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
-from medimg.train import Usage, calibrate, evaluate
+from medimg.train import FitResult, Usage, calibrate, evaluate
 from medimg.train.evaluation_summary import WIDTH, calibration_lines
 from medimg.train.keras_files import load_float32, rewrite_spec
 
@@ -75,6 +75,11 @@ def test_intended_use_and_what_is_allowed_go_into_the_spec(model: Path, colored:
     assert spec.allowed == Allowed(("DX", "CR"), ("HEAD",), ())
     with pytest.raises(UsageError, match="'chest' is no DICOM code"):
         Usage(body_part=("chest",))
+
+
+def test_fit_takes_the_intended_use_too(scratch: FitResult) -> None:
+    spec = ModelSpec.read(scratch.output)
+    assert (spec.intended_use, spec.allowed) == ("tests", Allowed(("US",)))
 
 
 def test_points_of_another_temperature_are_dropped_and_said(model: Path, colored: Path) -> None:

@@ -29,7 +29,7 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
     assert (fitted["train_images"], fitted["validation_images"]) == (12, 4)
     done = run("medimg-train", "evaluate", "model.h5", "images", "--json", "-", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["evaluation"]["images"] == 4
+    assert json.loads(done.stdout)["scores"]["images"] == 4
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
         ("fit absent --output model.h5 --epochs 0", "0 epochs"),
         ("fit absent --output model.h5 --arch resnet", "resnet"),
         ("fit absent", "--output"),
-        ("evaluate absent.h5 absent", "absent: no such file or folder"),
+        ("evaluate absent.h5 absent", "absent.h5: no such file"),
+        ("calibrate absent.h5 absent --sensitivity tumour", "LABEL=SHARE is wanted"),
+        ("calibrate absent.h5 absent --allow-modality dx", "'dx' is no DICOM code"),
         ("simulate . --train 0", "cannot simulate 0"),
     ],
 )

@@ -49,8 +49,7 @@ def add_heatmap(model: ModelProto) -> ModelProto:
     """Add the output `activation_map`, float32 `[batch, rows, columns, classes]`.
 
     It is the last layer applied at every place of the feature map; its mean over the places is the logit,
-    before the temperature.
-    That is exact where average pooling and one dense layer follow the feature map.
+    before the temperature. That is exact where average pooling and one dense layer follow the feature map.
 
     Args:
         model: a graph after `finish_head`.
