@@ -34,7 +34,7 @@ def measure(data: Path, weights: Path, policy: Policy, images: int) -> dict[str,
     """
     options = FitOptions(weights=str(weights), precision_policy=policy, epochs=20, fine_tune_epochs=0)
     whole = divide(read_data(data), options)
-    division = Division(_some(whole.train, images), _some(whole.validation, images // 3), "split")
+    division = _fewer(whole, images)
     with open_store(None) as store:
         job = Job(options, store, usable_cpus(), Progress())
         prepared = prepare(division, job)
@@ -49,6 +49,12 @@ def measure(data: Path, weights: Path, policy: Policy, images: int) -> dict[str,
             "last_block_epoch_s": _epoch_s(prepared, replace(job, options=block), phase=1),
             "all_blocks_ms_an_image": _all_blocks_ms(division, replace(job, options=every)),
         }
+
+
+def _fewer(division: Division, images: int) -> Division:
+    """Keep some training images, and a third as many for validation."""
+    validation = _some(division.validation, images // 3)
+    return replace(division, train=_some(division.train, images), validation=validation)
 
 
 def _some(dataset: DataSet, images: int) -> DataSet:
@@ -87,7 +93,7 @@ def _without_cache_s(prepared: Prepared, job: Job) -> float:
 
 
 def _all_blocks_ms(division: Division, job: Job) -> float:
-    few = Division(_some(division.train, FEW), _some(division.validation, FEW // 3), "split")
+    few = _fewer(division, FEW)
     seconds = _epoch_s(prepare(few, job), job, phase=1)
     return 1000 * seconds / len(few.train)
 

@@ -93,7 +93,7 @@ def test_noise_keeps_grey_images_grey(image: Images) -> None:
 
 
 def test_a_copy_can_be_made_again_and_alone(image: Images) -> None:
-    preset = read_augmentation(["ultrasound"])
+    preset = read_augmentation("ultrasound")
     seeds = [(0, copy) for copy in range(4)]
     four = augment(image.repeat(4, axis=0), preset, seeds)
     np.testing.assert_array_equal(augment(image, preset, seeds[2:3])[0], four[2])
@@ -102,55 +102,60 @@ def test_a_copy_can_be_made_again_and_alone(image: Images) -> None:
 
 def test_the_fixed_set_begins_with_the_images(image: Images) -> None:
     images = np.concatenate([image, 255 - image, image // 2])
-    whole = np.concatenate(list(Copies(read_augmentation(["microscopy"]), 3, 0).batches(images, 2)))
+    whole = np.concatenate(list(Copies(read_augmentation("microscopy"), 3, 0).batches(images, 2)))
     assert len(whole) == 9
     np.testing.assert_array_equal(whole[:3], images)
-    again = np.concatenate(list(Copies(read_augmentation(["microscopy"]), 3, 0).batches(images, 3)))
+    again = np.concatenate(list(Copies(read_augmentation("microscopy"), 3, 0).batches(images, 3)))
     np.testing.assert_array_equal(whole, again)
-    other = np.concatenate(list(Copies(read_augmentation(["microscopy"]), 3, 1).batches(images, 3)))
+    other = np.concatenate(list(Copies(read_augmentation("microscopy"), 3, 1).batches(images, 3)))
     assert not np.array_equal(whole, other)
 
 
 def test_presets() -> None:
-    assert {name: read_augmentation([name]).changes for name in PRESETS} == {
+    assert {name: read_augmentation(name).changes for name in PRESETS} == {
         "none": False,
         "xray": True,
         "microscopy": True,
         "ultrasound": True,
     }
-    assert not read_augmentation(["xray"]).flip_horizontal
-    assert not read_augmentation(["xray"]).flip_vertical
+    assert not read_augmentation("xray").flip_horizontal
+    assert not read_augmentation("xray").flip_vertical
 
 
 def test_settings_change_a_preset() -> None:
-    words = ["rotation=3", "xray", "flip_vertical=yes"]
-    expected = replace(read_augmentation(["xray"]), rotation=3.0, flip_vertical=True)
-    assert read_augmentation(words) == expected
+    expected = replace(read_augmentation("xray"), rotation=3.0, flip_vertical=True)
+    assert read_augmentation("rotation=3, xray,flip_vertical=yes") == expected
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_augmentation_is_written_as_it_is_read(name: str) -> None:
+    augmentation = read_augmentation(name)
+    assert read_augmentation(str(augmentation)) == augmentation
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("text", "message"),
     [
-        (["xrays"], "'xrays' is neither a preset"),
-        (["xray", "microscopy"], "name one preset"),
-        (["turn=3"], "there is no 'turn'"),
-        (["flip_vertical=1"], "flip_vertical=yes"),
-        (["rotation=much"], "'much' is no number"),
-        (["rotation=200"], "rotation 200 is not within 0 to 180"),
-        (["noise=-1"], "noise -1 is not within"),
-        (["zoom=nan"], "zoom nan is not within"),
+        ("xrays", "'xrays' is neither a preset"),
+        ("xray,microscopy", "name one preset"),
+        ("turn=3", "there is no 'turn'"),
+        ("flip_vertical=1", "flip_vertical=yes"),
+        ("rotation=much", "'much' is no number"),
+        ("rotation=200", "rotation 200 is not within 0 to 180"),
+        ("noise=-1", "noise -1 is not within"),
+        ("zoom=nan", "zoom nan is not within"),
     ],
 )
-def test_words_that_make_no_sense(words: list[str], message: str) -> None:
+def test_words_that_make_no_sense(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_augmentation(words)
+        read_augmentation(text)
 
 
 def test_a_contact_sheet_says_what_it_holds(simulated: Path, tmp_path: Path) -> None:
     shown = write_contact_sheet(
         simulated,
         tmp_path / "sheet.png",
-        read_augmentation(["ultrasound"]),
+        read_augmentation("ultrasound"),
         images=5,
         copies=3,
         image_size=64,

@@ -84,7 +84,7 @@ def test_in_both_phases_of_fine_tuning(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "sgd", "schedule": "plateau", "augmentation": read_augmentation(["ultrasound"])},
+        {"optimizer": "sgd", "schedule": "plateau", "augment": read_augmentation("ultrasound")},
         {"precision_policy": "mixed_bfloat16"},
     ],
 )

@@ -116,7 +116,7 @@ def test_a_penalty_keeps_the_head_small(prepared: Prepared, job: Job) -> None:
 def test_frozen_layers_see_copies_by_turns(prepared: Prepared, job: Job) -> None:
     from medimg.train.finetune import train
 
-    changes = {"augmentation": read_augmentation(["ultrasound"]), "augment_copies": 3}
+    changes = {"augment": read_augmentation("ultrasound"), "augment_copies": 3}
     assert prepared.base is not None
     trial = with_(job, **changes)
     features = prepared.base.outputs(prepared.images, "pool", trial)

@@ -54,6 +54,12 @@ class Augmentation:
         """Whether copies differ from the image at all."""
         return self != NO_AUGMENTATION
 
+    def __str__(self) -> str:
+        """Write it as `read_augmentation` understands it."""
+        chosen = ((name, value) for name, value in vars(self).items() if value)
+        words = (f"{name}={'yes' if value is True else value}" for name, value in chosen)
+        return ",".join(words) or "none"
+
 
 NO_AUGMENTATION = Augmentation()
 _PRESETS: dict[Preset, Augmentation] = {
@@ -82,12 +88,13 @@ _PRESETS: dict[Preset, Augmentation] = {
 }
 
 
-def read_augmentation(words: Sequence[str]) -> Augmentation:
-    """Understand a preset's name and settings: `xray`, `rotation=5`, `flip_horizontal=yes`.
+def read_augmentation(text: str) -> Augmentation:
+    """Understand a preset, settings, or a preset with other settings: `xray,rotation=5,flip_vertical=yes`.
 
     Raises:
         UsageError: a word is neither, or more than one preset is named.
     """
+    words = [word.strip() for word in text.split(",")]
     presets = [word for word in words if "=" not in word]
     if unknown := [word for word in presets if word not in PRESETS]:
         names = ", ".join(field.name for field in fields(Augmentation))
@@ -97,7 +104,7 @@ def read_augmentation(words: Sequence[str]) -> Augmentation:
         )
     if len(presets) > 1:
         raise UsageError(f"augmentation by {presets[0]} and by {presets[1]}: name one preset")
-    chosen = vars(_PRESETS[presets[0]] if presets else Augmentation())  # type: ignore[index]  # checked above
+    chosen = vars(_PRESETS[presets[0]] if presets else NO_AUGMENTATION)  # type: ignore[index]  # checked above
     return Augmentation(**(chosen | dict(map(_setting, (word for word in words if "=" in word)))))
 
 

@@ -130,10 +130,11 @@ def cli() -> None:
 @division_options
 @click.option(
     "--augment",
-    metavar="PRESET|KEY=VALUE",
-    multiple=True,
-    help=f"How training images may change: {', '.join(PRESETS)}, and single settings, such as rotation=5 or "
-    "flip_horizontal=yes (see medimg-train augment --help).  [default: none]",
+    metavar="WORD,…",
+    default="none",
+    show_default=True,
+    help=f"How training images may change: {', '.join(PRESETS)}, and settings such as rotation=5 "
+    "(medimg-train augment --help lists them).",
 )
 @click.option(
     "--augment-copies",
@@ -171,7 +172,7 @@ def fit(
     restart: bool,
     history: Path | None,
     tensorboard: Path | None,
-    augment: tuple[str, ...],
+    augment: str,
     json_file: str | None,
     threads: int,
     **options: Any,  # noqa: ANN401  each is a field of FitOptions
@@ -187,7 +188,7 @@ def fit(
     result = run_fit(
         data,
         output,
-        FitOptions(augmentation=read_augmentation(augment), **options),
+        FitOptions(augment=read_augmentation(augment), **options),
         threads=threads,
         cache_dir=cache_dir,
         progress=terminal_progress(),
@@ -282,10 +283,9 @@ def evaluate(
 @click.option("--output", type=PathArgument, required=True, help="The picture to write: .png.")
 @click.option(
     "--augment",
-    metavar="PRESET|KEY=VALUE",
-    multiple=True,
+    metavar="WORD,…",
     required=True,
-    help="As for fit; give it once for each.",
+    help=f"A preset ({', '.join(PRESETS)}), settings, or both, such as xray,rotation=5.",
 )
 @click.option("--images", type=positive, default=6, show_default=True, help="Rows, the classes by turns.")
 @click.option("--copies", type=positive, default=7, show_default=True, help="Changed copies in each row.")
@@ -297,7 +297,7 @@ def evaluate(
 def augment(
     data: Path,
     output: Path,
-    augment: tuple[str, ...],
+    augment: str,
     images: int,
     copies: int,
     image_size: int,
@@ -308,7 +308,7 @@ def augment(
 
     Each row is an image and its changed copies. The picture holds the images: treat it as you treat them.
 
-    Settings: flip_horizontal and flip_vertical (yes or no); rotation (degrees to either side); zoom, crop and
+    Settings: flip_horizontal and flip_vertical (yes, no); rotation (degrees to either side); zoom, crop and
     translation (shares of the image's side); brightness, contrast and noise (shares of the range of values).
     """
     from medimg.train.contact_sheet import write_contact_sheet

@@ -122,7 +122,7 @@ def _train_from_scratch(images: Parts, prepared: Prepared, job: Job) -> Trained:
         options.learning_rate,
         schedule=options.schedule or "cosine",
     )
-    train, validation = _batches(images, job, prepared, image_transform(options), options.augmentation)
+    train, validation = _batches(images, job, prepared, image_transform(options), options.augment)
     with _seeded(prepared, options):
         network = build(options, prepared.classes, prepared.policy)
         phase = run_phase(network, train, validation, plan, job)
@@ -136,7 +136,7 @@ def _fine_tune(base: PretrainedBase, images: Parts, prepared: Prepared, job: Job
     activations = base.outputs(images, start, job)
     features = base.outputs(images, pooled, job, computed=(start, activations))
     if start == IMAGE:
-        train, validation = _batches(images, job, prepared, image_transform(options), options.augmentation)
+        train, validation = _batches(images, job, prepared, image_transform(options), options.augment)
     else:
         train, validation = _batches(activations, job, prepared, as_float)
     with _seeded(prepared, options):

@@ -43,7 +43,7 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
-    augmentation: Augmentation = NO_AUGMENTATION
+    augment: Augmentation = NO_AUGMENTATION
     """How far training images may change; validation images never do."""
     augment_copies: int = 4
     """Copies of each training image that frozen layers see, one an epoch by turns; the first is unchanged."""
@@ -63,6 +63,7 @@ class TrainingOptions:
             ),
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
+            (self.seed >= 0, f"seed {self.seed} is negative"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
             (
                 1 <= self.augment_copies <= MOST_COPIES,
@@ -76,9 +77,9 @@ class TrainingOptions:
     @property
     def copies(self) -> Copies | None:
         """What frozen layers see of each training image, where it is more than the image."""
-        if not self.augmentation.changes or self.augment_copies == 1:
+        if not self.augment.changes or self.augment_copies == 1:
             return None
-        return Copies(self.augmentation, self.augment_copies, self.seed)
+        return Copies(self.augment, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:
