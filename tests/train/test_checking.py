@@ -120,6 +120,17 @@ def test_the_cache_knows_content_and_rule_but_not_names(folder: Path, tmp_path: 
     np.testing.assert_array_equal(other_content.images[3, ..., 0], scan(1000))
 
 
+def test_what_could_not_be_read_under_other_limits_is_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cv2.imwrite(str(folder / "normal" / "20.png"), np.zeros((100, 100), np.uint8))
+    tolerant = job(tmp_path, replace(OPTIONS, max_unreadable="1"))
+    monkeypatch.setenv("MEDIMG_MAX_PIXELS", "5000")
+    assert len(cache_images(read_data(folder), tolerant, "images").unreadable) == 1
+    monkeypatch.delenv("MEDIMG_MAX_PIXELS")
+    assert cache_images(read_data(folder), tolerant, "images").unreadable == ()
+
+
 # Sizes.
 
 
