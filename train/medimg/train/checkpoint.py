@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,11 @@ class Checkpoint:
                 )
 
     def write(
-        self, finished: tuple[Phase, ...], phase: Phase, best_val_loss: float, variables: Variables
+        self,
+        finished: tuple[Phase, ...],
+        phase: Phase,
+        best_val_loss: float,
+        variables: Callable[[], Variables],
     ) -> None:
         """Replace it, unless it is newer than the interval.
 
@@ -112,7 +116,7 @@ class Checkpoint:
         """
         if time.monotonic() - self._written_s < self._interval_s:
             return
-        groups = vars(variables)
+        groups = vars(variables())
         about = {
             "fingerprint": self._fingerprint,
             "finished": to_plain(finished),
