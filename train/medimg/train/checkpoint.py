@@ -8,6 +8,7 @@ follow from the seed and the epoch, so a training that goes on gives what one wi
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
@@ -29,6 +30,8 @@ from medimg.train.journal import Phase
 FILE = "checkpoint.npz"
 INTERVAL_S = 1.0
 """Epochs on cached features take milliseconds, so not each of them is written."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,9 @@ def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Pa
             shutil.rmtree(folder)
             raise
         except BaseException:
-            if not (folder / FILE).exists():
+            if (folder / FILE).exists():
+                _LOG.warning("%s keeps what has been trained: go on with it by --resume", folder)
+            else:
                 shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
