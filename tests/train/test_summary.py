@@ -16,3 +16,4 @@ def test_the_summary_of_a_training_says_what_to_type_next(made: str, request: py
     assert f"accuracy {result.validation.accuracy:.3f} on {result.validation.images} images" in lines
     assert "next:  medimg-train evaluate 'my model.h5' 'the images'" in lines
     assert "medimg-export 'my model.h5' --precision fp32" in text
+    assert "medimg-train calibrate 'my model.h5' 'the images' --seed 0 --validation-fraction 0.3" in text

@@ -43,8 +43,18 @@ def fit_lines(result: "FitResult", data: str) -> list[str]:
         f"saved: {result.output}",
         f"next:  medimg-train evaluate {model} {images}",
         *(copies if result.test_images else []),
+        f"       medimg-train calibrate {model} {images}{_as_divided(result)}",
         f"       medimg-export {model} --precision fp32 --precision int8 --calibration {images}",
     ]
+
+
+def _as_divided(result: "FitResult") -> str:
+    """Give the options by which another verb finds the same validation images."""
+    options = result.options
+    said = [] if options.group_by is None else ["--group-by", options.group_by]
+    if result.validation_from == "split":
+        said += ["--seed", str(options.seed), "--validation-fraction", f"{options.validation_fraction:g}"]
+    return "".join(f" {shlex.quote(word)}" for word in said)
 
 
 def data_lines(report: "DataReport") -> list[str]:
