@@ -150,6 +150,8 @@ def test_every_head_is_measured_as_probabilities(head: str, tmp_path: Path) -> N
 def test_wrong_use(colored_model: Path, colored: Path) -> None:
     with pytest.raises(UsageError, match="name one with --report"):
         evaluate(colored_model, colored, with_images=True)
+    with pytest.raises(UsageError, match="no regular expression"):
+        evaluate(colored_model, colored, group_by="(")
     with pytest.raises(UsageError, match="there is no such folder"):
         evaluate(colored_model, colored, report="absent/page.html")
     with pytest.raises(UsageError, match="class 'grey' is not one of the model's: red, green, blue"):

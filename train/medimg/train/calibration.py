@@ -14,7 +14,7 @@ from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.division import divide, read_labelled
 from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
-from medimg.train.operating_points import PointScores, choose_point, measure_point
+from medimg.train.operating_points import PointScores, choose_point, measure_point, require_wanted
 from medimg.train.options import FitOptions
 from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, fit_temperature, measure_reliability
@@ -108,6 +108,9 @@ def calibrate(
     )
     found = read_labelled(Path(data), options, threads)
     dataset, chosen_on = _choose(found, part, options, use_test=use_test)
+    wanted = dict(sensitivities or {})
+    for label, sensitivity in wanted.items():
+        require_wanted(spec.labels, label, sensitivity)
     plain = ask(
         model,
         spec.with_(temperature=1.0),
@@ -120,31 +123,28 @@ def calibrate(
     temperature = fit_temperature(plain) if fit_the_temperature else spec.temperature
     tempered = _at(plain, spec.with_(temperature=temperature))
     points = tuple(
-        choose_point(tempered, label, wanted, chosen_on) for label, wanted in (sensitivities or {}).items()
+        choose_point(tempered, label, sensitivity, chosen_on) for label, sensitivity in wanted.items()
     )
-    stale = spec.operating_points if temperature != spec.temperature else ()
-    kept = () if stale else spec.operating_points
-    chosen = {point.label: point for point in (*kept, *points)}
-    spec = spec.with_(temperature=temperature, operating_points=tuple(chosen.values()))
+    spec, dropped = _with_points(spec, temperature, points)
     spec = (usage or Usage()).applied(spec)
     rewrite_spec(model, spec, output)
     resamples = Resamples(plain.patients)
     return CalibrationResult(
-        str(model),
-        str(output),
-        file_sha256(output),
-        str(data),
-        chosen_on,
-        len(dataset),
-        is_simulated(data),
-        resamples.resampling,
-        temperature,
-        measure_reliability(plain, resamples),
-        measure_reliability(tempered, resamples),
-        tuple(measure_point(tempered, point, resamples) for point in points),
-        tuple(point for point in stale if point.label not in {new.label for new in points}),
-        spec.intended_use,
-        spec.allowed,
+        model=str(model),
+        output=str(output),
+        output_sha256=file_sha256(output),
+        data=str(data),
+        chosen_on=chosen_on,
+        images=len(dataset),
+        simulated_data=is_simulated(data),
+        resampling=resamples.resampling,
+        temperature=temperature,
+        before=measure_reliability(plain, resamples),
+        after=measure_reliability(tempered, resamples),
+        operating_points=tuple(measure_point(tempered, point, resamples) for point in points),
+        dropped_points=dropped,
+        intended_use=spec.intended_use,
+        allowed=spec.allowed,
     )
 
 
@@ -184,3 +184,15 @@ def _choose(
 
 def _at(answers: Answers, spec: ModelSpec) -> Answers:
     return replace(answers, probabilities=with_temperature(answers.probabilities, spec))
+
+
+def _with_points(
+    spec: ModelSpec, temperature: float, points: tuple[OperatingPoint, ...]
+) -> tuple[ModelSpec, tuple[OperatingPoint, ...]]:
+    """Put a temperature and points into a spec; give what is dropped: points of another temperature."""
+    new = {point.label: point for point in points}
+    if temperature == spec.temperature:
+        earlier = {point.label: point for point in spec.operating_points}
+        return spec.with_(operating_points=tuple({**earlier, **new}.values())), ()
+    dropped = tuple(point for point in spec.operating_points if point.label not in new)
+    return spec.with_(temperature=temperature, operating_points=points), dropped

@@ -1,5 +1,6 @@
 """The command line of medimg-train."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -317,7 +318,7 @@ def evaluate(
     "sensitivities",
     multiple=True,
     metavar="LABEL=SHARE",
-    callback=lambda _context, _option, values: dict(map(_sensitivity, values)),
+    callback=lambda _context, _option, values: _sensitivities(values),
     help="Choose a threshold that finds this share of a class, such as tumour=0.95; may be repeated.",
 )
 @click.option("--no-temperature", is_flag=True, help="Leave the temperature as it is.")
@@ -357,12 +358,17 @@ def calibrate(
         click.echo("\n".join(calibration_lines(result)))
 
 
-def _sensitivity(text: str) -> tuple[str, float]:
-    label, _, value = text.rpartition("=")
-    try:
-        return label, float(value)
-    except ValueError:
-        raise UsageError(f"--sensitivity {text}: LABEL=SHARE is wanted, such as tumour=0.95") from None
+def _sensitivities(texts: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts:
+        label, _, share = text.rpartition("=")
+        if label in found:
+            raise UsageError(f"--sensitivity {text}: one is given already for {label}")
+        try:
+            found[label] = float(share)
+        except ValueError:
+            raise UsageError(f"--sensitivity {text}: LABEL=SHARE is wanted, such as tumour=0.95") from None
+    return found
 
 
 @cli.command()

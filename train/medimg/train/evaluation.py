@@ -15,13 +15,14 @@ from medimg.runtime.metrics import evaluate as evaluate_classes
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
+from medimg.train.data_options import DataOptions
 from medimg.train.operating_points import PointScores, measure_point
 from medimg.train.patients import with_patients
 from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, measure_reliability
 from medimg.train.scores import Scores, score
 from medimg.train.simulation import is_simulated
-from medimg.train.subgroups import Subgroup, measure_subgroups
+from medimg.train.subgroups import Subgroup, measure_subgroups, require_groups
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def evaluate(
         DataError: the data lack that part, or hold a class that the model does not know.
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
-        UsageError: the model has no class of that name, images are wanted and no report, or the
-            report cannot be written.
+        UsageError: the model has no class of that name, `group_by` is no pattern, images are wanted and no
+            report, or the report cannot be written.
     """
     if with_images and report is None:
         raise UsageError("images go into a report: name one with --report, or leave --with-images out")
@@ -96,24 +97,26 @@ def evaluate(
     dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
     if positive is not None and positive not in spec.labels:
         raise UsageError(f"class {positive!r} is not one of the model's: {', '.join(spec.labels)}")
-    dataset = with_patients(dataset, group_by, threads)
+    for column in subgroups:
+        require_groups(dataset.samples, column)
+    dataset = with_patients(dataset, DataOptions(group_by=group_by).group_by, threads)
     answers = ask(
         model, spec, dataset, batch_size=batch_size, backend=backend, threads=threads, progress=progress
     )
     resamples = Resamples(answers.patients)
     result = ModelEvaluation(
-        str(model),
-        str(data),
-        part,
-        is_simulated(data),
-        answers.backend,
-        answers.precision,
-        count(answers),
-        resamples.resampling,
-        score(answers, resamples, positive),
-        measure_reliability(answers, resamples),
-        tuple(measure_point(answers, point, resamples) for point in spec.operating_points),
-        tuple(
+        model=str(model),
+        data=str(data),
+        part=part,
+        simulated_data=is_simulated(data),
+        backend=answers.backend,
+        precision=answers.precision,
+        evaluation=count(answers),
+        resampling=resamples.resampling,
+        scores=score(answers, resamples, positive),
+        reliability=measure_reliability(answers, resamples),
+        operating_points=tuple(measure_point(answers, point, resamples) for point in spec.operating_points),
+        subgroups=tuple(
             group
             for column in subgroups
             for group in measure_subgroups(answers, column, spec.operating_points, positive)

@@ -40,10 +40,7 @@ def choose_point(answers: Answers, label: str, sensitivity: float, chosen_on: st
         UsageError: there is no such class, or no such sensitivity.
         DataError: the images do not show the class, or show nothing else.
     """
-    if label not in answers.labels:
-        raise UsageError(f"class {label!r} is not one of the model's: {', '.join(answers.labels)}")
-    if not 0 < sensitivity <= 1:
-        raise UsageError(f"sensitivity {sensitivity:g} of {label!r} is not above 0 and at most 1")
+    require_wanted(answers.labels, label, sensitivity)
     column = answers.labels.index(label)
     shown, scores = answers.shown[:, column], answers.probabilities[:, column].astype(np.float64)
     if not shown.any() or shown.all():
@@ -56,6 +53,18 @@ def choose_point(answers: Answers, label: str, sensitivity: float, chosen_on: st
     below = scores[scores < last]
     threshold = float((last + (below.max() if len(below) else 0)) / 2)
     return OperatingPoint(label, threshold, f"sensitivity {sensitivity:g} on {chosen_on}")
+
+
+def require_wanted(labels: tuple[str, ...], label: str, sensitivity: float) -> None:
+    """Check that a sensitivity can be asked for.
+
+    Raises:
+        UsageError: there is no such class, or no such sensitivity.
+    """
+    if label not in labels:
+        raise UsageError(f"class {label!r} is not one of the model's: {', '.join(labels)}")
+    if not 0 < sensitivity <= 1:
+        raise UsageError(f"sensitivity {sensitivity:g} of {label!r} is not above 0 and at most 1")
 
 
 def measure_point(answers: Answers, point: OperatingPoint, resamples: Resamples) -> PointScores:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medimg.runtime.data import Sample
 from medimg.runtime.errors import DataError
 from medimg.runtime.spec import OperatingPoint
 from medimg.train.answers import Answers
@@ -46,21 +47,36 @@ def measure_subgroups(
         positive: the positive class of two; by default the last.
 
     Raises:
-        DataError: the data have no such column, or it has more than 50 values.
+        DataError: see `require_groups`.
     """
-    name = column.strip().lower()
-    if not any(name in sample.attributes for sample in answers.samples):
-        known = sorted({key for sample in answers.samples for key in sample.attributes})
-        has = f"they have {', '.join(known)}" if known else "only a CSV with further columns has any"
-        raise DataError(f"the data have no column {column!r} to group by; {has}")
-    values = [sample.attributes.get(name) or NOT_SAID for sample in answers.samples]
-    groups = sorted(set(values))
-    if len(groups) > MOST_GROUPS:
-        raise DataError(
-            f"column {column!r} has {len(groups)} values: make a column of at most {MOST_GROUPS} groups"
-        )
+    values = require_groups(answers.samples, column)
+    name, groups = _key(column), sorted(set(values))
     places = {group: np.flatnonzero(np.array(values) == group) for group in groups}
     return tuple(_measure(answers.chosen(places[group]), name, group, points, positive) for group in groups)
+
+
+def require_groups(samples: Sequence[Sample], column: str) -> list[str]:
+    """Give each image's value in a column.
+
+    Raises:
+        DataError: the data have no such column, or it has more than 50 values.
+    """
+    name = _key(column)
+    if not any(name in sample.attributes for sample in samples):
+        known = sorted({key for sample in samples for key in sample.attributes})
+        has = f"they have {', '.join(known)}" if known else "only a CSV with further columns has any"
+        raise DataError(f"the data have no column {column!r} to group by; {has}")
+    values = [sample.attributes.get(name) or NOT_SAID for sample in samples]
+    if (groups := len(set(values))) > MOST_GROUPS:
+        raise DataError(
+            f"column {column!r} has {groups} values: make a column of at most {MOST_GROUPS} groups"
+        )
+    return values
+
+
+def _key(column: str) -> str:
+    """Give the name of a column as the reader of tables keeps it."""
+    return column.strip().lower()
 
 
 def _measure(
