@@ -26,7 +26,9 @@ Maps: TypeAlias = NDArray[np.float32]
 MapImages: TypeAlias = Callable[[Images], Maps]
 """From `(batch, rows, columns, 3)` uint8 RGB."""
 
-NO_POOLED_HEAD = "no heat maps: they are exact only where average pooling and one dense layer end the network"
+NO_POOLED_HEAD = (
+    "No heat maps: they are exact only where average pooling and one dense layer end the network."
+)
 
 
 def find_maps(model: Path, spec: ModelSpec) -> MapImages | str:
@@ -39,11 +41,11 @@ def find_maps(model: Path, spec: ModelSpec) -> MapImages | str:
     if model.suffix in SUFFIXES:
         return keras_maps(load_float32(model), spec.intensity)
     if model.suffix != ".onnx" or not spec.heatmap:
-        return "no heat maps: this artefact has no activation_map; medimg-export --heatmap adds it to .onnx"
+        return "No heat maps: this artefact has no activation_map; medimg-export --heatmap adds it to .onnx."
     try:
         session = require("onnxruntime", "cpu").InferenceSession(open_onnx(model).content)
     except MissingDependencyError as error:
-        return f"no heat maps: {error}"
+        return f"No heat maps: {error}"
     return lambda images: np.asarray(session.run(["activation_map"], {"image": images})[0], np.float32)
 
 
