@@ -45,7 +45,7 @@ def find_maps(model: Path, spec: ModelSpec) -> MapImages | str:
     try:
         session = require("onnxruntime", "cpu").InferenceSession(open_onnx(model).content)
     except MissingDependencyError as error:
-        return f"No heat maps: {error}"
+        return f"No heat maps: {error}."
     return lambda images: np.asarray(session.run(["activation_map"], {"image": images})[0], np.float32)
 
 
