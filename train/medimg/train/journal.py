@@ -82,6 +82,8 @@ class Journal:
     def end(self, phase: Phase) -> Phase:
         """Keep a phase that has come to its end, and give it back."""
         self._phases.append(phase)
+        if self._table:
+            _write_table(self._table, self._phases)
         return phase
 
 
