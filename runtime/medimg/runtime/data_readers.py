@@ -25,7 +25,7 @@ SPLITS: dict[str, Split] = {
 """Names of folders, and values of a CSV's split column, that name a part."""
 
 _LOG = logging.getLogger(__name__)
-_IMAGE_SUFFIXES = {
+IMAGE_SUFFIXES = {
     ".png",
     ".jpg",
     ".jpeg",
@@ -205,7 +205,7 @@ def _looks_like_image(path: Path) -> bool:
 
     DICOMDIR is the index of a DICOM medium (PS3.10, 8.6).
     """
-    return path.name != "DICOMDIR" and (path.suffix.lower() in _IMAGE_SUFFIXES or path.suffix[1:].isdigit())
+    return path.name != "DICOMDIR" and (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix[1:].isdigit())
 
 
 def _require_classes(dataset: DataSet, path: Path) -> None:
