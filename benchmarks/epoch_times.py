@@ -64,8 +64,8 @@ def _fewer(division: Division, images: int) -> Division:
 
 def _some(dataset: DataSet, images: int) -> DataSet:
     """Take images evenly from the whole set."""
-    step = max(1, len(dataset) // images)
-    return dataset.with_samples(dataset.samples[::step][:images])
+    kept = min(images, len(dataset))
+    return dataset.with_samples(dataset.samples[place * len(dataset) // kept] for place in range(kept))
 
 
 def _epoch_s(prepared: Prepared, job: Job, phase: int) -> float:

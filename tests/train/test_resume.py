@@ -174,7 +174,7 @@ def test_a_checkpoint_gives_back_what_it_got(tmp_path: Path) -> None:
         np.array([3, 4], np.uint32),
     ]
     Checkpoint(tmp_path, {"epochs": "6"}).write(
-        (phase, phase), phase, np.inf, Variables(numbers, [], numbers)
+        (phase, phase), phase, np.inf, lambda: Variables(numbers, [], numbers)
     )
     saved = Checkpoint(tmp_path, {"epochs": "6"}).read()
     assert saved is not None
@@ -189,7 +189,7 @@ def test_states_are_not_kept_more_often_than_the_interval(tmp_path: Path) -> Non
     phase = Phase("head", (), 0, 0.0)
     checkpoint = Checkpoint(tmp_path, {}, interval_s=60)
     for best in (1.0, 2.0):
-        checkpoint.write((), phase, best, Variables([], [], []))
+        checkpoint.write((), phase, best, lambda: Variables([], [], []))
     saved = checkpoint.read()
     assert saved is not None
     assert saved.best_val_loss == 1.0

@@ -107,7 +107,7 @@ def test_a_penalty_keeps_the_head_small(prepared: Prepared, job: Job) -> None:
     from medimg.train.finetune import train
 
     def size(**penalty: float) -> float:
-        trained = train(prepared, with_(job, epochs=10, **penalty))
+        trained = train(prepared, with_(job, epochs=10, learning_rate=1e-2, **penalty))
         return float(np.abs(trained.network.get_layer("probabilities").get_weights()[0]).sum())
 
     assert size(l1=1.0, l2=1.0) < size() / 2

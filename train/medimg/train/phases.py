@@ -131,10 +131,13 @@ class _Course:
             self.best = self._model.get_weights()
         elif self.plan.schedule == "plateau" and self._without_gain % max(1, self.plan.patience // 2) == 0:
             self._model.optimizer.learning_rate = rate * PLATEAU_FACTOR
-        variables = (self._model.variables, self._model.optimizer.variables)
-        model, optimizer = ([variable.numpy() for variable in group] for group in variables)
-        self.job.journal.epoch(self.phase, self._best_val_loss, Variables(model, optimizer, self.best))
+        self.job.journal.epoch(self.phase, self._best_val_loss, self._variables)
         self._model.stop_training = self.over
+
+    def _variables(self) -> Variables:
+        groups = (self._model.variables, self._model.optimizer.variables)
+        model, optimizer = ([variable.numpy() for variable in group] for group in groups)
+        return Variables(model, optimizer, self.best)
 
 
 def _fit(model: Network, train: "Batches", validation: "Batches", course: _Course) -> None:
