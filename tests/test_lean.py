@@ -26,7 +26,7 @@ ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {
     "medimg-run": (("predict",), ("inspect",), ("doctor",)),
     "medimg-export": ((),),
-    "medimg-train": (("fit",), ("evaluate",), ("simulate",)),
+    "medimg-train": (("fit",), ("check",), ("evaluate",), ("simulate",)),
     "medimg-bench": (("run",),),
 }
 HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]
