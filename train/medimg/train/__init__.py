@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
     from medimg.train.simulation import SimulatedSet, simulate
+    from medimg.train.tuning import tune
+    from medimg.train.tuning_options import TuneOptions
+    from medimg.train.tuning_result import TuneResult
     from medimg.train.weights import imagenet_weights
 
 _HOMES = {
@@ -21,10 +24,13 @@ _HOMES = {
     "FitResult": "fitting",
     "ModelEvaluation": "evaluation",
     "SimulatedSet": "simulation",
+    "TuneOptions": "tuning_options",
+    "TuneResult": "tuning_result",
     "evaluate": "evaluation",
     "fit": "fitting",
     "imagenet_weights": "weights",
     "simulate": "simulation",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -32,10 +38,13 @@ __all__ = [
     "FitResult",
     "ModelEvaluation",
     "SimulatedSet",
+    "TuneOptions",
+    "TuneResult",
     "evaluate",
     "fit",
     "imagenet_weights",
     "simulate",
+    "tune",
 ]
 
 

@@ -85,14 +85,14 @@ def _figures(evaluation: Evaluation) -> list[str]:
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *_table([("class", "images", "recall", "precision", "F1"), *classes]),
+        *align([("class", "images", "recall", "precision", "F1"), *classes]),
         "",
         "true \\ predicted",
-        *_table([("", *labels), *counts]),
+        *align([("", *labels), *counts]),
     ]
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def align(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align columns: the first to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
