@@ -17,6 +17,7 @@ import numpy as np
 
 import export_figures  # noqa: F401  its figures are registered as it is read
 import speed_figures  # noqa: F401
+import training_speed  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
@@ -39,7 +40,7 @@ REAL_SETS = {
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "augment", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "compare"),

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import read_data
 from medimg.runtime.spec import JpegRule
+from medimg.train.base import PretrainedBase
+from medimg.train.cache import DecodedImages, cache_images
 from medimg.train.keras_setup import choose_policy, start_keras
-from medimg.train.networks import POOL, build, view
+from medimg.train.networks import POOL
 from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part, Parts
 from medimg.train.progress import Progress
 from medimg.train.store import open_store
-from medimg.train.weights import load_weights
 
 
 def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> NDArray[np.bool_]:
@@ -36,29 +38,20 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
     from sklearn.linear_model import LogisticRegression
 
     start_keras(usable_cpus(), 0)
-    from medimg.train.batches import Batches
-    from medimg.train.cache import cache_images, cache_outputs, outputs_key
-    from medimg.train.finetune import image_transform
-    from medimg.train.parts import Part
-
     options, dataset = FitOptions(jpeg=jpeg), read_data(data)
-    network = build(options, len(dataset.labels), choose_policy("auto"))
-    load_weights(network, weights)
-    base = view(network, "image", POOL)
-    parts = {}
+    base = PretrainedBase(weights, options, choose_policy("auto"))
     with open_store(None) as store:
         job = Job(options, store, usable_cpus(), Progress())
-        for split in ("train", "test"):
-            decoded = cache_images(dataset.part(split), job, split)
-            truth = decoded.dataset.truth
-            images = Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
-            batches = Batches(images, options.batch_size, image_transform(options))
-            key = outputs_key(decoded.key, base, options.intensity)
-            features = cache_outputs(base, batches, job, f"{split} features", key)
-            parts[split] = features.values.astype(np.float32), truth
-    values, truth = parts["test"]
-    found = LogisticRegression(max_iter=2000).fit(*parts["train"]).predict(values)
-    return np.asarray(found == truth, bool)
+        train, test = (_part(cache_images(dataset.part(name), job, name)) for name in ("train", "test"))
+        features = base.outputs(Parts(train, test), POOL, job)
+        values = [part.inputs.astype(np.float32) for part in (features.train, features.validation)]
+    found = LogisticRegression(max_iter=2000).fit(values[0], train.truth).predict(values[1])
+    return np.asarray(found == test.truth, bool)
+
+
+def _part(decoded: DecodedImages) -> Part:
+    truth = decoded.dataset.truth
+    return Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Data sets in every layout, hostile and damaged ones, splits, batches, walks."""
 
+import errno
 import os
 import pickle
 import pickletools
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from medimg.runtime import data_medmnist
 from medimg.runtime.data import DataSet, Sample, load_batches, read_data, stratified_split, walk_images
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import load_image, prepare
@@ -241,6 +243,33 @@ def test_tables_that_are_wrong(text: str, reason: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(str(tmp_path))
 
 
+MANY = "path,label,patient\na.png,mass | edema,P1\nb.png,,P2\nsub/c.png,edema,P3\na.png,edema|mass,P1\n"
+
+
+def test_a_table_with_several_labels_an_image(tmp_path: Path) -> None:
+    found = read_data(table(tmp_path, MANY), task="multilabel")
+    assert (found.task, found.labels) == ("multilabel", ("edema", "mass"))
+    assert [sample.classes for sample in found.samples] == [(0, 1), (), (0,)]
+    assert found.targets.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert found.part("train").task == "multilabel"
+    with pytest.raises(DataError, match=r"any number of classes .* exactly one is wanted"):
+        _ = found.truth
+    wider = found.relabelled(("cyst", "mass", "edema"))
+    assert wider.targets.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match="no image shows any class"):
+        read_data(table(tmp_path, "path,label\na.png,\nb.png,|\n"), task="multilabel")
+    with pytest.raises(DataError, match="line 3 has no label"):
+        read_data(table(tmp_path, MANY))
+
+
+def test_a_folder_per_class_has_no_several_labels(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png"):
+        picture(tmp_path / name)
+    with pytest.raises(DataError, match="a folder gives every image one class"):
+        read_data(tmp_path, task="multilabel")
+    assert read_data(tmp_path).targets.tolist() == [[1, 0], [0, 1]]
+
+
 def test_a_table_in_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_data(table(tmp_path, "path,label\na.png,tumör\n", "latin-1"))
@@ -459,11 +488,69 @@ def test_medmnist_of_an_unknown_name_has_numbered_classes(tmp_path: Path) -> Non
     assert read_data(surplus).labels == ("0", "1", "2")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_archive_is_not_held_in_memory(save: Callable[..., None], tmp_path: Path) -> None:
+    path, images = tmp_path / "a.npz", np.zeros((5000, 256, 256), np.uint8)
+    images[4999] = 7
+    save(path, train_images=images, train_labels=np.arange(5000) % 2)
+    expected = images[[0, 4999]].copy()
+    del images
+    before = own_memory()
+    found = read_data(path)
+    assert own_memory() - before < 2**26
+    rule = ImageRule(256, 256)
+    shown = [found.samples[number].load(rule)[..., 0] for number in (0, 4999)]
+    np.testing.assert_array_equal(np.stack(shown), expected)
+    assert len(found) == 5000
+
+
+def own_memory() -> int:
+    """Bytes that belong to this process alone, without the mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("RssAnon"))
+    return int(kib) * 1024
+
+
+def test_large_archives_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_medmnist, "MAX_BYTES_IN_MEMORY", 0)
+    path = medmnist(tmp_path / "a.npz", train_images=GREYS, train_labels=BINARY)
+    shown = [sample.load(ImageRule(28, 28))[..., 0] for sample in read_data(path).samples]
+    np.testing.assert_array_equal(np.stack(shown), GREYS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x93NUMPY") + 500] ^= 1
+    (tmp_path / "b.npz").write_bytes(content)
+    medmnist(tmp_path / "c.npz", train_images=np.array([None]))
+    for name, reason in (("b.npz", "Bad CRC-32"), ("c.npz", "holds Python objects")):
+        with pytest.raises(DataError, match=reason):
+            read_data(tmp_path / name)
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(DataError, match=r"cannot be unpacked into .*: No space left on device; the variable"):
+        read_data(path)
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_medmnist_without_labels(tmp_path: Path) -> None:
     path = medmnist(tmp_path / "a.npz", test_images=GREYS)
     assert len(read_data(path, labelled=False)) == 4
     with pytest.raises(DataError, match=r"4 image\(s\) have no label"):
         read_data(path)
+
+
+def test_medmnist_with_several_labels_an_image(tmp_path: Path) -> None:
+    shown = np.zeros((4, 14), np.uint8)
+    shown[0, [3, 13]] = shown[2, 0] = 1
+    path = medmnist(tmp_path / "chestmnist.npz", train_images=GREYS, train_labels=shown)
+    found = read_data(path, task="multilabel")
+    assert found.labels[3] == "infiltration"
+    assert len(found.labels) == 14
+    np.testing.assert_array_equal(found.targets, shown)
+    for labels, reason in ((BINARY * 2, "holds 0 to 2"), (BINARY[:3], "4 rows"), (BINARY[:, 0], "4 rows")):
+        wrong = medmnist(tmp_path / "wrong.npz", train_images=GREYS, train_labels=labels)
+        with pytest.raises(DataError, match=reason):
+            read_data(wrong, task="multilabel")
 
 
 @pytest.mark.parametrize(
@@ -641,6 +728,28 @@ def test_patients_are_shared_out_near_the_fraction() -> None:
     larger, smaller = stratified_split(dataset, 0.3, 1)
     assert (len(larger), len(smaller)) == (280, 120)
     assert np.bincount(smaller.truth).tolist() == [60, 60]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 1000))
+def test_a_multi_label_split_keeps_shares_and_patients(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shown = random.random((600, 6)) < (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
+    shown[:12, 5] = True
+    samples = tuple(
+        Sample(f"{index}", Path(f"{index}.png"), patient=f"P{index // 3}", classes=tuple(np.flatnonzero(row)))
+        for index, row in enumerate(shown)
+    )
+    dataset = DataSet(tuple("abcdef"), samples, "multilabel")
+    sides = stratified_split(dataset, 0.3, seed)
+    assert sides == stratified_split(dataset, 0.3, seed)
+    assert sorted(names(sides[0]) + names(sides[1])) == sorted(names(dataset))
+    patients = [{sample.patient for sample in side.samples} for side in sides]
+    assert not patients[0] & patients[1]
+    shares = sides[1].targets.sum(axis=0) / dataset.targets.sum(axis=0)
+    np.testing.assert_allclose(shares[:4], 0.3, atol=0.05)
+    np.testing.assert_allclose(shares[4:], 0.3, atol=0.15)
+    assert len(sides[1]) / 600 == pytest.approx(0.3, abs=0.05)
 
 
 @pytest.mark.parametrize(

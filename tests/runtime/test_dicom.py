@@ -36,7 +36,7 @@ from pydicom.uid import (
 
 from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames, load_image, prepare
+from medimg.runtime.images import load_frames, load_image, prepare, read_patient, read_size
 from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
@@ -972,3 +972,49 @@ def test_truncated_files_are_never_shown_in_part(name: str, share: float) -> Non
     # Some files end in padding, whose loss costs no pixel.
     assert share > 0.9 or not shown
     assert all(np.array_equal(one, two) for one, two in zip(shown, whole, strict=bool(shown)))
+
+
+# Whose image it is.
+
+
+def test_the_patient_of_every_real_file_is_pydicom_s() -> None:
+    known = 0
+    for path in PACKAGED:
+        patient = read_patient(path)
+        expected = str(pydicom.dcmread(path, force=True).get("PatientID") or "").strip()
+        assert patient == (expected or None)
+        known += patient is not None
+    assert known > 100
+
+
+def test_other_files_have_no_patient(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4), np.uint8))
+    (tmp_path / "b.txt").write_bytes(b"DICM")
+    assert read_patient(tmp_path / "a.png") is read_patient(tmp_path / "b.txt") is None
+    with pytest.raises(ImageError, match=r"absent\.dcm: No such file"):
+        read_patient(tmp_path / "absent.dcm")
+
+
+def test_damaged_headers_name_a_patient_or_a_reason(tmp_path: Path) -> None:
+    whole, generator = BY_NAME["CT_small.dcm"].read_bytes(), random.Random(0)
+    path = tmp_path / "a.dcm"
+    for _ in range(300):
+        content = bytearray(whole[: generator.randrange(133, 4000)])
+        for _ in range(3):
+            content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(content)
+        try:
+            assert read_patient(path) != ""
+        except ImageError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017  either outcome is right
+
+
+def test_the_size_is_that_of_the_file(tmp_path: Path) -> None:
+    file = pydicom.dcmread(BY_NAME["CT_small.dcm"])
+    assert read_size(BY_NAME["CT_small.dcm"], RULE) == (file.Rows, file.Columns)
+    for suffix in ("png", "jpg", "tiff", "bmp"):
+        cv2.imwrite(str(tmp_path / f"a.{suffix}"), np.zeros((30, 20, 3), np.uint8))
+        assert read_size(tmp_path / f"a.{suffix}", RULE) == (30, 20)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    with pytest.raises(ImageError, match=r"b\.png: a truncated PNG"):
+        read_size(tmp_path / "b.png", RULE)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from medimg.runtime.data import read_data
-from medimg.runtime.errors import DataError, ImageError, UsageError
+from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.spec import ModelSpec
 from medimg.train import FitOptions, FitResult, fit
+from medimg.train.division import divide
 from medimg.train.errors import DivergedError, WeightsError
 from medimg.train.evaluation import keras_answer
-from medimg.train.finetune import class_weights
-from medimg.train.fitting import divide
 from medimg.train.keras_files import load_float32
 from medimg.train.options import Arch
+from medimg.train.summary import fit_lines
 
 
 @pytest.fixture(params=["scratch", "fine_tuned"])
@@ -102,14 +102,6 @@ def test_a_validation_part_is_used_as_it_is(simulated: Path) -> None:
     assert (len(division.train), len(division.validation), division.validation_from) == (32, 8, "val")
 
 
-def test_class_weights_give_every_class_the_same_sum(simulated: Path) -> None:
-    data = read_data(simulated).part("train")
-    fewer = dataclasses.replace(data, samples=data.samples[5:])
-    weights = class_weights(fewer.truth, 4, FitOptions())
-    np.testing.assert_allclose(weights * np.bincount(fewer.truth), len(fewer) / 4, rtol=1e-6)
-    assert class_weights(fewer.truth, 4, FitOptions(class_weights="none")).tolist() == [1, 1, 1, 1]
-
-
 def test_data_without_a_training_part(simulated: Path) -> None:
     with pytest.raises(DataError, match="no training part"):
         divide(read_data(simulated).part("test"), FitOptions())
@@ -142,16 +134,55 @@ def test_a_class_with_one_image(simulated: Path, tmp_path: Path, tiny: FitOption
         fit(tmp_path / "data", tmp_path / "model.h5", tiny)
 
 
-def test_an_unreadable_image_is_named(simulated: Path, tmp_path: Path, tiny: FitOptions) -> None:
-    for kind in ("cyst", "normal"):
-        (tmp_path / "data" / kind).mkdir(parents=True)
-        for path in sorted((simulated / "train" / kind).iterdir()):
-            (tmp_path / "data" / kind / path.name).symlink_to(path)
-    bad = tmp_path / "data" / "cyst" / "notes.png"
-    bad.write_text("not an image")
-    with pytest.raises(ImageError, match=r"notes\.png"):
-        fit(tmp_path / "data", tmp_path / "model.h5", tiny)
+def linked(simulated: Path, folder: Path) -> Path:
+    """The training part, undivided, of links that a test may replace."""
+    for path in sorted((simulated / "train").rglob("*.png")):
+        target = folder / path.relative_to(simulated / "train")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    return folder
+
+
+def test_too_many_unreadable_images_are_named(simulated: Path, tmp_path: Path, tiny: FitOptions) -> None:
+    data = linked(simulated, tmp_path / "data")
+    (data / "cyst" / "notes.png").write_text("not an image")
+    with pytest.raises(DataError, match=r"cyst/notes\.png: not an image that can be read"):
+        fit(data, tmp_path / "model.h5", tiny)
     assert not (tmp_path / "model.h5").exists()
+
+
+def test_what_is_wrong_with_the_data_is_in_the_result(
+    simulated: Path, tmp_path: Path, tiny: FitOptions
+) -> None:
+    """Every image stands in its class twice, and some copies, whatever the split, are in both parts."""
+    data = linked(simulated, tmp_path / "data")
+    for path in sorted(data.rglob("*.png")):
+        path.with_name(f"copy-of-{path.name}").symlink_to(path)
+    (data / "cyst" / "notes.png").write_text("not an image")
+    result = fit(
+        data, tmp_path / "model.h5", dataclasses.replace(tiny, max_unreadable="1", balance="sampling")
+    )
+    assert result.unreadable == (
+        "cyst/notes.png: not an image that can be read: PNG, JPEG, TIFF, BMP and DICOM are",
+    )
+    assert result.train_images + result.validation_images == 64
+    assert 0 < result.duplicates.exact == result.duplicates.images <= result.validation_images
+    assert (result.duplicates.part, result.duplicates.other) == ("val", "train")
+    lines = fit_lines(result, str(data))
+    assert "1 unreadable image(s) left out:" in lines
+    found = result.duplicates.exact
+    assert f"{found} image(s) of val repeat an image of train ({found} to the pixel, 0 nearly):" in lines
+
+
+def test_a_class_that_loses_its_last_image(simulated: Path, tmp_path: Path, tiny: FitOptions) -> None:
+    data = tmp_path / "data"
+    for part in ("train", "val"):
+        linked(simulated, data / part)
+    for path in (data / "val" / "solid").iterdir():
+        path.unlink()
+        path.write_text("not an image")
+    with pytest.raises(DataError, match="class 'solid' has no image in the part val"):
+        fit(data, tmp_path / "model.h5", dataclasses.replace(tiny, max_unreadable="50%"))
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model", "absent/model.h5", "file/model.keras", "folder.h5"])

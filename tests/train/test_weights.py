@@ -1,3 +1,4 @@
+import hashlib
 import http.server
 import shutil
 import threading
@@ -43,13 +44,26 @@ def test_every_array_arrives_and_the_head_is_left_alone(network: Network, base_w
 
 
 def test_weights_out_of_a_saved_keras_file(network: Network, tmp_path: Path) -> None:
-    other = build(FitOptions(image_size=64), 3, "float32")
+    other = build(FitOptions(image_size=32), 3, "float32")
     other.save(tmp_path / "model.h5")
     load_weights(network, tmp_path / "model.h5")
     np.testing.assert_array_equal(
         network.get_layer("block3_conv2").get_weights()[0],
         other.get_layer("block3_conv2").get_weights()[0],
     )
+
+
+def test_a_model_for_images_of_another_size(network: Network, tmp_path: Path) -> None:
+    build(FitOptions(image_size=64), 3, "float32").save(tmp_path / "model.h5")
+    with pytest.raises(WeightsError, match="for images of 64x64 pixels, not 32x32: use --image-size 64"):
+        load_weights(network, tmp_path / "model.h5")
+
+
+def test_each_layer_is_hashed_as_it_is_held(network: Network, base_weights: Path) -> None:
+    loaded = load_weights(network, base_weights)
+    assert len(loaded.layers) == len({layer.sha256 for layer in loaded.layers}) == 13
+    kernel, bias = network.get_layer("block1_conv1").get_weights()
+    assert loaded.layers[0].sha256 == hashlib.sha256(kernel.tobytes() + bias.tobytes()).hexdigest()
 
 
 def test_a_missing_file(network: Network, tmp_path: Path) -> None:

@@ -95,6 +95,27 @@ def decode_frames(content: bytes, window: str, max_pixels: int) -> Iterator[NDAr
         raise ImageError(f"a truncated DICOM file ({count} of {wanted} frames)")
 
 
+def read_patient_id(content: bytes) -> str | None:
+    """Give the PatientID (0010,0020) of a file, or None where it has none.
+
+    Args:
+        content: the whole file.
+
+    Raises:
+        ImageError: it is damaged.
+        MissingDependencyError: pydicom is not installed.
+    """
+    pydicom = _quiet_pydicom()
+    try:
+        _check_inflated_size(content)
+        tags = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
+        value = pydicom.dcmread(BytesIO(content), force=True, **tags).get("PatientID")
+    except (*_DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"a damaged or unusual DICOM file ({printable(reason[:200])})") from None
+    return str(value).strip() or None if value is not None else None
+
+
 def _quiet_pydicom() -> Any:  # noqa: ANN401  a module without types
     """Import pydicom, and keep its remarks and logged tracebacks out of a bad file's one-line reason."""
     pydicom = require("pydicom", "dicom")

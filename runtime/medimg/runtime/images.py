@@ -93,6 +93,39 @@ def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None)
         raise ImageError(f"{path}: its pixels need more memory than there is") from None
 
 
+def read_size(path: Path, rule: ImageRule, limits: Limits | None = None) -> tuple[int, int]:
+    """Decode a file's first image and give its rows and columns, as they are before any resize.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with the path.
+    """
+    limits = limits or Limits.from_environment()
+    try:
+        rows, columns, *_ = next(_decode(_read_bytes(path, limits), path.suffix.lower(), rule, limits)).shape
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    return rows, columns
+
+
+def read_patient(path: Path, limits: Limits | None = None) -> str | None:
+    """Give the PatientID (0010,0020) of a DICOM file; None where it is empty, and for other files.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with the path.
+    """
+    try:
+        with path.open("rb") as file:
+            if not _is_dicom(file.read(132), path.suffix.lower()):
+                return None
+        from medimg.runtime import dicom
+
+        return dicom.read_patient_id(_read_bytes(path, limits or Limits.from_environment()))
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
 def prepare(pixels: NDArray[Any], rule: ImageRule) -> Image:
     """Turn any decoded array into the network's input.
 
@@ -149,7 +182,7 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
 
 def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Iterator[NDArray[Any]]:
     """Decode by the file's first bytes, whatever its name says."""
-    if content[128:132] == b"DICM" or (suffix in _DICOM_SUFFIXES and _magic(content) is None):
+    if _is_dicom(content, suffix):
         from medimg.runtime import dicom
 
         yield from dicom.decode_frames(content, rule.dicom_window, limits.pixels)
@@ -168,6 +201,10 @@ def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Ite
         what = next((f"a {name} file, " for start, name in _OTHERS.items() if content.startswith(start)), "")
         raise ImageError(f"{what}not an image that can be read: PNG, JPEG, TIFF, BMP and DICOM are")
     yield _decode_with_opencv(content, magic, rule)
+
+
+def _is_dicom(content: bytes, suffix: str) -> bool:
+    return content[128:132] == b"DICM" or (suffix in _DICOM_SUFFIXES and _magic(content) is None)
 
 
 def _magic(content: bytes) -> str | None:

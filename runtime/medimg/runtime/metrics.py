@@ -37,7 +37,7 @@ class Evaluation:
     accuracy: float
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """`confusion[true][predicted]` counts images."""
+    """`confusion[true][predicted]` counts images; empty where an image may show several classes."""
 
 
 def accuracy(truth: Labels, predicted: Labels) -> float:
@@ -76,6 +76,33 @@ def evaluate(truth: Labels, predicted: Labels, labels: tuple[str, ...]) -> Evalu
     )
     rows = tuple(tuple(int(count) for count in row) for row in matrix)
     return Evaluation(len(truth), accuracy(truth, predicted), per_class, rows)
+
+
+def evaluate_labels(
+    shown: NDArray[np.bool_], found: NDArray[np.bool_], labels: tuple[str, ...]
+) -> Evaluation:
+    """Compute the same where an image may show several classes, or none; there is no confusion matrix.
+
+    Args:
+        shown: `(images, classes)` which classes an image shows.
+        found: `(images, classes)` which were found in it.
+        labels: the classes' names.
+
+    Returns:
+        Figures whose accuracy is the share of images of which every class was judged rightly.
+    """
+    both, true, said = (shown & found).sum(axis=0), shown.sum(axis=0), found.sum(axis=0)
+    per_class = tuple(
+        ClassMetrics(
+            label,
+            int(true[index]),
+            _share(both[index], true[index]),
+            _share(both[index], said[index]),
+            _share(2 * both[index], true[index] + said[index]),
+        )
+        for index, label in enumerate(labels)
+    )
+    return Evaluation(len(shown), float(np.mean((shown == found).all(axis=1))), per_class, ())
 
 
 def paired_drop_ci95(reference_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> tuple[float, float]:

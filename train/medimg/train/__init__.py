@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medimg.train.checking import DataReport, check
     from medimg.train.evaluation import ModelEvaluation, evaluate
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from medimg.train.weights import imagenet_weights
 
 _HOMES = {
+    "DataReport": "checking",
+    "check": "checking",
     "FitOptions": "options",
     "FitResult": "fitting",
     "ModelEvaluation": "evaluation",
@@ -34,12 +37,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "DataReport",
     "FitOptions",
     "FitResult",
     "ModelEvaluation",
     "SimulatedSet",
     "TuneOptions",
     "TuneResult",
+    "check",
     "evaluate",
     "fit",
     "imagenet_weights",

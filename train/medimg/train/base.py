@@ -1,6 +1,7 @@
 """The pretrained base: built and checked when it is first needed, and run over each image once."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.preprocess import to_network_input
+from medimg.train.augmentation import Copies
 from medimg.train.cache import BATCH
 from medimg.train.keras_setup import Policy
 from medimg.train.networks import IMAGE, POOL, Network, build, view
@@ -73,7 +75,7 @@ class PretrainedBase:
         Args:
             images: `(images, rows, columns, 3)` uint8 RGB.
             layer: a layer of the base.
-            job: the store.
+            job: the store, and what copies of the training images there are.
             computed: an earlier layer and its outputs, to go on from.
 
         Raises:
@@ -84,28 +86,27 @@ class PretrainedBase:
             return images
         start, inputs = computed or (IMAGE, images)
 
-        def outputs(image: Part, given: Part, name: str) -> Part:
-            key = key_of("frozen", self._key, image.key, layer)
-            steps = range(0, len(given.inputs), BATCH)
-            tracked = job.progress.track(steps, f"compute {name} {layer}", len(steps))
-            batches = (given.inputs[step : step + BATCH] for step in tracked)
-            return image.with_inputs(
-                job.store.array(key, len(given.inputs), self._run(batches, start, layer))
+        def outputs(image: Part, given: Part, copies: Copies | None, name: str) -> Part:
+            rows = len(image) * (copies.number if copies else 1)
+            batches = (
+                copies.batches(given.inputs, BATCH)
+                if copies and start == IMAGE
+                else (given.inputs[first : first + BATCH] for first in range(0, rows, BATCH))
             )
+            tracked = job.progress.track(batches, f"compute {name} {layer}", math.ceil(rows / BATCH))
+            key = key_of("frozen", self._key, image.key, layer, str(copies))
+            return image.with_inputs(job.store.array(key, rows, self._run(tracked, start, layer)))
 
         return Parts(
-            outputs(images.train, inputs.train, "training"),
-            outputs(images.validation, inputs.validation, "validation"),
+            outputs(images.train, inputs.train, job.options.copies, "training"),
+            outputs(images.validation, inputs.validation, None, "validation"),
         )
 
     def _run(self, batches: Iterable[NDArray[Any]], start: str, layer: str) -> Iterator[NDArray[Any]]:
         network = view(self.network, start, layer)
         for batch in batches:
-            values = (
-                to_network_input(batch, self._options.intensity)
-                if start == IMAGE
-                else batch.astype(np.float32)
-            )
+            images = start == IMAGE
+            values = to_network_input(batch, self._options.intensity) if images else batch.astype(np.float32)
             yield network.predict_on_batch(values)
 
     @cached_property

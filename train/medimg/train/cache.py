@@ -1,32 +1,30 @@
-"""What is computed once and kept: decoded images, and the outputs of frozen layers."""
+"""Images decoded once and kept."""
 
 import dataclasses
-import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
-from medimg.runtime.data import DataSet, Sample, load_batches
+from medimg.runtime.data import DataSet, Sample
+from medimg.runtime.errors import DataError, ImageError
+from medimg.runtime.images import Image, read_size
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ImageRule, Intensity
-from medimg.train.networks import Network
+from medimg.runtime.spec import ImageRule
 from medimg.train.options import Job
-from medimg.train.store import Stored, key_of
-
-if TYPE_CHECKING:
-    from medimg.train.batches import Batches
+from medimg.train.store import key_of
 
 BATCH = 32
+SHOWN = 3
+"""How many of several bad images a message names."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +46,96 @@ def cache_images(dataset: DataSet, job: Job, name: str) -> DecodedImages:
 
     Args:
         dataset: the images.
-        job: image size, store, threads.
-        name: what progress calls them.
+        job: image size, how many may be unreadable, store, threads.
+        name: what progress and messages call them.
 
     Raises:
-        ImageError: an image cannot be read.
+        DataError: more images than allowed cannot be read, or one has not the network's size and is not to be
+            resized.
         UsageError: they do not fit on the disk.
     """
     rule = job.options.image
+    limit = min(job.options.unreadable_limit(len(dataset)), len(dataset) - 1)
+    if not job.options.resize:
+        _require_size(dataset, job, name)
+    failures: list[_Failure] = []
+
+    def images() -> Iterator[Image]:
+        with worker_threads(job.threads, "decode") as pool:
+            loaded = in_order(pool, lambda item: _load(*item, rule), enumerate(dataset.samples), 2 * BATCH)
+            for image in job.progress.track(loaded, f"decode {name}", len(dataset)):
+                if not isinstance(image, _Failure):
+                    yield image
+                    continue
+                failures.append(image)
+                _require_readable(failures, limit, dataset, name)
+
+    def batches() -> Iterator[Images]:
+        readable = images()
+        while batch := list(islice(readable, BATCH)):
+            yield np.stack(batch)
+
     key = images_key(dataset, rule, job.threads)
-    batches = load_batches(dataset.samples, rule, BATCH, job.threads)
-    tracked = job.progress.track(batches, f"decode {name}", math.ceil(len(dataset) / BATCH))
-    stored = job.store.array(key, len(dataset), tracked)
-    return DecodedImages(dataset, stored.values, key)
+    stored = job.store.array(key, len(dataset), batches(), lambda: [json.dumps(f) for f in failures])
+    left_out = [_Failure(*json.loads(note)) for note in stored.notes]
+    _require_readable(left_out, limit, dataset, name)
+    lost = {failure.place for failure in left_out}
+    read = dataset.with_samples(sample for index, sample in enumerate(dataset.samples) if index not in lost)
+    unreadable = tuple(failure.of(dataset) for failure in left_out)
+    return DecodedImages(read, stored.values, key, unreadable)
 
 
-def cache_outputs(network: Network, batches: "Batches", job: Job, name: str, key: str) -> Stored:
-    """Run a network over batches once, and keep what it gives.
+class _Failure(NamedTuple):
+    """An image that cannot be read."""
 
-    Args:
-        network: a Keras model.
-        batches: its inputs, in order.
-        job: the store.
-        name: what progress calls them.
-        key: `outputs_key` of the inputs and the network.
+    place: int
+    reason: str
 
-    Returns:
-        `(images, …)` in the precision that the network computes in.
+    def of(self, dataset: DataSet) -> str:
+        """Give the message, which begins with the image's name."""
+        return f"{dataset.samples[self.place].name}: {self.reason}"
 
-    Raises:
-        UsageError: they do not fit on the disk.
-    """
 
-    def outputs() -> Iterator[NDArray[Any]]:
-        for inputs, *_ in job.progress.track(batches, f"compute {name}", len(batches)):
-            yield network.predict_on_batch(inputs)
+def _load(place: int, sample: Sample, rule: ImageRule) -> Image | _Failure:
+    try:
+        return sample.load(rule)
+    except ImageError as error:
+        return _Failure(place, str(error).removeprefix(f"{sample.source}: ").removeprefix(f"{sample.name}: "))
 
-    return job.store.array(key, batches.images, outputs())
+
+def _require_readable(failures: list[_Failure], limit: int, dataset: DataSet, name: str) -> None:
+    if len(failures) <= limit:
+        return
+    few = "; ".join(failure.of(dataset) for failure in failures[:SHOWN])
+    raise DataError(
+        f"{len(failures)} or more of {len(dataset)} {name} cannot be read, where {limit} may be left out "
+        f"({few}): mend or remove them, or allow more by --max-unreadable"
+    )
+
+
+def _require_size(dataset: DataSet, job: Job, name: str) -> None:
+    """Refuse images that would have to be resized; those that cannot be read are another matter."""
+    wanted = job.options.image_size
+    with worker_threads(job.threads, "sizes") as pool:
+        sizes = in_order(pool, lambda sample: _size(sample, job.options.image), dataset.samples, 2 * BATCH)
+        tracked = job.progress.track(sizes, f"measure {name}", len(dataset))
+        pairs = zip(dataset.samples, tracked, strict=True)
+        others = [(sample.name, size) for sample, size in pairs if size not in (None, (wanted, wanted))]
+    if others:
+        first, (rows, columns) = others[0][0], others[0][1] or (0, 0)
+        raise DataError(
+            f"{first}: is {columns}x{rows} pixels, and the network takes {wanted}x{wanted} ({len(others)} of "
+            f"{len(dataset)} {name} have another size): set --image-size, or leave out --no-resize"
+        )
+
+
+def _size(sample: Sample, rule: ImageRule) -> tuple[int, int] | None:
+    if not isinstance(sample.source, Path):
+        return sample.source.shape[0], sample.source.shape[1]
+    try:
+        return read_size(sample.source, rule)
+    except ImageError:
+        return None
 
 
 def images_key(dataset: DataSet, rule: ImageRule, threads: int) -> str:
@@ -93,27 +144,6 @@ def images_key(dataset: DataSet, rule: ImageRule, threads: int) -> str:
     with worker_threads(threads, "hash") as pool:
         contents = in_order(pool, _content, dataset.samples, 4 * threads)
         return key_of("images", *decoder, json.dumps(dataclasses.asdict(rule)), *contents)
-
-
-def outputs_key(inputs_key: str, network: Network, intensity: Intensity | None = None) -> str:
-    """Hash everything that a network's outputs depend on.
-
-    Args:
-        inputs_key: that of the cached arrays that it is given.
-        network: a Keras model whose layers form a chain; their settings, precision and weights count, their
-            names do not.
-        intensity: the arithmetic between the arrays and the network, where there is any.
-    """
-    arithmetic = json.dumps(None if intensity is None else dataclasses.asdict(intensity))
-    layers = (
-        json.dumps(layer.get_config() | {"name": None}, sort_keys=True, default=str)
-        for layer in network.layers
-    )
-    weights = hashlib.sha256()
-    for values in network.get_weights():
-        weights.update(np.ascontiguousarray(values).view(np.uint8).data)
-    frameworks = (version("keras"), version("tensorflow"))
-    return key_of("outputs", *frameworks, inputs_key, arithmetic, *layers, weights.digest())
 
 
 def _content(sample: Sample) -> str:

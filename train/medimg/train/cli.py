@@ -9,9 +9,12 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.data import Split
-from medimg.runtime.spec import JpegRule
+from medimg.runtime.errors import CheckFailedError
+from medimg.train.augmentation import PRESETS, read_augmentation
+from medimg.train.data_flags import division_options, reading_options
 from medimg.train.keras_setup import PolicyChoice
-from medimg.train.options import ARCHS, ClassWeights, FitOptions
+from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooling
+from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
 from medimg.train.tuning_options import DIRECTIONS, TUNERS, TuneOptions
@@ -39,37 +42,25 @@ def cli() -> None:
     metavar="imagenet|none|PATH",
     help="Pretrained VGG16 weights.  [default: imagenet for vgg16, none for vgg-bn]",
 )
+@reading_options
 @click.option(
-    "--image-size", type=int, default=DEFAULTS.image_size, show_default=True, help="Network input, in pixels."
-)
-@click.option(
-    "--jpeg",
-    type=click.Choice(get_args(JpegRule)),
-    default=DEFAULTS.jpeg,
+    "--head",
+    type=click.Choice(get_args(Head)),
+    default=DEFAULTS.head,
     show_default=True,
-    help="dct-scaled: large JPEG files are decoded at a reduced scale, wherever the model is used.",
+    help="sigmoid: one unit for two classes; multilabel: an image may show several classes, or none.",
 )
-@click.option("--epochs", type=int, help="At most, of vgg16's new head or of all vgg-bn.  [default: 60 or 8]")
 @click.option(
-    "--fine-tune-epochs",
-    type=int,
-    default=DEFAULTS.fine_tune_epochs,
+    "--pooling",
+    type=click.Choice(get_args(Pooling)),
+    default=DEFAULTS.pooling,
     show_default=True,
-    help="At most, of vgg16's last block.",
+    help="Of the last block's output: every channel's average, or all its pixels.",
 )
-@click.option("--learning-rate", type=float, default=DEFAULTS.learning_rate, show_default=True)
-@click.option(
-    "--fine-tune-rate",
-    type=float,
-    default=DEFAULTS.fine_tune_rate,
-    show_default=True,
-    help="Learning rate of vgg16's last block.",
-)
-@click.option("--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True)
 @click.option(
     "--dense-units",
     type=int,
-    help="Units of vgg-bn's two dense layers, or of one hidden layer for vgg16.  [default: 4096, or none]",
+    help="Units of vgg-bn's two dense layers, or of each hidden layer otherwise.  [default: 4096, or none]",
 )
 @click.option(
     "--dense-layers",
@@ -78,20 +69,96 @@ def cli() -> None:
     show_default=True,
     help="Hidden layers of --dense-units each, but for vgg-bn.",
 )
-@click.option("--dropout", type=float, default=DEFAULTS.dropout, show_default=True)
 @click.option(
-    "--validation-fraction",
-    type=float,
-    default=DEFAULTS.validation_fraction,
+    "--activation",
+    type=click.Choice(get_args(Activation)),
+    default=DEFAULTS.activation,
     show_default=True,
-    help="Held out of the training part where DATA name no validation part.",
+    help="Of hidden dense layers, and of the convolutions of vgg-bn and cnn.",
+)
+@click.option("--dropout", type=float, default=DEFAULTS.dropout, show_default=True)
+@click.option("--l1", type=float, default=DEFAULTS.l1, show_default=True, help="Penalty of the dense layers.")
+@click.option("--l2", type=float, default=DEFAULTS.l2, show_default=True, help="Penalty of the dense layers.")
+@click.option(
+    "--padding",
+    type=click.Choice(get_args(Padding)),
+    default=DEFAULTS.padding,
+    show_default=True,
+    help="Of the convolutions of vgg-bn and cnn.",
 )
 @click.option(
-    "--class-weights",
-    type=click.Choice(get_args(ClassWeights)),
-    default=DEFAULTS.class_weights,
+    "--filters", type=int, default=DEFAULTS.filters, show_default=True, help="Of cnn's first block."
+)
+@click.option("--blocks", type=int, default=DEFAULTS.blocks, show_default=True, help="Of cnn.")
+@click.option(
+    "--block-layers",
+    type=int,
+    default=DEFAULTS.block_layers,
     show_default=True,
-    help="balanced: every class counts alike, however many images it has.",
+    help="Convolutions in each block of cnn.",
+)
+@click.option(
+    "--epochs",
+    type=int,
+    help="At most, of vgg16's new head or of a network from scratch.  [default: 60 or 8]",
+)
+@click.option(
+    "--fine-tune-epochs",
+    type=int,
+    default=DEFAULTS.fine_tune_epochs,
+    show_default=True,
+    help="At most, of vgg16's last blocks.",
+)
+@click.option(
+    "--unfreeze-blocks",
+    type=int,
+    default=DEFAULTS.unfreeze_blocks,
+    show_default=True,
+    help="How many of vgg16's five blocks are fine-tuned, counted from the last.",
+)
+@click.option("--learning-rate", type=float, default=DEFAULTS.learning_rate, show_default=True)
+@click.option(
+    "--fine-tune-rate",
+    type=float,
+    default=DEFAULTS.fine_tune_rate,
+    show_default=True,
+    help="Learning rate of vgg16's last blocks.",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(get_args(OptimizerName)),
+    default=DEFAULTS.optimizer,
+    show_default=True,
+)
+@click.option("--momentum", type=float, default=DEFAULTS.momentum, show_default=True, help="Of sgd.")
+@click.option(
+    "--schedule",
+    type=click.Choice(get_args(Schedule)),
+    help="Of the learning rate.  [default: fixed for vgg16's last blocks, cosine from scratch]",
+)
+@click.option("--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True)
+@division_options
+@click.option(
+    "--augment",
+    metavar="WORD,…",
+    default="none",
+    show_default=True,
+    help=f"How training images may change: {', '.join(PRESETS)}, and settings such as rotation=5 "
+    "(medimg-train augment --help lists them).",
+)
+@click.option(
+    "--augment-copies",
+    type=int,
+    default=DEFAULTS.augment_copies,
+    show_default=True,
+    help="Copies of each image that vgg16's frozen blocks see.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(get_args(Balance)),
+    default=DEFAULTS.balance,
+    show_default=True,
+    help="Classes of different size: alike in the loss, shown alike often, or as they are.",
 )
 @click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True)
 @click.option(
@@ -101,15 +168,21 @@ def cli() -> None:
     show_default=True,
     help="What training computes in; auto is mixed_bfloat16 on CPUs that have its units.",
 )
-@click.option(
-    "--cache-dir", type=PathArgument, help="Keeps decoded images and frozen features for later runs."
-)
+@click.option("--resume", is_flag=True, help="Go on with a training that was broken off; if none was, begin.")
+@click.option("--restart", is_flag=True, help="Begin anew, whatever was broken off.")
+@click.option("--history", type=PathArgument, help="A CSV file to write: a row an epoch.")
+@click.option("--tensorboard", type=PathArgument, help="A folder for TensorBoard's logs.")
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
 def fit(
     data: Path,
     output: Path,
     cache_dir: Path | None,
+    resume: bool,
+    restart: bool,
+    history: Path | None,
+    tensorboard: Path | None,
+    augment: str,
     json_file: str | None,
     threads: int,
     **options: Any,  # noqa: ANN401  each is a field of FitOptions
@@ -125,10 +198,14 @@ def fit(
     result = run_fit(
         data,
         output,
-        FitOptions(**options),
+        FitOptions(augment=read_augmentation(augment), **options),
         threads=threads,
         cache_dir=cache_dir,
         progress=terminal_progress(),
+        resume=resume,
+        restart=restart,
+        history=history,
+        tensorboard=tensorboard,
     )
     commandline.write_json(result, json_file, schema=SCHEMA)
     if json_file != "-":
@@ -182,6 +259,7 @@ def tune(
     output: Path,
     space: Path | None,
     resume: bool,
+    augment: str,
     cache_dir: Path | None,
     json_file: str | None,
     threads: int,
@@ -200,7 +278,7 @@ def tune(
     result = run_tune(
         data,
         output,
-        FitOptions(**options),
+        FitOptions(augment=read_augmentation(augment), **options),
         tuning,
         space=space,
         resume=resume,
@@ -215,6 +293,37 @@ def tune(
 
 FIT_FIELDS = {field.name for field in dataclasses.fields(FitOptions)}
 tune.params += [parameter for parameter in fit.params if parameter.name in FIT_FIELDS]
+
+
+@cli.command()
+@click.argument("data", type=PathArgument)
+@reading_options
+@click.option("--head", type=click.Choice(get_args(Head)), default=DEFAULTS.head, show_default=True)
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def check(
+    data: Path,
+    cache_dir: Path | None,
+    json_file: str | None,
+    threads: int,
+    **options: Any,  # noqa: ANN401  each is a field of FitOptions
+) -> None:
+    """Count the images of DATA, and name what would spoil a result, in all parts.
+
+    That is: images that cannot be read, patients with images in two parts, and pictures that are in two
+    parts, to the pixel or nearly so. The exit status is 1 if there are any.
+    """
+    from medimg.train.checking import check as run_check
+    from medimg.train.summary import data_lines
+
+    report = run_check(
+        data, FitOptions(**options), threads=threads, cache_dir=cache_dir, progress=terminal_progress()
+    )
+    commandline.write_json(report, json_file, schema=SCHEMA)
+    if json_file != "-":
+        click.echo("\n".join(data_lines(report)))
+    if not report.clean:
+        raise CheckFailedError(f"{data}: images cannot be read, or stand in two parts; they are listed above")
 
 
 @cli.command()
@@ -260,6 +369,54 @@ def evaluate(
     commandline.write_json(result, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(evaluation_lines(result)))
+
+
+@cli.command()
+@click.argument("data", type=PathArgument)
+@click.option("--output", type=PathArgument, required=True, help="The picture to write: .png.")
+@click.option(
+    "--augment",
+    metavar="WORD,…",
+    required=True,
+    help=f"A preset ({', '.join(PRESETS)}), settings, or both, such as xray,rotation=5.",
+)
+@click.option("--images", type=positive, default=6, show_default=True, help="Rows, the classes by turns.")
+@click.option("--copies", type=positive, default=7, show_default=True, help="Changed copies in each row.")
+@click.option(
+    "--image-size", type=int, default=DEFAULTS.image_size, show_default=True, help="Network input, in pixels."
+)
+@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True)
+@standard_options
+def augment(
+    data: Path,
+    output: Path,
+    augment: str,
+    images: int,
+    copies: int,
+    image_size: int,
+    seed: int,
+    threads: int,
+) -> None:
+    """Show what an augmentation does to the training images of DATA, as one picture.
+
+    Each row is an image and its changed copies. The picture holds the images: treat it as you treat them.
+
+    Settings: flip_horizontal and flip_vertical (yes, no); rotation (degrees to either side); zoom, crop and
+    translation (shares of the image's side); brightness, contrast and noise (shares of the range of values).
+    """
+    from medimg.train.contact_sheet import write_contact_sheet
+
+    del threads  # a few images are quick enough on one
+    shown = write_contact_sheet(
+        data,
+        output,
+        read_augmentation(augment),
+        images=images,
+        copies=copies,
+        image_size=image_size,
+        seed=seed,
+    )
+    click.echo(f"{output}: {shown} images and {copies} changed copies of each; it may show patients")
 
 
 @cli.command()

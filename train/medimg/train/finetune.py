@@ -3,6 +3,8 @@
 Imports Keras: load it after `start_keras`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 from medimg.runtime.errors import UsageError
 from medimg.runtime.metrics import Probabilities
 from medimg.runtime.preprocess import to_network_input
+from medimg.train.augmentation import Augmentation
+from medimg.train.balance import class_weights
 from medimg.train.base import PretrainedBase
 from medimg.train.batches import Batches, Transform, as_float
+from medimg.train.journal import Phase
 from medimg.train.keras_setup import start_keras
 from medimg.train.networks import (
     IMAGE,
@@ -29,7 +34,7 @@ from medimg.train.networks import (
 )
 from medimg.train.options import FitOptions, Job
 from medimg.train.parts import Part, Parts
-from medimg.train.phases import Phase, Plan, run_phase
+from medimg.train.phases import Plan, run_phase
 from medimg.train.preparation import Prepared, require_head
 
 HEAD_EPOCHS = 60
@@ -76,7 +81,11 @@ def train(prepared: Prepared, job: Job) -> Trained:
             fit on the disk.
     """
     options = job.options
-    require_head(options, prepared.classes)
+    require_head(options, prepared.classes, prepared.task)
+    if options.batch_size % prepared.devices:
+        raise UsageError(
+            f"batch size {options.batch_size}: cannot be shared evenly among {prepared.devices} devices"
+        )
     if options.image_size != prepared.image_size:
         raise UsageError(
             f"image size {options.image_size}: the images were prepared at {prepared.image_size} pixels"
@@ -106,8 +115,6 @@ def image_transform(options: FitOptions) -> Transform:
 
 def _train_from_scratch(images: Parts, prepared: Prepared, job: Job) -> Trained:
     options = job.options
-    start_keras(seed=options.seed)
-    network = build(options, prepared.classes, prepared.policy)
     plan = Plan(
         "whole network",
         options.epochs or SCRATCH_EPOCHS,
@@ -115,8 +122,10 @@ def _train_from_scratch(images: Parts, prepared: Prepared, job: Job) -> Trained:
         options.learning_rate,
         schedule=options.schedule or "cosine",
     )
-    train, validation = _batches(images, options, image_transform(options))
-    phase = run_phase(network, train, validation, plan, job)
+    train, validation = _batches(images, job, prepared, image_transform(options), options.augment)
+    with _seeded(prepared, options):
+        network = build(options, prepared.classes, prepared.policy)
+        phase = run_phase(network, train, validation, plan, job)
     return Trained(network, (phase,), validation, options)
 
 
@@ -125,28 +134,31 @@ def _fine_tune(base: PretrainedBase, images: Parts, prepared: Prepared, job: Job
     pooled = POOL if options.pooling == "average" else LAST_POOL
     start = last_frozen(options.unfreeze_blocks) if options.fine_tunes else pooled
     activations = base.outputs(images, start, job)
-    start_keras(seed=options.seed)
-    shape = activations.train.inputs.shape[1:]
-    network = build(options, prepared.classes, prepared.policy, after=start, shape=shape)
-    transform = image_transform(options) if start == IMAGE else as_float
-    train, validation = _batches(activations, options, transform)
-    if start == pooled:
-        return Trained(network, (_train_head(network, activations, job),), validation, options)
-    copy_weights(base.network, network)
     features = base.outputs(images, pooled, job, computed=(start, activations))
-    head = _train_head(view(network, pooled), features, job)
-    plan = Plan(
-        "last block" if options.unfreeze_blocks == 1 else f"last {options.unfreeze_blocks} blocks",
-        options.fine_tune_epochs,
-        TAIL_PATIENCE,
-        options.fine_tune_rate,
-        schedule=options.schedule or "fixed",
-        may_keep_start=True,
-    )
-    return Trained(network, (head, run_phase(network, train, validation, plan, job)), validation, options)
+    if start == IMAGE:
+        train, validation = _batches(images, job, prepared, image_transform(options), options.augment)
+    else:
+        train, validation = _batches(activations, job, prepared, as_float)
+    with _seeded(prepared, options):
+        shape = activations.train.inputs.shape[1:]
+        network = build(options, prepared.classes, prepared.policy, after=start, shape=shape)
+        if start == pooled:
+            return Trained(network, (_train_head(network, features, prepared, job),), validation, options)
+        copy_weights(base.network, network)
+        head = _train_head(view(network, pooled), features, prepared, job)
+        plan = Plan(
+            "last block" if options.unfreeze_blocks == 1 else f"last {options.unfreeze_blocks} blocks",
+            options.fine_tune_epochs,
+            TAIL_PATIENCE,
+            options.fine_tune_rate,
+            schedule=options.schedule or "fixed",
+            may_keep_start=True,
+        )
+        tail = run_phase(network, train, validation, plan, job)
+    return Trained(network, (head, tail), validation, options)
 
 
-def _train_head(head: Network, features: Parts, job: Job) -> Phase:
+def _train_head(head: Network, features: Parts, prepared: Prepared, job: Job) -> Phase:
     """Train the head on standardised features, then fold the standardisation into its first dense layer."""
     options = job.options
     values = as_float(features.train.inputs)
@@ -157,7 +169,7 @@ def _train_head(head: Network, features: Parts, job: Job) -> Phase:
         return np.asarray((as_float(values) - mean) / deviation, np.float32)
 
     plan = Plan("head", options.epochs or HEAD_EPOCHS, HEAD_PATIENCE, options.learning_rate)
-    phase = run_phase(head, *_batches(features, options, standardise), plan, job)
+    phase = run_phase(head, *_batches(features, job, prepared, standardise), plan, job)
     first = head.get_layer("dense1" if options.hidden_units else PROBABILITIES)
     kernel, bias = first.get_weights()
     kernel /= deviation.reshape(-1, 1)
@@ -167,29 +179,39 @@ def _train_head(head: Network, features: Parts, job: Job) -> Phase:
     return phase
 
 
-def _batches(parts: Parts, options: FitOptions, transform: Transform) -> tuple[Batches, Batches]:
-    train = Batches(parts.train, options.batch_size, transform, options.seed)
+@contextmanager
+def _seeded(prepared: Prepared, options: FitOptions) -> Iterator[None]:
+    """Draw the same weights each time, and share what is built among the devices."""
+    start_keras(seed=options.seed)
+    with prepared.strategy.scope() if prepared.strategy else nullcontext():
+        yield
+
+
+def _batches(
+    parts: Parts,
+    job: Job,
+    prepared: Prepared,
+    transform: Transform,
+    augmentation: Augmentation | None = None,
+) -> tuple[Batches, Batches]:
+    options = job.options
+    changes = augmentation if augmentation and augmentation.changes else None
+    balanced = options.balance == "sampling"
+    train = Batches(
+        parts.train,
+        options.batch_size,
+        transform,
+        options.seed,
+        changes,
+        prepared.devices,
+        balanced=balanced,
+    )
     return train, Batches(parts.validation, options.batch_size, transform)
 
 
 def _weighted(part: Part, prepared: Prepared, options: FitOptions) -> Part:
-    """Let every image count as its class does in the training part."""
-    counts = class_weights(prepared.images.train.truth, prepared.classes, options)
+    """Let every image count as its class does in the training part; several classes have no one count."""
+    if options.head == "multilabel":
+        return part
+    counts = class_weights(prepared.images.train.truth, prepared.classes, options.balance)
     return replace(part, weights=counts[part.truth])
-
-
-def class_weights(truth: NDArray[np.int64], classes: int, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        truth: `(images,)` classes of the training part.
-        classes: number of labels.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(classes, np.float32)
-    images = np.bincount(truth, minlength=classes)
-    return (len(truth) / (classes * images)).astype(np.float32)

@@ -1,7 +1,7 @@
 """`fit`: from a data set to a trained, self-describing Keras file."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,27 +10,32 @@ import numpy as np
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data, stratified_split
-from medimg.runtime.errors import DataError
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
+from medimg.runtime.metrics import evaluate_labels as score_labels
+from medimg.runtime.optional import require
 from medimg.runtime.spec import ModelSpec
 from medimg.train.cache import BATCH
+from medimg.train.checkpoint import Checkpoint, training_folder
+from medimg.train.division import Division, read_division
+from medimg.train.duplicates import Duplicates
 from medimg.train.evaluation import keras_answer
+from medimg.train.journal import Journal, Phase
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy
 from medimg.train.networks import Network, as_columns
 from medimg.train.options import FitOptions, Job
-from medimg.train.parts import Part
-from medimg.train.phases import Phase
 from medimg.train.preparation import Prepared, prepare
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
-from medimg.train.store import open_store
+from medimg.train.store import key_of, open_store
 from medimg.train.weights import LoadedWeights
 
 if TYPE_CHECKING:
     from medimg.train.finetune import Trained
+
+DECISION = 0.5
+"""Above which probability a class of several counts as found."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,12 @@ class FitResult:
     validation_images: int
     validation_from: str
     """`val`, the part that the data name, or `split`, held out of the training part."""
+    test_images: int
+    """Images of the part `test`, which were not looked at."""
+    unreadable: tuple[str, ...]
+    """Images left out because they cannot be read, each with the reason."""
+    duplicates: Duplicates
+    """Validation images that the training part holds as well."""
     simulated_data: bool
     precision_policy: Policy
     """What training computed in; the saved model computes in float32."""
@@ -57,15 +68,6 @@ class FitResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Division:
-    """The images a model is trained on and judged by; never those of a test part."""
-
-    train: DataSet
-    validation: DataSet
-    validation_from: str
-
-
 def fit(
     data: str | Path,
     output: str | Path,
@@ -74,10 +76,15 @@ def fit(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    history: str | Path | None = None,
+    tensorboard: str | Path | None = None,
 ) -> FitResult:
     """Train an image classifier and save it as a float32 Keras model that carries its `ModelSpec`.
 
-    A part of the data that is named `test` is not looked at.
+    Images of a part that is named `test` are not looked at. Meanwhile a folder `OUTPUT.training` holds the
+    state after each epoch; a training that was killed goes on from there, to the same model.
 
     Args:
         data: a data set, in any layout that `medimg.runtime.data.read_data` knows.
@@ -86,85 +93,115 @@ def fit(
         threads: processor threads; by default those this process may use.
         cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         progress: shows how far it has come.
+        resume: go on with a training that was broken off; where there is none, begin.
+        restart: begin anew, whatever was broken off.
+        history: a CSV file to write, with a row an epoch.
+        tensorboard: a folder for TensorBoard's logs.
 
     Returns:
         How it went; its figures are those of the saved model on the validation images, in float32.
 
     Raises:
-        DataError: the data cannot be understood, or are too few.
-        ImageError: an image cannot be read.
+        DataError: the data cannot be understood, are too few, or too many of them cannot be read.
         WeightsError: the pretrained weights cannot be had.
-        UsageError: options make no sense, or the output cannot be written.
+        UsageError: options make no sense, the output cannot be written, or a training was broken off and
+            neither `resume` nor `restart` is asked for.
+        MissingDependencyError: TensorBoard's logs are asked for, and it is not installed.
         DivergedError: the loss became no number.
     """
     started = time.perf_counter()
     options, threads, progress = options or FitOptions(), threads or usable_cpus(), progress or Progress()
     output = Path(output)
     check_output(output)
-    division = divide(read_data(data), options)
-    with open_store(Path(cache_dir) if cache_dir else None) as store:
-        prepared, trained, network, figures = _train(division, Job(options, store, threads, progress))
-    spec = ModelSpec(
-        division.train.labels,
-        options.image,
-        options.intensity,
-        head=options.head,
-        simulated_data=is_simulated(data),
-        tools={name: version(name) for name in ("medimg", "keras", "tensorflow")},
-    )
-    save(network, spec, output)
+    if tensorboard:
+        require("tensorboard", "train")
+    with training_folder(output, resume=resume, restart=restart) as folder:
+        division = read_division(Path(data), options, threads)
+        with open_store(Path(cache_dir) if cache_dir else None) as store:
+            job = Job(
+                options, store, threads, progress, tensorboard=Path(tensorboard) if tensorboard else None
+            )
+            fitted = _fit(division, job, folder, Path(history) if history else None)
+        spec = _spec(fitted, is_simulated(data))
+        save(fitted.network, spec, output)
+    prepared = fitted.prepared
     return FitResult(
         output=str(output),
         output_sha256=file_sha256(output),
         options=options,
         labels=spec.labels,
-        train_images=len(division.train),
-        validation_images=len(division.validation),
+        train_images=len(prepared.images.train),
+        validation_images=len(prepared.images.validation),
         validation_from=division.validation_from,
+        test_images=division.test_images,
+        unreadable=prepared.unreadable,
+        duplicates=prepared.duplicates,
         simulated_data=spec.simulated_data,
         precision_policy=prepared.policy,
         weights=prepared.base.loaded if prepared.base else None,
-        phases=trained.phases,
-        validation=figures,
+        phases=fitted.trained.phases,
+        validation=fitted.validation,
         seconds=time.perf_counter() - started,
     )
 
 
-def divide(dataset: DataSet, options: FitOptions) -> Division:
-    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
-
-    Raises:
-        DataError: a class lacks images in either part.
-    """
-    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
-    train, validation = dataset.part("train"), dataset.part("val")
-    train = train if len(train) else unassigned
-    if not len(train):
-        raise DataError("the data have no training part: name one train, or leave the images undivided")
-    if not len(validation):
-        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
-    for name, part in (("train", train), ("val", validation)):
-        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
-            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
-    return Division(train, validation, "val")
+@dataclass(frozen=True)
+class _Fitted:
+    prepared: Prepared
+    trained: "Trained"
+    network: Network
+    """The whole, in float32."""
+    validation: Evaluation
 
 
-def judge(network: Network, images: Part, labels: tuple[str, ...], job: Job) -> Evaluation:
-    """Measure a float32 network on images; all its figures are those of the saved model."""
-    answer = keras_answer(network, job.options.intensity)
-    starts = range(0, len(images), BATCH)
-    predicted = [
-        as_columns(answer(images.inputs[start : start + BATCH]), job.options.head).argmax(axis=1)
-        for start in job.progress.track(starts, "judge in float32", len(starts))
-    ]
-    return score(images.truth, np.concatenate(predicted), labels)
-
-
-def _train(division: Division, job: Job) -> tuple[Prepared, "Trained", Network, Evaluation]:
+def _fit(division: Division, job: Job, folder: Path, history: Path | None) -> _Fitted:
     prepared = prepare(division, job)
     from medimg.train.finetune import assemble, train
 
-    trained = train(prepared, job)
+    checkpoint = Checkpoint(folder, _fingerprint(prepared, job.options))
+    trained = train(prepared, replace(job, journal=Journal(checkpoint, history)))
     network = assemble(trained, prepared)
-    return prepared, trained, network, judge(network, prepared.images.validation, prepared.labels, job)
+    return _Fitted(prepared, trained, network, judge(network, prepared, job))
+
+
+def _fingerprint(prepared: Prepared, options: FitOptions) -> dict[str, str]:
+    """Collect what the result of a training depends on."""
+    images = (prepared.images.train, prepared.images.validation)
+    truth = (np.ascontiguousarray(part.truth).tobytes() for part in images)
+    return {
+        **{name: str(value) for name, value in vars(options).items()},
+        "weights": prepared.base.loaded.sha256 if prepared.base else "none",
+        "precision policy": prepared.policy,
+        "Keras": version("keras"),
+        "TensorFlow": version("tensorflow"),
+        "set of images": key_of(*(part.key for part in images), *truth)[:12],
+    }
+
+
+def _spec(fitted: _Fitted, simulated: bool) -> ModelSpec:
+    options = fitted.trained.options
+    return ModelSpec(
+        fitted.prepared.labels,
+        options.image,
+        options.intensity,
+        task=fitted.prepared.task,
+        head=options.head,
+        simulated_data=simulated,
+        tools={name: version(name) for name in ("medimg", "keras", "tensorflow")},
+    )
+
+
+def judge(network: Network, prepared: Prepared, job: Job) -> Evaluation:
+    """Measure a float32 network on the validation images; its figures are those of the saved model."""
+    images, head = prepared.images.validation, job.options.head
+    answer = keras_answer(network, job.options.intensity)
+    starts = range(0, len(images), BATCH)
+    probabilities = np.concatenate(
+        [
+            as_columns(answer(images.inputs[start : start + BATCH]), head)
+            for start in job.progress.track(starts, "judge in float32", len(starts))
+        ]
+    )
+    if head == "multilabel":
+        return score_labels(images.truth > 0, probabilities > DECISION, prepared.labels)
+    return score(images.truth, probabilities.argmax(axis=1), prepared.labels)

@@ -4,14 +4,16 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from medimg.runtime.optional import require
 
-PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16"]
-Policy: TypeAlias = Literal["float32", "mixed_bfloat16"]
+PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+Policy: TypeAlias = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+Capability: TypeAlias = tuple[int, int]
+"""CUDA's compute capability of a GPU: (8, 0) for an A100."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -46,18 +48,38 @@ def start_keras(threads: int | None = None, seed: int | None = None) -> Any:  # 
     return keras
 
 
-def choose_policy(choice: PolicyChoice, cpu_info: Path = CPU_INFO) -> Policy:
+def choose_policy(choice: PolicyChoice, cpu_info: Path = CPU_INFO, gpus: Sequence[Capability] = ()) -> Policy:
     """Decide the precision that layers compute in; variables are float32 either way.
 
     Args:
-        choice: `auto` takes `mixed_bfloat16` where this CPU has bfloat16 units.
+        choice: `auto` takes what the device has units for: `mixed_bfloat16` or, on GPUs of the generations
+            7.x, `mixed_float16`.
         cpu_info: Linux's description of the processors.
+        gpus: those that will be used; none means the CPU.
     """
     if choice != "auto":
         return choice
+    if gpus:
+        return (
+            "mixed_bfloat16" if min(gpus) >= (8, 0) else "mixed_float16" if min(gpus) >= (7, 0) else "float32"
+        )
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
     return "mixed_bfloat16" if flags & BF16_FLAGS else "float32"
+
+
+def gpu_capabilities() -> list[Capability]:
+    """List the GPUs that TensorFlow will use."""
+    config = require("tensorflow", "train").config
+    details = (config.experimental.get_device_details(gpu) for gpu in config.list_physical_devices("GPU"))
+    return [tuple(detail.get("compute_capability", (0, 0))) for detail in details]
+
+
+def choose_strategy() -> Any:  # noqa: ANN401  TensorFlow is untyped
+    """Give a `tf.distribute.MirroredStrategy` where there are several GPUs, else None."""
+    tensorflow = require("tensorflow", "train")
+    gpus = [device.name for device in tensorflow.config.list_logical_devices("GPU")]
+    return tensorflow.distribute.MirroredStrategy(gpus) if len(gpus) > 1 else None
 
 
 def _set_threads(tensorflow: Any, threads: int) -> None:  # noqa: ANN401

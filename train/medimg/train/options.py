@@ -1,19 +1,26 @@
 """What `fit` may be told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from medimg.runtime.data import Task
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
+from medimg.train.augmentation import NO_AUGMENTATION, Augmentation, Copies
+from medimg.train.balance import Balance
+from medimg.train.data_options import DataOptions
+from medimg.train.journal import Journal
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, BLOCKS, Arch, NetworkOptions, require
 from medimg.train.progress import Progress
 from medimg.train.store import ArrayStore
 
-ClassWeights: TypeAlias = Literal["balanced", "none"]
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]
 
-__all__ = ["ARCHS", "Arch", "ClassWeights", "FitOptions", "Job", "OptimizerName", "Schedule"]
+MOST_COPIES = 64
+
+__all__ = ["ARCHS", "Arch", "Balance", "FitOptions", "Job", "OptimizerName", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,13 @@ class TrainingOptions:
     schedule: Schedule | None = None
     """Of the rate: `fixed` by default for fine-tuning, `cosine` from scratch; `plateau` lowers it by need."""
     batch_size: int = 32
-    class_weights: ClassWeights = "balanced"
-    """`balanced`: every class counts alike in the loss, however many images it has; not for multilabel."""
+    augment: Augmentation = NO_AUGMENTATION
+    """How far training images may change; validation images never do."""
+    augment_copies: int = 4
+    """Copies of each training image that frozen layers see, one an epoch by turns; the first is unchanged."""
+    balance: Balance = "weights"
+    """Classes of different size: `weights` lets them count alike in the loss, `sampling` shows them alike
+    often, `none` takes them as they are, as multilabel always does."""
     seed: int = 0
     precision_policy: PolicyChoice = "auto"
 
@@ -51,11 +63,23 @@ class TrainingOptions:
             ),
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
+            (self.seed >= 0, f"seed {self.seed} is negative"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
+            (
+                1 <= self.augment_copies <= MOST_COPIES,
+                f"{self.augment_copies} copies of each image: 1 to {MOST_COPIES} are possible",
+            ),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
-            _one_of("class_weights", self.class_weights, ClassWeights),
+            _one_of("balance", self.balance, Balance),
         )
+
+    @property
+    def copies(self) -> Copies | None:
+        """What frozen layers see of each training image, where it is more than the image."""
+        if not self.augment.changes or self.augment_copies == 1:
+            return None
+        return Copies(self.augment, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:
@@ -64,29 +88,33 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class FitOptions(TrainingOptions, NetworkOptions):
+class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
     """What `fit` may be told: the network, its training, and the data; all are validated when made."""
 
     weights: str | None = None
     """`imagenet`, `none` or a file of VGG16 weights; by default `imagenet` for vgg16, else `none`."""
     jpeg: JpegRule = "full"
     """`dct-scaled` decodes large JPEG files at a reduced scale, here and wherever the model is used."""
-    validation_fraction: float = 0.3
-    """Share of the training part held out, where the data name no validation part."""
 
     def __post_init__(self) -> None:
         NetworkOptions.__post_init__(self)
         TrainingOptions.__post_init__(self)
+        DataOptions.__post_init__(self)
         require(
-            (
-                0 < self.validation_fraction < 1,
-                f"validation fraction {self.validation_fraction} is not between 0 and 1",
-            ),
             (
                 self.arch == "vgg16" or self.weights in (None, "none"),
                 f"weights {self.weights}: {self.arch} trains from scratch; only vgg16 takes weights",
             ),
+            (
+                self.head != "multilabel" or self.balance != "sampling",
+                "balance sampling draws images by their class, of which multilabel has several: take another",
+            ),
         )
+
+    @property
+    def task(self) -> Task:
+        """How many classes an image may show."""
+        return "multilabel" if self.head == "multilabel" else "multiclass"
 
     @property
     def pretrained(self) -> str | None:
@@ -114,6 +142,10 @@ class Job:
     """For decoded images and frozen outputs."""
     threads: int
     progress: Progress
+    journal: Journal = field(default_factory=Journal)
+    """Is told of every epoch."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard's logs."""
 
 
 def _one_of(name: str, value: str, choices: object) -> tuple[bool, str]:

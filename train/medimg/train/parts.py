@@ -14,7 +14,8 @@ class Part:
     """The training or the validation part, as arrays."""
 
     inputs: NDArray[Any]
-    """`(images, …)`: images, or what a frozen part of the network gave for them."""
+    """`(copies · images, …)`: images, or what a frozen part of the network gave for one copy of each after
+    another."""
     truth: NDArray[Any]
     """`(images,)` true classes, or `(images, classes)` 0 and 1 where several may be true."""
     weights: NDArray[np.float32]
@@ -25,6 +26,11 @@ class Part:
     def with_inputs(self, stored: Stored) -> "Part":
         """The same images, seen further down the network."""
         return replace(self, inputs=stored.values, key=stored.key)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of each image the inputs hold."""
+        return len(self.inputs) // len(self.truth)
 
     def __len__(self) -> int:
         return len(self.truth)

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import click
@@ -22,6 +23,12 @@ class Progress:
         del label, length
         yield from items
 
+    @contextmanager
+    def counter(self, label: str, length: int) -> Iterator[Callable[[str], None]]:
+        """Give a function to call after each of `length` steps, with what is to be shown beside the bar."""
+        del label, length
+        yield lambda _text: None
+
     def note(self, line: str) -> None:
         """Say something once."""
         _LOG.info(line)
@@ -34,6 +41,14 @@ class TerminalProgress(Progress):
         """Give the items one by one, with a bar that shows how many have gone."""
         with click.progressbar(items, length=length, label=label, file=sys.stderr, show_pos=True) as bar:
             yield from bar
+
+    @contextmanager
+    def counter(self, label: str, length: int) -> Iterator[Callable[[str], None]]:
+        """Show a bar with the time left at most, and a text behind it."""
+        with click.progressbar(
+            length=length, label=label, file=sys.stderr, item_show_func=lambda text: text
+        ) as bar:
+            yield lambda text: bar.update(1, text)
 
     def note(self, line: str) -> None:
         """Say something once."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
+from medimg.train.data_options import DataOptions
 from medimg.train.options import FitOptions
 
 Value: TypeAlias = int | float | str
@@ -17,8 +18,13 @@ Value: TypeAlias = int | float | str
 Sampling: TypeAlias = Literal["linear", "log"]
 
 NONE = "none"
-FIXED = ("arch", "weights", "image_size", "jpeg", "validation_fraction", "precision_policy", "head")
+FIXED = (
+    *(field.name for field in fields(DataOptions)),
+    *("arch", "weights", "image_size", "jpeg", "precision_policy", "head"),
+)
 """Fields that what all trials share depends on."""
+OTHERS = ("seed", "augment")
+"""Fields that are no numbers or words to choose from."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def read_space(path: Path, base: FitOptions) -> SearchSpace:
 
 def _read(name: str, table: object, where: str) -> Parameter:
     where = f"{where}: [{name}]"
-    known = {field.name for field in fields(FitOptions)} - {*FIXED, "seed"}
+    known = {field.name for field in fields(FitOptions)} - {*FIXED, *OTHERS}
     if name in FIXED:
         raise UsageError(f"{where}: all trials share what is computed from it once: give it as an option")
     if name not in known:

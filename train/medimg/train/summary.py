@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.text import printable
+from medimg.train.data_summary import duplicate_lines, unreadable_lines
 
 if TYPE_CHECKING:
+    from medimg.train.checking import DataReport
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.fitting import FitResult
-    from medimg.train.phases import Phase
+    from medimg.train.journal import Phase
     from medimg.train.simulation import SimulatedSet
 
 SIMULATED = "The images are simulated: these figures say nothing about patients."
@@ -30,14 +32,18 @@ def fit_lines(result: "FitResult", data: str) -> list[str]:
         "The saved float32 model on the validation images:",
         *_figures(result.validation),
     ]
+    if notes := [*unreadable_lines(result.unreadable), *duplicate_lines(result.duplicates)]:
+        lines += ["", *notes]
     if result.simulated_data:
         lines += ["", SIMULATED]
     model, images = shlex.quote(result.output), shlex.quote(data)
+    copies = [f"       medimg-train check {images}    # does the training part hold test images?"]
     return [
         *lines,
         "",
         f"saved: {result.output}",
         f"next:  medimg-train evaluate {model} {images}",
+        *(copies if result.test_images else []),
         f"       medimg-export {model} --precision fp32 --precision int8 --calibration {images}",
     ]
 
@@ -50,6 +56,18 @@ def evaluation_lines(result: "ModelEvaluation") -> list[str]:
         *_figures(result.evaluation),
         *(["", SIMULATED] if result.simulated_data else []),
     ]
+
+
+def data_lines(report: "DataReport") -> list[str]:
+    """Show what a data set holds, and what is wrong with it."""
+    rows = [("part", "images", "unreadable", "patients", *map(printable, report.labels))]
+    for part in report.parts:
+        counts = (part.images, len(part.unreadable), part.patients or "-", *part.per_class)
+        rows.append((part.name, *map(str, counts)))
+    unreadable = tuple(message for part in report.parts for message in part.unreadable)
+    notes = [line for found in report.duplicates for line in duplicate_lines(found)]
+    lines = [*align(rows), "", *unreadable_lines(unreadable), *notes]
+    return lines if len(lines) > len(rows) + 1 else [*lines, "no unreadable image, and no picture twice"]
 
 
 def simulation_lines(result: "SimulatedSet") -> list[str]:
@@ -81,11 +99,15 @@ def _figures(evaluation: Evaluation) -> list[str]:
         for row in evaluation.per_class
     ]
     labels = [row[0] for row in classes]
+    table = align([("class", "images", "recall", "precision", "F1"), *classes])
+    if not evaluation.confusion:
+        shown = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
+        return [shown, "", *table]
     counts = [(label, *map(str, row)) for label, row in zip(labels, evaluation.confusion, strict=True)]
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *align([("class", "images", "recall", "precision", "F1"), *classes]),
+        *table,
         "",
         "true \\ predicted",
         *align([("", *labels), *counts]),

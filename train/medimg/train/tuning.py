@@ -15,11 +15,11 @@ from typing import Any
 from medimg.runtime.codec import to_plain
 from medimg.runtime.containers import replaced
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
 from medimg.runtime.optional import require
+from medimg.train.division import Division, read_division
 from medimg.train.errors import TuningError
-from medimg.train.fitting import Division, FitResult, divide, fit
+from medimg.train.fitting import FitResult, fit
 from medimg.train.keras_setup import start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.preparation import prepare, require_head
@@ -49,10 +49,10 @@ def tune(
 ) -> TuneResult:
     """Search for the options that train the best model, and train and save it.
 
-    Images are decoded once and the outputs of frozen blocks computed once, for all trials. Where Keras Tuner's
-    variables KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT are set, this is one process
-    of a search over machines: the chief gives out the trials and trains the best model, the workers run them.
-    A test part of the data is never looked at.
+    Images are decoded once and the outputs of frozen blocks computed once, for all trials. Where Keras
+    Tuner's variables KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT are set, this is one
+    process of a search over machines: the chief gives out the trials and trains the best model, the workers
+    run them. A test part of the data is never looked at.
 
     Args:
         data: a data set with labels.
@@ -79,8 +79,8 @@ def tune(
         raise UsageError("objective 'deployed' needs one class an image: --head multilabel has none to count")
     part, folder = role(), Path(output)
     chosen = read_space(Path(space), options) if space else default_space(options)
-    division = divide(read_data(data), options)
-    require_head(options, len(division.train.labels))
+    division = read_division(Path(data), options, threads)
+    require_head(options, len(division.train.labels), division.train.task)
     settings = _settings(str(data), options, tuning, chosen, division)
     # A worker on another machine does not see the chief's folder.
     resumed = part != "worker" and _take_folder(folder, settings, resume=resume)
@@ -174,6 +174,8 @@ def _train_best(
         threads=job.threads,
         cache_dir=job.store.folder,
         progress=job.progress,
+        # A search that was killed here may have found a better trial since.
+        restart=True,
     )
 
 
@@ -212,7 +214,7 @@ def _take_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> boo
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if changed := [name for name in settings if earlier.get(name) != settings[name]]:
             raise UsageError(
-                f"{folder}: its search was begun with other {changed[0]}: give the same, or name another folder"
+                f"{folder}: holds a search with other {changed[0]}: give the same, or name another folder"
             )
         return True
     if (folder / SEARCH).exists():

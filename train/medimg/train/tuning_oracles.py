@@ -36,8 +36,8 @@ IDLE_S = 0.02
 class Durable:
     """Goes before an oracle: its files appear whole, and no trial is lost or repeated by a kill between two.
 
-    Keras Tuner writes over its files in place, and a trial's own file before the oracle's. It ends on too many
-    failures by an exception, which a chief's server does not survive; here no more trials are given out.
+    Keras Tuner writes over its files in place, and a trial's own file before the oracle's. On too many
+    failures it raises an exception, which a chief's server does not survive; here no more trials are given out.
     """
 
     trials: dict[str, Any]

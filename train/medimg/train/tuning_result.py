@@ -23,8 +23,8 @@ class TrialResult:
     values: Mapping[str, Any]
     """The fields of FitOptions that the search chose, by name."""
     figures: Mapping[str, float]
-    """`val-accuracy`, `val-auc`, `val-loss`, `epochs` and `seconds`, means over its executions; of an exported
-    trial also `int8-accuracy`, `latency-ms` and `export-seconds`."""
+    """`val-accuracy`, `val-auc`, `val-loss` and `epochs`, means over its executions, and `seconds`; of an
+    exported trial also `int8-accuracy`, `latency-ms` and `export-seconds`."""
     failure: str | None
     """Why it failed."""
 

@@ -24,8 +24,10 @@ def fit_arguments(options: FitOptions) -> list[str]:
         value = getattr(options, field.name)
         if value == getattr(usual, field.name) or value is None:
             continue
-        name = "--" + field.name.replace("_", "-")
-        words += [name] if value is True else [name, str(value)]
+        name = field.name.replace("_", "-")
+        words += (
+            [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        )
     return words
 
 

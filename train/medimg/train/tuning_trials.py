@@ -108,7 +108,7 @@ class TrialRunner:
     def _deploy(
         self, trained: Trained, accuracy: float, done: Sequence[Mapping[str, float]]
     ) -> dict[str, float]:
-        """Export and time a contender; what is no contender, or too slow, scores below all that can be used."""
+        """Export and time a contender; what is none, or is too slow, scores below all that can be used."""
         best = max((figures["val-accuracy"] for figures in done), default=accuracy)
         if accuracy < best - CONTENDER_MARGIN:
             return {"deployed": accuracy - 1}
@@ -145,9 +145,9 @@ def validation_figures(truth: NDArray[np.int64], probabilities: Probabilities) -
         probabilities: `(images, classes)`.
 
     Returns:
-        `val-accuracy`: share of right classes, or of right answers over images and classes where several may be
-        true; `val-auc`: mean over the classes of the area under the ROC curve, each class against the others;
-        `val-loss`: mean cross-entropy, every image counting alike.
+        `val-accuracy`: share of right classes, or of right answers over images and classes where several may
+        be true; `val-auc`: mean over the classes of the area under the ROC curve, each class against the
+        others; `val-loss`: mean cross-entropy, every image counting alike.
     """
     from sklearn.metrics import log_loss, roc_auc_score
 

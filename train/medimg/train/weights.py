@@ -1,6 +1,7 @@
 """Pretrained VGG16 weights: from a file, from Keras's cache, or downloaded into it."""
 
 import hashlib
+import json
 import os
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from medimg.runtime.containers import file_sha256, replaced
 from medimg.runtime.optional import require
 from medimg.train.errors import WeightsError
+from medimg.train.known_answers import check_known_answer
 from medimg.train.network_options import NetworkOptions
 from medimg.train.networks import Network
 
@@ -32,11 +34,23 @@ _CHOICES = (
 
 
 @dataclass(frozen=True)
+class LoadedLayer:
+    """What one layer holds after loading."""
+
+    name: str
+    sha256: str
+    """Of its kernel and bias as float32."""
+
+
+@dataclass(frozen=True)
 class LoadedWeights:
-    """Where a network's first weights came from."""
+    """Where a network's first weights came from, and what arrived."""
 
     file: str
     sha256: str
+    layers: tuple[LoadedLayer, ...]
+    known: str | None = None
+    """The published weights that these are, by their hashes; their features were those expected."""
 
 
 def imagenet_weights(limit_s: float = DOWNLOAD_LIMIT_S, url: str = IMAGENET_URL) -> Path:
@@ -74,18 +88,22 @@ def load_weights(network: Network, path: Path) -> LoadedWeights:
 
     Raises:
         WeightsError: the file is missing or damaged, or lacks a layer, or a layer has another shape, or
-            values that are no numbers.
+            values that are no numbers, or it is a model for images of another size, or the network does
+            not give the features that are known of these weights.
     """
     h5py = require("h5py", "train")
     require_file(path)
     try:
         with h5py.File(path, "r") as file:
             layers = file.get("model_weights", file)
-            for name in _convolution_names():
-                _load_layer(network.get_layer(name), layers, path)
-    except (OSError, RuntimeError) as error:
+            _require_input(file, network.input_shape[1:3], path)
+            loaded = tuple(
+                _load_layer(network.get_layer(name), layers, path) for name in _convolution_names()
+            )
+    except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: not an HDF5 file, or a damaged one ({error})") from None
-    return LoadedWeights(path.name, file_sha256(path))
+    known = check_known_answer(network, tuple(layer.sha256 for layer in loaded), str(path))
+    return LoadedWeights(path.name, file_sha256(path), loaded, known)
 
 
 def require_file(path: Path) -> None:
@@ -103,10 +121,26 @@ def _convolution_names() -> list[str]:
     return [f"block{index}_conv{number}" for index, (_, count) in blocks for number in range(1, count + 1)]
 
 
-def _load_layer(layer: Any, layers: Any, path: Path) -> None:  # noqa: ANN401  Keras and h5py are untyped
+def _require_input(file: Any, size: tuple[int, int], path: Path) -> None:  # noqa: ANN401  h5py is untyped
+    """Check that a whole model among the weights files is for images of the wanted size."""
+    config = file.attrs.get("model_config")
+    layers = json.loads(config)["config"]["layers"] if config else []
+    for layer in layers:
+        shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
+        if shape and len(shape) == 4 and None not in shape[1:3] and tuple(shape[1:3]) != size:
+            rows, columns = shape[1:3]
+            raise WeightsError(
+                f"{path}: is a model for images of {rows}x{columns} pixels, not {size[0]}x{size[1]}: "
+                f"use --image-size {rows}, or weights without an image size, such as Keras's notop files"
+            )
+
+
+def _load_layer(layer: Any, layers: Any, path: Path) -> LoadedLayer:  # noqa: ANN401  Keras and h5py are untyped
+    """Give a layer its arrays, and hash what it then holds."""
     if layer.name not in layers:
         raise WeightsError(f"{path}: has no layer {layer.name}: not VGG16 weights in Keras's layout")
     arrays = _arrays(layers[layer.name])
+    digest = hashlib.sha256()
     for variable in layer.weights:
         value = arrays.get(len(variable.shape))
         if value is None or value.shape != tuple(variable.shape):
@@ -117,8 +151,11 @@ def _load_layer(layer: Any, layers: Any, path: Path) -> None:  # noqa: ANN401  K
         if not np.isfinite(value).all():
             raise WeightsError(f"{path}: {layer.name} holds values that are no numbers: the file is damaged")
         variable.assign(value)
-        if not np.array_equal(variable.numpy(), value):
+        held = variable.numpy()
+        if not np.array_equal(held, value):
             raise WeightsError(f"{path}: {layer.name} did not take its {variable.name}")
+        digest.update(np.ascontiguousarray(held, "<f4").data)
+    return LoadedLayer(layer.name, digest.hexdigest())
 
 
 def _arrays(group: Any) -> dict[int, NDArray[np.float32]]:  # noqa: ANN401

@@ -1,0 +1,271 @@
+"""Unreadable images, sizes, duplicates: what is found before anything is trained."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from medimg.runtime.data import DataSet, Sample, read_data
+from medimg.runtime.errors import DataError, UsageError
+from medimg.train.cache import DecodedImages, cache_images
+from medimg.train.checking import check
+from medimg.train.cli import cli
+from medimg.train.duplicates import NEAR_BITS, Duplicates, find_duplicates, fingerprints, picture_hash
+from medimg.train.options import FitOptions, Job
+from medimg.train.progress import Progress
+from medimg.train.simulation import simulate_image
+from medimg.train.store import ArrayStore
+from medimg.train.summary import data_lines
+
+SIZE = 64
+OPTIONS = FitOptions(image_size=SIZE)
+
+
+def scan(seed: int) -> NDArray[np.uint8]:
+    return simulate_image("normal", SIZE, np.random.default_rng(seed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Forty images in two classes."""
+    for number in range(40):
+        path = tmp_path / "set" / ("cyst" if number % 2 else "normal") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), scan(number))
+    return tmp_path / "set"
+
+
+def job(tmp_path: Path, options: FitOptions = OPTIONS) -> Job:
+    store = tmp_path / "store"
+    store.mkdir(exist_ok=True)
+    return Job(options, ArrayStore(store), 2, Progress())
+
+
+def spoil(folder: Path, *numbers: int) -> None:
+    for number in numbers:
+        (path,) = folder.rglob(f"{number:02d}.png")
+        path.write_bytes(path.read_bytes()[:100])
+
+
+# Unreadable images.
+
+
+def test_unreadable_images_are_left_out_up_to_a_limit(folder: Path, tmp_path: Path) -> None:
+    dataset = read_data(folder)
+    whole = cache_images(dataset, job(tmp_path), "images")
+    spoil(folder, 3, 16)
+    tolerant = job(tmp_path, replace(OPTIONS, max_unreadable="2"))
+    made = cache_images(dataset, tolerant, "images")
+    found = cache_images(dataset, tolerant, "images")
+    kept = [not sample.name.endswith(("03.png", "16.png")) for sample in dataset.samples]
+    for decoded in (made, found):
+        assert decoded.unreadable == (
+            "cyst/03.png: a truncated PNG",
+            "normal/16.png: a truncated PNG",
+        )
+        np.testing.assert_array_equal(decoded.images, whole.images[kept])
+        assert len(decoded.dataset) == 38
+        np.testing.assert_array_equal(decoded.dataset.truth, dataset.truth[kept])
+    assert made.key == found.key != whole.key
+
+
+@pytest.mark.parametrize("limit", ["0", "1", "1%", "4.9%"])
+def test_more_unreadable_images_than_allowed(limit: str, folder: Path, tmp_path: Path) -> None:
+    spoil(folder, 3, 16)
+    dataset, strict = read_data(folder), job(tmp_path, replace(OPTIONS, max_unreadable=limit))
+    message = r"of 40 images cannot be read, .* \(cyst/03\.png: a truncated PNG"
+    with pytest.raises(DataError, match=message):
+        cache_images(dataset, strict, "images")
+    assert not list((tmp_path / "store").glob("*.array"))
+    cache_images(dataset, job(tmp_path, replace(OPTIONS, max_unreadable="5%")), "images")
+    with pytest.raises(DataError, match=message):
+        cache_images(dataset, strict, "images")
+
+
+def test_a_part_without_any_readable_image(folder: Path, tmp_path: Path) -> None:
+    spoil(folder, *range(40))
+    with pytest.raises(DataError, match="40 or more of 40 images cannot be read, where 39 may be left out"):
+        cache_images(read_data(folder), job(tmp_path, replace(OPTIONS, max_unreadable="100%")), "images")
+
+
+@pytest.mark.parametrize("text", ["", "some", "-1", "0.5", "1 %", "%"])
+def test_limits_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="is neither a number nor a share such as 1%"):
+        FitOptions(max_unreadable=text)
+
+
+# Keys of the cache.
+
+
+def test_the_cache_knows_content_and_rule_but_not_names(folder: Path, tmp_path: Path) -> None:
+    first = cache_images(read_data(folder), job(tmp_path), "images")
+    folder.rename(tmp_path / "moved")
+    again = cache_images(read_data(tmp_path / "moved"), job(tmp_path), "images")
+    assert first.key == again.key
+    assert len(list((tmp_path / "store").glob("*.array"))) == 1
+    other_rule = cache_images(
+        read_data(tmp_path / "moved"), job(tmp_path, FitOptions(image_size=32)), "images"
+    )
+    (path,) = (tmp_path / "moved").rglob("07.png")
+    assert cv2.imwrite(str(path), scan(1000))
+    other_content = cache_images(read_data(tmp_path / "moved"), job(tmp_path), "images")
+    assert len({first.key, other_rule.key, other_content.key}) == 3
+    np.testing.assert_array_equal(other_content.images[3, ..., 0], scan(1000))
+
+
+# Sizes.
+
+
+def test_no_resize_refuses_other_sizes(folder: Path, tmp_path: Path) -> None:
+    strict = replace(OPTIONS, resize=False)
+    decoded = cache_images(read_data(folder), job(tmp_path, strict), "images")
+    np.testing.assert_array_equal(decoded.images[0, ..., 0], scan(1))
+    cv2.imwrite(str(folder / "normal" / "20.png"), np.zeros((32, 48), np.uint8))
+    cv2.imwrite(str(folder / "normal" / "30.png"), np.zeros((32, 32), np.uint8))
+    with pytest.raises(DataError, match=r"20\.png: is 48x32 pixels, .* takes 64x64 \(2 of 40 images have"):
+        cache_images(read_data(folder), job(tmp_path, strict), "images")
+
+
+def test_no_resize_of_arrays(tmp_path: Path) -> None:
+    samples = tuple(Sample(f"train[{n}]", np.zeros((28, 28), np.uint8), n) for n in range(2))
+    dataset = DataSet(("a", "b"), samples)
+    with pytest.raises(DataError, match=r"train\[0\]: is 28x28 pixels, and the network takes 64x64"):
+        cache_images(dataset, job(tmp_path, replace(OPTIONS, resize=False)), "images")
+
+
+# Duplicates.
+
+
+def compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    pixels = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
+    return pixels
+
+
+COPIES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "JPEG at quality 50": lambda image: compressed(image, 50),
+    "half the size": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1, beta=20),
+    "less contrast": lambda image: cv2.convertScaleAbs(image, alpha=0.8, beta=10),
+    "another gamma": lambda image: (255 * (image / 255) ** 0.8).astype(np.uint8),
+}
+
+
+def decoded(images: list[NDArray[np.uint8]], labels: list[int], prefix: str) -> DecodedImages:
+    samples = tuple(
+        Sample(f"{prefix}{n}", image, label)
+        for n, (image, label) in enumerate(zip(images, labels, strict=True))
+    )
+    dataset = DataSet(("a", "b"), samples)
+    arrays = np.stack([sample.load(OPTIONS.image) for sample in samples])
+    return DecodedImages(dataset, arrays, "")
+
+
+def between(first: DecodedImages, second: DecodedImages) -> Duplicates:
+    prints = [fingerprints(part, Progress(), "images") for part in (second, first)]
+    return find_duplicates(prints[0], prints[1], ("val", "train"))
+
+
+def test_exact_and_near_duplicates_are_told_apart_and_contradictions_come_first() -> None:
+    train = decoded([scan(n) for n in range(6)], [0, 1, 0, 1, 0, 1], "t")
+    near = COPIES["brighter"](scan(3))
+    found = between(train, decoded([scan(50), scan(1), near, scan(4)], [0, 1, 0, 0], "v"))
+    assert (found.exact, found.near, found.contradictory, found.images) == (2, 1, 1, 3)
+    pairs = [(pair.image, pair.label, pair.repeats, pair.its_label, pair.exact) for pair in found.listed]
+    assert pairs == [
+        ("v2", "a", "t3", "b", False),
+        ("v1", "b", "t1", "b", True),
+        ("v3", "a", "t4", "a", True),
+    ]
+
+
+def test_of_several_copies_one_with_another_label_is_named() -> None:
+    train = decoded([scan(0), scan(0), scan(0)], [0, 1, 0], "t")
+    (pair,) = between(train, decoded([scan(0)], [0], "v")).listed
+    assert (pair.repeats, pair.its_label) == ("t1", "b")
+
+
+def test_the_list_of_duplicates_is_bounded() -> None:
+    same = [scan(0)] * 60
+    found = between(decoded(same[:1], [0], "t"), decoded(same, [0] * 60, "v"))
+    assert (found.exact, len(found.listed)) == (60, 50)
+
+
+def test_within_a_part_earlier_images_are_repeated() -> None:
+    prints = fingerprints(decoded([scan(0), scan(1), scan(0)], [0, 1, 0], "t"), Progress(), "images")
+    (pair,) = find_duplicates(prints, prints, ("train", "train")).listed
+    assert (pair.image, pair.repeats) == ("t2", "t0")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_of_real_slices_are_found(copy: str, brain_mri: Path) -> None:
+    paths = sorted((brain_mri / "train").rglob("*.jpg"))[::40]
+    for path in paths:
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert image is not None
+        pair = [Sample("", pixels).load(FitOptions().image) for pixels in (image, COPIES[copy](image))]
+        bits = np.bitwise_count(picture_hash(pair[0]) ^ picture_hash(pair[1])).sum()
+        assert bits <= NEAR_BITS
+
+
+@pytest.mark.real
+def test_chest_x_rays_are_not_taken_for_copies(real_data: Path, tmp_path: Path) -> None:
+    """They are much alike; the published parts share eight images, and no other two are near duplicates."""
+    report = check(real_data / "images/pneumoniamnist-subset.npz", FitOptions(image_size=56))
+    counts = {(found.part, found.other): (found.exact, found.near) for found in report.duplicates}
+    assert counts["val", "train"] == (8, 0)
+    assert counts["test", "train"] == counts["test", "val"] == (0, 0)
+    assert [part.images for part in report.parts] == [3882, 524, 624]
+    assert report.parts[2].per_class == (234, 390)
+    assert not report.clean
+
+
+@pytest.mark.real
+def test_the_published_brain_set_shares_images_between_its_parts(brain_mri: Path) -> None:
+    report = check(brain_mri)
+    found = {(found.part, found.other): found for found in report.duplicates}["test", "train"]
+    assert (found.exact, found.near, found.contradictory) == (0, 162, 2)
+
+
+# The command.
+
+
+def test_check_prints_and_fails(folder: Path, tmp_path: Path) -> None:
+    for path in sorted(folder.rglob("*.png")):
+        target = folder / ("train" if int(path.stem) < 30 else "test") / path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        path.rename(target / path.name)
+    for kind in ("cyst", "normal"):
+        (folder / kind).rmdir()
+    report = check(folder, OPTIONS)
+    assert report.clean
+    assert data_lines(report)[-1] == "no unreadable image, and no picture twice"
+    spoil(folder, 2)
+    (folder / "test" / "cyst" / "31.png").write_bytes((folder / "train" / "normal" / "04.png").read_bytes())
+    report_file = tmp_path / "report.json"
+    done = CliRunner().invoke(cli, ["check", str(folder), "--image-size", "64", "--json", str(report_file)])
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["part", "images", "unreadable", "patients", "cyst", "normal"]
+    assert lines[1].split() == ["train", "29", "1", "-", "15", "14"]
+    said = "1 image(s) of test repeat an image of train (1 to the pixel, 0 nearly)"
+    assert f"{said}, 1 of them with another label:" in lines
+    assert "  test/cyst/31.png (cyst) repeats train/normal/04.png (normal)" in lines
+    content = json.loads(report_file.read_text())
+    assert content["parts"][0]["unreadable"] == ["train/normal/02.png: a truncated PNG"]
+    assert [found["exact"] for found in content["duplicates"]] == [0, 0, 1]
+
+
+def test_data_that_are_not_divided_are_one_part(folder: Path) -> None:
+    report = check(folder, replace(OPTIONS, group_by=r"(\d)\.png"))
+    assert [(part.name, part.images, part.patients) for part in report.parts] == [("all", 40, 10)]
+    assert [(found.part, found.other) for found in report.duplicates] == [("all", "all")]

@@ -1,0 +1,254 @@
+"""A training that was broken off goes on to the model that it would have given without the break."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medimg.runtime.errors import UsageError
+from medimg.train import FitOptions, FitResult, fit, simulate
+from medimg.train.augmentation import read_augmentation
+from medimg.train.checkpoint import Checkpoint, Variables, training_folder
+from medimg.train.errors import DivergedError
+from medimg.train.journal import Epoch, Phase
+from medimg.train.keras_files import load_float32
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Keep every epoch, and break off after the writes that the list names."""
+    after: list[int] = []
+    writes = 0
+    write = Checkpoint.write
+
+    def write_and_break_off(self: Checkpoint, *state: object) -> None:
+        nonlocal writes
+        self._written_s = -math.inf
+        write(self, *state)  # type: ignore[arg-type]
+        writes += 1
+        if writes in after:
+            raise KilledError
+
+    monkeypatch.setattr(Checkpoint, "write", write_and_break_off)
+    yield after
+    assert writes >= max(after, default=0)
+
+
+def assert_same(result: FitResult, other: FitResult) -> None:
+    assert [phase.epochs for phase in result.phases] == [phase.epochs for phase in other.phases]
+    assert [phase.best_epoch for phase in result.phases] == [phase.best_epoch for phase in other.phases]
+    models = (load_float32(Path(made.output)).get_weights() for made in (result, other))
+    for old, new in zip(*models, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def broken_off_and_resumed(data: Path, output: Path, options: FitOptions, kills: int) -> FitResult:
+    for number in range(kills):
+        with pytest.raises(KilledError):
+            fit(data, output, options, resume=number > 0)
+    return fit(data, output, options, resume=True, history=output.with_suffix(".csv"))
+
+
+def test_in_both_phases_of_fine_tuning(
+    fine_tuned: FitResult, simulated: Path, tmp_path: Path, kill: list[int]
+) -> None:
+    kill += [1, 2, 4]  # the head's first and second epoch; the last block's
+    result = broken_off_and_resumed(simulated, tmp_path / "model.keras", fine_tuned.options, len(kill))
+    assert_same(result, fine_tuned)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.csv", "model.keras"]
+    rows = (tmp_path / "model.csv").read_text().splitlines()
+    assert rows[0] == "phase,epoch,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds"
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        ["head", "1"],
+        ["head", "2"],
+        ["head", "3"],
+        ["last block", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd", "schedule": "plateau", "augment": read_augmentation("ultrasound")},
+        {"precision_policy": "mixed_bfloat16"},
+    ],
+)
+def test_from_scratch(
+    changes: dict[str, object], small: FitOptions, simulated: Path, tmp_path: Path, kill: list[int]
+) -> None:
+    options = replace(small, **changes)  # type: ignore[arg-type]
+    without_break = fit(simulated, tmp_path / "whole.h5", options)
+    kill += [len(without_break.phases[0].epochs) + place for place in (1, 3)]
+    assert_same(broken_off_and_resumed(simulated, tmp_path / "model.h5", options, 2), without_break)
+
+
+@pytest.fixture
+def small() -> FitOptions:
+    return FitOptions(arch="cnn", image_size=32, filters=4, blocks=2, dense_units=4, epochs=4, batch_size=8)
+
+
+@pytest.fixture
+def broken_off(simulated: Path, tmp_path: Path, small: FitOptions, kill: list[int]) -> Path:
+    """The output of a training that was broken off after its first epoch."""
+    kill.append(1)
+    output = tmp_path / "model.h5"
+    with pytest.raises(KilledError):
+        fit(simulated, output, small)
+    assert not output.exists()
+    return output
+
+
+def test_what_was_broken_off_is_not_begun_anew_unasked(
+    broken_off: Path, simulated: Path, small: FitOptions
+) -> None:
+    with pytest.raises(UsageError, match=r"was broken off: go on with it by --resume, or .* --restart"):
+        fit(simulated, broken_off, small)
+    assert fit(simulated, broken_off, replace(small, seed=1), restart=True).phases[0].epochs
+    assert not broken_off.with_name("model.h5.training").exists()
+
+
+def test_other_options_or_data_are_not_gone_on_with(
+    broken_off: Path, simulated: Path, small: FitOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"begun with another dropout \(0\.5, now 0\.1\)"):
+        fit(simulated, broken_off, replace(small, dropout=0.1), resume=True)
+    simulate(tmp_path / "others", train=8, test=1, size=48, seed=1)
+    with pytest.raises(UsageError, match="begun with another set of images"):
+        fit(tmp_path / "others", broken_off, small, resume=True)
+
+
+def test_a_damaged_checkpoint(broken_off: Path, simulated: Path, small: FitOptions) -> None:
+    file = broken_off.with_name("model.h5.training") / "checkpoint.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"checkpoint\.npz: is damaged .* --restart"):
+        fit(simulated, broken_off, small, resume=True)
+
+
+def test_a_folder_belongs_to_one_process_and_goes_with_success(tmp_path: Path) -> None:
+    output = tmp_path / "model.h5"
+    with training_folder(output, resume=False, restart=False) as folder:
+        assert folder.is_dir()
+        second = training_folder(output, resume=True, restart=False)
+        with pytest.raises(UsageError, match=r"another process is training model\.h5"), second:
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "kept"), [(DivergedError, False), (KeyboardInterrupt, True)])
+def test_what_is_left_after_an_error(error: type[BaseException], kept: bool, tmp_path: Path) -> None:
+    def train() -> None:
+        with training_folder(tmp_path / "model.h5", resume=False, restart=False) as folder:
+            (folder / "checkpoint.npz").touch()
+            raise error
+
+    with pytest.raises(error):
+        train()
+    assert bool(list(tmp_path.iterdir())) == kept
+
+
+def test_both_ways_out_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give one of them"):
+        fit(tmp_path, tmp_path / "model.h5", resume=True, restart=True)
+
+
+def test_a_checkpoint_gives_back_what_it_got(tmp_path: Path) -> None:
+    epoch = Epoch(0.1 + 0.2, 1 / 3, 2 / 3, 0.5, 1e-3, 0.25)
+    phase = Phase("head", (epoch,), 1, 1.5)
+    numbers: list[NDArray[Any]] = [
+        np.array([[1, np.pi]], np.float32),
+        np.array(7),
+        np.array([3, 4], np.uint32),
+    ]
+    Checkpoint(tmp_path, {"epochs": "6"}).write(
+        (phase, phase), phase, np.inf, Variables(numbers, [], numbers)
+    )
+    saved = Checkpoint(tmp_path, {"epochs": "6"}).read()
+    assert saved is not None
+    assert (saved.finished, saved.phase, saved.best_val_loss) == ((phase, phase), phase, np.inf)
+    for group in (saved.variables.model, saved.variables.best):
+        for old, new in zip(numbers, group, strict=True):
+            assert old.dtype == new.dtype
+            np.testing.assert_array_equal(old, new)
+
+
+def test_states_are_not_kept_more_often_than_the_interval(tmp_path: Path) -> None:
+    phase = Phase("head", (), 0, 0.0)
+    checkpoint = Checkpoint(tmp_path, {}, interval_s=60)
+    for best in (1.0, 2.0):
+        checkpoint.write((), phase, best, Variables([], [], []))
+    saved = checkpoint.read()
+    assert saved is not None
+    assert saved.best_val_loss == 1.0
+
+
+def killed_and_resumed(folder: Path, kills: int, seed: int) -> int:
+    """Train by the command, kill it at random moments, resume; say how many kills found it alive."""
+    simulate(folder / "data", train=12, test=1, size=48)
+    options = "--arch cnn --image-size 32 --filters 8 --epochs 40 --batch-size 4 --augment ultrasound"
+    command = [sys.executable, "-m", "medimg.train", "fit", str(folder / "data"), *options.split()]
+    chance, found_alive = random.Random(seed), 0
+    for kill in range(kills):
+        resumed = [*command, "--resume", "--output", str(folder / "killed.h5")]
+        with subprocess.Popen(resumed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            checkpoint = folder / "killed.h5.training" / "checkpoint.npz"
+            before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+            while process.poll() is None and not _changed(checkpoint, before):
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.8) if kill else 0)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                found_alive += 1
+    for name in ("killed", "whole"):
+        files = ["--output", str(folder / f"{name}.h5"), "--json", str(folder / f"{name}.json")]
+        done = subprocess.run([*command, "--resume", *files], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return found_alive
+
+
+def _changed(path: Path, before: int | None) -> bool:
+    try:
+        return path.stat().st_mtime_ns != before
+    except FileNotFoundError:
+        return False
+
+
+def assert_nothing_lost(folder: Path) -> None:
+    killed, whole = (json.loads((folder / f"{name}.json").read_text()) for name in ("killed", "whole"))
+    for made in (killed, whole):
+        for phase in made["phases"]:
+            phase.pop("seconds")
+            for epoch in phase["epochs"]:
+                epoch.pop("seconds")
+    assert killed["phases"] == whole["phases"]
+    models = (load_float32(folder / f"{name}.h5").get_weights() for name in ("killed", "whole"))
+    for old, new in zip(*models, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert not (folder / "killed.h5.training").exists()
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    assert killed_and_resumed(tmp_path, kills=2, seed=0) >= 1
+    assert_nothing_lost(tmp_path)
+
+
+@pytest.mark.soak
+def test_killed_twenty_times(tmp_path: Path) -> None:
+    alive = sum(killed_and_resumed(tmp_path / str(run), kills=4, seed=run) for run in range(5))
+    assert alive == 20
+    for run in range(5):
+        assert_nothing_lost(tmp_path / str(run))

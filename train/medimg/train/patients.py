@@ -1,0 +1,83 @@
+"""Whose image each is: from the data set itself, from the path, or from the DICOM header."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from medimg.runtime.data import DataSet, Sample, Split
+from medimg.runtime.errors import DataError, ImageError
+from medimg.runtime.images import read_patient
+from medimg.runtime.ordered import in_order, worker_threads
+
+_SHOWN = 3
+
+
+def with_patients(dataset: DataSet, group_by: str | None, threads: int) -> DataSet:
+    """Say of every image whose it is, as far as that can be known.
+
+    Args:
+        dataset: it may name patients itself.
+        group_by: a regular expression that finds the patient in an image's path, its group `patient` or first
+            group; it overrules the data set. Without it, and where the data set names no patient, DICOM
+            files are asked for their PatientID (0010,0020).
+        threads: files opened at a time.
+
+    Raises:
+        DataError: the pattern does not fit every path, or one patient has images in two parts.
+    """
+    if group_by is not None:
+        found = _by_path(dataset, re.compile(group_by))
+    elif any(sample.patient for sample in dataset.samples):
+        found = dataset
+    else:
+        with worker_threads(threads, "patients") as pool:
+            patients = in_order(pool, _from_header, dataset.samples, 4 * threads)
+            found = _named(dataset, list(patients))
+    _require_one_part_each(found)
+    return found
+
+
+def _by_path(dataset: DataSet, pattern: re.Pattern[str]) -> DataSet:
+    group: str | int = "patient" if "patient" in pattern.groupindex else 1
+    matches = [pattern.search(sample.name) for sample in dataset.samples]
+    patients = [match[group] if match else None for match in matches]
+    pairs = zip(dataset.samples, patients, strict=True)
+    if missed := [sample.name for sample, patient in pairs if not patient]:
+        raise DataError(
+            f"--group-by {pattern.pattern!r} finds no patient in {len(missed)} of {len(dataset)} paths "
+            f"({', '.join(missed[:_SHOWN])})"
+        )
+    return _named(dataset, patients)
+
+
+def _from_header(sample: Sample) -> str | None:
+    try:
+        return read_patient(sample.source) if isinstance(sample.source, Path) else None
+    except ImageError:
+        # The image itself is read later, and counts as unreadable then.
+        return None
+
+
+def _named(dataset: DataSet, patients: list[str | None]) -> DataSet:
+    return dataset.with_samples(
+        replace(sample, patient=patient) for sample, patient in zip(dataset.samples, patients, strict=True)
+    )
+
+
+def _require_one_part_each(dataset: DataSet) -> None:
+    first_of: dict[str, Sample] = {}
+    for sample in dataset.samples:
+        if sample.patient is None:
+            continue
+        first = first_of.setdefault(sample.patient, sample)
+        if first.split != sample.split:
+            # Paths are named and not the patient, whose identifier does not belong in a log.
+            raise DataError(
+                f"{_place(first)} and {_place(sample)} are of one patient, which would flatter any result: "
+                "put all images of a patient into one part; if they are of two, tell them apart by --group-by"
+            )
+
+
+def _place(sample: Sample) -> str:
+    part: Split | str = sample.split or "no part"
+    return f"{sample.name} (in {part})"
