@@ -18,6 +18,7 @@ import numpy as np
 import export_figures  # noqa: F401  its figures are registered as it is read
 import speed_figures  # noqa: F401
 import training_speed  # noqa: F401
+import tuning_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
@@ -40,7 +41,7 @@ REAL_SETS = {
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "augment", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "tune", "augment", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "compare"),

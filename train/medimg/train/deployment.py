@@ -49,7 +49,7 @@ def write_judges(training: Part, validation: Part, labels: Sequence[str], folder
     """Write decoded images as PNG files with a table of their classes; they are what the network takes.
 
     Args:
-        training: inputs `(images, rows, columns, 3)` uint8 RGB, truth `(images,)`; evenly chosen ones are written.
+        training: `(images, rows, columns, 3)` uint8 RGB, `(images,)` classes; evenly chosen ones are written.
         validation: the same; all are written.
         labels: the classes' names.
         folder: an empty folder, which the caller removes: the images are the patients'.

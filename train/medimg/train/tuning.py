@@ -50,9 +50,9 @@ def tune(
     """Search for the options that train the best model, and train and save it.
 
     Images are decoded once and the outputs of frozen blocks computed once, for all trials. Where Keras
-    Tuner's variables KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT are set, this is one
-    process of a search over machines: the chief gives out the trials and trains the best model, the workers
-    run them. A test part of the data is never looked at.
+    Tuner's variables KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT are set, this is
+    one process of a search over machines: the chief gives out the trials and trains the best model, the
+    workers run them. A test part of the data is never looked at.
 
     Args:
         data: a data set with labels.
@@ -132,13 +132,13 @@ def _search(
     if part == "chief":
         with _quiet():
             search = Search(oracle, folder / SEARCH, space, job)
-            search.search(verbose=0)
+            search.search()
         return _Found(search.results(), oracle.gave_up, 0.0)
     prepared = prepare(division, job)
     prepare_seconds = time.perf_counter() - begin
     with TrialRunner(prepared, space, tuning, job) as run, _quiet():
         search = Search(oracle, folder / SEARCH, space, job, run)
-        search.search(verbose=0)
+        search.search()
     return _Found(search.results(), oracle.gave_up, prepare_seconds)
 
 

@@ -4,6 +4,7 @@ Imports Keras Tuner: load it after `start_keras`.
 """
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 from keras_tuner import HyperParameters, Objective, oracles
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine.trial import TrialStatus
+from keras_tuner.src import config
 
 from medimg.runtime.containers import replaced
 from medimg.train.options import FitOptions, Job
@@ -24,6 +26,11 @@ from medimg.train.tuning_trials import most_epochs, trial_fields
 Figures: TypeAlias = Mapping[str, float]
 RunTrial: TypeAlias = Callable[[Mapping[str, Any], "list[Figures]"], Figures]
 """From what the oracle chose, and the figures of the trials that are done, to the figures of this one."""
+
+# A failed trial is recorded; its traceback belongs into the log, not onto the terminal.
+config.DEBUG = False
+
+_LOG = logging.getLogger(__name__)
 
 UNFINISHED = (TrialStatus.RUNNING, TrialStatus.INVALID)
 FAILURES = (TrialStatus.INVALID, TrialStatus.FAILED)
@@ -37,7 +44,7 @@ class Durable:
     """Goes before an oracle: its files appear whole, and no trial is lost or repeated by a kill between two.
 
     Keras Tuner writes over its files in place, and a trial's own file before the oracle's. On too many
-    failures it raises an exception, which a chief's server does not survive; here no more trials are given out.
+    failures it raises an exception, which a chief's server does not survive; here the trials simply end.
     """
 
     trials: dict[str, Any]
@@ -139,9 +146,11 @@ def make_oracle(tuning: TuneOptions, space: SearchSpace, base: FitOptions) -> An
     if tuning.tuner == "hyperband":
         oracle = HyperbandOracle(max_epochs=most_epochs(base), **common)
         oracle.max_trials = tuning.trials
-        return oracle
-    kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
-    return kinds[tuning.tuner](max_trials=tuning.trials, **common)
+    else:
+        kinds = {"random": RandomOracle, "bayesian": BayesianOracle, "grid": GridOracle}
+        oracle = kinds[tuning.tuner](max_trials=tuning.trials, **common)
+    oracle.verbose = 0
+    return oracle
 
 
 class Search(base_tuner.BaseTuner):  # type: ignore[misc]  # Keras Tuner ships no types
@@ -198,6 +207,7 @@ class Search(base_tuner.BaseTuner):  # type: ignore[misc]  # Keras Tuner ships n
         failed = trial.status in FAILURES
         if failed:
             self._own.append(self._result(trial, None, {}))
+            _LOG.debug("%s", trial.message)
         last = self._own[-1]
         outcome = f"failed: {last.failure}" if failed else f"{self.oracle.objective.name} {last.score:.4f}"
         self._job.progress.note(f"trial {trial.trial_id}: {outcome}")
