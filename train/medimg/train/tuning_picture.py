@@ -38,7 +38,8 @@ def draw(trials: tuple[TrialResult, ...], space: SearchSpace, tuning: TuneOption
         panel.set_axis_off()
     for panel in panels[::columns]:
         panel.set_ylabel(tuning.objective)
-    figure.suptitle(f"{tuning.objective} of {len(trials)} trials, best in orange", fontsize=11)
+    crosses = ", failed ones as crosses" if any(trial.score is None for trial in trials) else ""
+    figure.suptitle(f"{tuning.objective} of {len(trials)} trials, the best in orange{crosses}", fontsize=11)
     # Without the salt the picture's identifiers differ from run to run.
     with matplotlib.rc_context({"svg.hashsalt": "medimg"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
