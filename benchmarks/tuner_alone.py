@@ -24,7 +24,9 @@ def read(table: Path, split: str) -> tuple[Any, Any]:
         rows = list(csv.DictReader(file))
     labels = sorted({row["label"] for row in rows})
     chosen = [row for row in rows if row["split"] == split]
-    images = [cv2.resize(cv2.imread(row["path"])[..., ::-1], (SIZE_PX, SIZE_PX)) for row in chosen]
+    images = [
+        cv2.resize(np.asarray(cv2.imread(row["path"]))[..., ::-1], (SIZE_PX, SIZE_PX)) for row in chosen
+    ]
     classes = np.array([labels.index(row["label"]) for row in chosen])
     return preprocess_input(np.stack(images).astype("float32")), classes
 

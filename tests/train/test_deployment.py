@@ -93,7 +93,7 @@ def runner(
     options = SimpleNamespace(seed=0)
     space = SimpleNamespace(drawn=lambda _values: {})
     tuning = TuneOptions(objective="deployed", latency_budget_ms=10)
-    prepared, job = SimpleNamespace(images=images), SimpleNamespace(options=options)
+    prepared, job = SimpleNamespace(images=images), SimpleNamespace(options=options, progress=None)
     return TrialRunner(prepared, space, tuning, job)  # type: ignore[arg-type]  # stand-ins
 
 

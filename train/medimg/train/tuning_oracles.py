@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from medimg.train.tuning_result import TrialResult
 from medimg.train.tuning_trials import most_epochs, trial_fields
 
 Figures: TypeAlias = Mapping[str, float]
-RunTrial: TypeAlias = Callable[[Mapping[str, Any], "list[Figures]"], Figures]
+RunTrial: TypeAlias = Callable[[Mapping[str, Any], Sequence[Figures]], Figures]
 """From what the oracle chose, and the figures of the trials that are done, to the figures of this one."""
 
 # A failed trial is recorded; its traceback belongs into the log, not onto the terminal.
@@ -143,6 +143,7 @@ def make_oracle(tuning: TuneOptions, space: SearchSpace, base: FitOptions) -> An
         "seed": base.seed + 1,
         "max_consecutive_failed_trials": tuning.max_failures,
     }
+    oracle: Any
     if tuning.tuner == "hyperband":
         oracle = HyperbandOracle(max_epochs=most_epochs(base), **common)
         oracle.max_trials = tuning.trials

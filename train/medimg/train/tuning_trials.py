@@ -3,11 +3,12 @@
 Imports Keras: load it after `start_keras`.
 """
 
+import gc
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from medimg.train.finetune import HEAD_EPOCHS, SCRATCH_EPOCHS, Trained, assemble
 from medimg.train.keras_files import save
 from medimg.train.options import FitOptions, Job
 from medimg.train.preparation import Prepared
+from medimg.train.progress import Progress, T
 from medimg.train.search_space import SearchSpace
 from medimg.train.tuning_options import CONTENDER_MARGIN, TuneOptions
 
@@ -64,7 +66,8 @@ class TrialRunner:
             tuning: objective and number of executions.
             job: its options are those that stay fixed.
         """
-        self._prepared, self._space, self._tuning, self._job = prepared, space, tuning, job
+        self._prepared, self._space, self._tuning = prepared, space, tuning
+        self._job = replace(job, progress=_Bars(job.progress))
         self._stack = ExitStack()
 
     def __enter__(self) -> "TrialRunner":
@@ -93,6 +96,8 @@ class TrialRunner:
             train(self._prepared, replace(self._job, options=replace(options, seed=options.seed + number)))
             for number in range(self._tuning.executions_per_trial)
         ]
+        # What Keras leaves behind is garbage in cycles, of which a search makes much.
+        gc.collect()
         judged = [self._judge(run) for run in runs]
         found = {name: statistics.fmean(figures[name] for figures in judged) for name in judged[0]}
         found["seconds"] = time.perf_counter() - begin
@@ -137,7 +142,18 @@ class TrialRunner:
         return write_judges(images.train, images.validation, self._prepared.labels, folder)
 
 
-def validation_figures(truth: NDArray[np.int64], probabilities: Probabilities) -> dict[str, float]:
+class _Bars(Progress):
+    """Shows how far decoding and features have come, but no line an epoch: there are too many trials."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def track(self, items: Iterable[T], label: str, length: int) -> Iterator[T]:
+        """Give the items one by one."""
+        return self._shown.track(items, label, length)
+
+
+def validation_figures(truth: NDArray[Any], probabilities: Probabilities) -> dict[str, float]:
     """Judge probabilities.
 
     Args:
@@ -154,7 +170,7 @@ def validation_figures(truth: NDArray[np.int64], probabilities: Probabilities) -
     values = np.asarray(probabilities, np.float64)
     values = np.clip(values, 1e-7, 1 - 1e-7)
     if truth.ndim == 1:
-        columns = np.eye(values.shape[1])[truth]
+        columns: NDArray[Any] = np.eye(values.shape[1])[truth]
         accuracy = np.mean(values.argmax(axis=1) == truth)
         loss = log_loss(columns, values / values.sum(axis=1, keepdims=True))
     else:
