@@ -31,9 +31,12 @@ def fail(values: Mapping[str, Any], done: Sequence[Mapping[str, float]]) -> dict
     raise ValueError(f"after {len(done)} trials\nand more")
 
 
-def search(folder: Path, tuning: TuneOptions, how: Any = run) -> tuple[TrialResult, ...]:
+def search(
+    folder: Path, tuning: TuneOptions, how: Any = run, initial: int | None = None
+) -> tuple[TrialResult, ...]:
     job = Job(BASE, ArrayStore(folder), 1, Progress())
     oracle = tuning_oracles.make_oracle(tuning, SPACE, BASE)
+    oracle.num_initial_points = initial
     found = tuning_oracles.Search(oracle, folder / "search", SPACE, job, how)
     found.search()
     return tuple(sorted(found.results(), key=lambda trial: int(trial.name)))
@@ -45,7 +48,6 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_search_killed_between_any_two_writes_ends_as_if_it_had_not_been(
     tuner: TunerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,15 @@ def test_a_search_killed_between_any_two_writes_ends_as_if_it_had_not_been(
         assert search(folder, tuning) == whole, f"killed before write {last}"
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_what_a_gaussian_process_tries_next_does_not_depend_on_a_kill(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = search(tmp_path / "whole", TuneOptions(tuner="bayesian", max_trials=4), initial=2)
+    search(tmp_path / "killed", TuneOptions(tuner="bayesian", max_trials=3), initial=2)
+    assert search(tmp_path / "killed", TuneOptions(tuner="bayesian", max_trials=4), initial=2) == whole
+
+
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_more_trials_can_be_asked_for_later(tuner: TunerName, tmp_path: Path) -> None:
     first = search(tmp_path, TuneOptions(tuner=tuner, max_trials=2))
@@ -88,6 +99,13 @@ def test_more_trials_can_be_asked_for_later(tuner: TunerName, tmp_path: Path) ->
     assert both[:2] == first
     assert len(both) == 5
     assert len({str(trial.values) for trial in both}) == 5
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_taken_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run[1]*"
+    folder.mkdir()
+    first = search(folder, TuneOptions(max_trials=2))
+    assert search(folder, TuneOptions(max_trials=3))[:2] == first
 
 
 def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from keras_tuner import HyperParameters, Objective, oracles
 from keras_tuner.engine import base_tuner
-from keras_tuner.engine.trial import TrialStatus
+from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
 from medimg.runtime.containers import replaced
@@ -84,8 +85,12 @@ class Durable:
         file = Path(self._get_oracle_fname())  # type: ignore[attr-defined]  # the oracle's
         begun = set(json.loads(file.read_text(encoding="utf-8"))["start_order"])
         for folder in file.parent.glob("trial_*"):
-            if folder.name.removeprefix("trial_") not in begun:
+            name = folder.name.removeprefix("trial_")
+            if name not in begun:
                 shutil.rmtree(folder)
+                continue
+            # Keras Tuner finds none where a bracket in the folder's name looks like a pattern.
+            self.trials[name] = Trial.load(str(folder / "trial.json"))
         super().reload()  # type: ignore[misc]  # the oracle's
         unfinished = [name for name in self.start_order if self.trials[name].status in UNFINISHED]
         finished = [name for name in self.start_order if name not in {*unfinished, *self.end_order}]
@@ -99,6 +104,11 @@ class RandomOracle(Durable, oracles.RandomSearchOracle):  # type: ignore[misc]  
 
 class BayesianOracle(Durable, oracles.BayesianOptimizationOracle):  # type: ignore[misc]
     """Bayesian optimisation by a Gaussian process."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Choose the values of the next trial, the same ones after a kill."""
+        self._random_state = np.random.RandomState(self.seed + len(self.trials))
+        return super().populate_space(trial_id)
 
 
 class HyperbandOracle(Durable, oracles.HyperbandOracle):  # type: ignore[misc]
