@@ -71,6 +71,9 @@ class TrialRunner:
         self._stack = ExitStack()
 
     def __enter__(self) -> "TrialRunner":
+        # Collecting after each trial is cheap where it need not look at all of TensorFlow.
+        gc.freeze()
+        self._stack.callback(gc.unfreeze)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -96,7 +99,7 @@ class TrialRunner:
             train(self._prepared, replace(self._job, options=replace(options, seed=options.seed + number)))
             for number in range(self._tuning.executions_per_trial)
         ]
-        # What Keras leaves behind is garbage in cycles, of which a search makes much.
+        # What Keras leaves behind is garbage in cycles: the last trial's weights among it.
         gc.collect()
         judged = [self._judge(run) for run in runs]
         found = {name: statistics.fmean(figures[name] for figures in judged) for name in judged[0]}
