@@ -23,7 +23,9 @@ FEW = 96
 """Images of the slowest training, that of all blocks."""
 
 
-def measure(data: Path, weights: Path, policy: Policy, images: int) -> dict[str, Any]:
+def measure(
+    data: Path, weights: Path, policy: Policy, images: int = 600, image_size: int = 224
+) -> dict[str, Any]:
     """Time epochs, validation included.
 
     Args:
@@ -31,8 +33,11 @@ def measure(data: Path, weights: Path, policy: Policy, images: int) -> dict[str,
         weights: VGG16's, without its top.
         policy: what to compute in.
         images: training images to use; validation takes a third as many.
+        image_size: side of the network's input, in pixels.
     """
-    options = FitOptions(weights=str(weights), precision_policy=policy, epochs=20, fine_tune_epochs=0)
+    options = FitOptions(
+        weights=str(weights), image_size=image_size, precision_policy=policy, epochs=20, fine_tune_epochs=0
+    )
     whole = divide(read_data(data), options)
     division = _fewer(whole, images)
     with open_store(None) as store:
@@ -59,8 +64,8 @@ def _fewer(division: Division, images: int) -> Division:
 
 def _some(dataset: DataSet, images: int) -> DataSet:
     """Take images evenly from the whole set."""
-    step = max(1, len(dataset) // images)
-    return dataset.with_samples(dataset.samples[::step][:images])
+    kept = min(images, len(dataset))
+    return dataset.with_samples(dataset.samples[place * len(dataset) // kept] for place in range(kept))
 
 
 def _epoch_s(prepared: Prepared, job: Job, phase: int) -> float:

@@ -256,8 +256,9 @@ def test_a_table_with_several_labels_an_image(tmp_path: Path) -> None:
         _ = found.truth
     wider = found.relabelled(("cyst", "mass", "edema"))
     assert wider.targets.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
-    with pytest.raises(DataError, match="no image shows any class"):
-        read_data(table(tmp_path, "path,label\na.png,\nb.png,|\n"), task="multilabel")
+    for text in ("path,label\na.png,\nb.png,|\n", "path,label\na.png,x\nb.png,x\n"):
+        with pytest.raises(DataError, match="no class is shown by some of the images and not by others"):
+            read_data(table(tmp_path, text), task="multilabel")
     with pytest.raises(DataError, match="line 3 has no label"):
         read_data(table(tmp_path, MANY))
 

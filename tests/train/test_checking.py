@@ -120,6 +120,36 @@ def test_the_cache_knows_content_and_rule_but_not_names(folder: Path, tmp_path: 
     np.testing.assert_array_equal(other_content.images[3, ..., 0], scan(1000))
 
 
+def test_what_could_not_be_read_under_other_limits_is_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cv2.imwrite(str(folder / "normal" / "20.png"), np.zeros((100, 100), np.uint8))
+    tolerant = job(tmp_path, replace(OPTIONS, max_unreadable="1"))
+    monkeypatch.setenv("MEDIMG_MAX_PIXELS", "5000")
+    assert len(cache_images(read_data(folder), tolerant, "images").unreadable) == 1
+    monkeypatch.delenv("MEDIMG_MAX_PIXELS")
+    assert cache_images(read_data(folder), tolerant, "images").unreadable == ()
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """120 MB of decoded images, hashed and compared; what the process holds of its own stays small."""
+    generator = np.random.default_rng(0)
+    samples = tuple(Sample(str(n), generator.integers(0, 256, (8, 8), np.uint8), n % 2) for n in range(800))
+    before = own_memory()
+    decoded = cache_images(DataSet(("a", "b"), samples), job(tmp_path, FitOptions()), "images")
+    prints = fingerprints(decoded, Progress(), "images")
+    assert find_duplicates(prints, prints, ("train", "train")).images == 0
+    assert decoded.images.nbytes > 1.2e8
+    assert own_memory() - before < 5e7
+
+
+def own_memory() -> int:
+    """Bytes that belong to this process alone, without the mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("RssAnon"))
+    return int(kib) * 1024
+
+
 # Sizes.
 
 

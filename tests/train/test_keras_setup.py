@@ -24,6 +24,20 @@ def test_auto_follows_the_processor(text: str, policy: str, tmp_path: Path) -> N
     assert choose_policy("auto", tmp_path / "cpuinfo") == policy
 
 
+@pytest.mark.parametrize(
+    ("gpus", "policy"),
+    [
+        ([(9, 0), (8, 0)], "mixed_bfloat16"),
+        ([(7, 5)], "mixed_float16"),
+        ([(9, 0), (7, 0)], "mixed_float16"),
+        ([(6, 1)], "float32"),
+    ],
+)
+def test_auto_follows_the_oldest_gpu(gpus: list[tuple[int, int]], policy: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16")
+    assert choose_policy("auto", tmp_path / "cpuinfo", gpus) == policy
+
+
 def test_auto_without_a_description_is_float32(tmp_path: Path) -> None:
     assert choose_policy("auto", tmp_path / "absent") == "float32"
 

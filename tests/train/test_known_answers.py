@@ -64,7 +64,7 @@ def test_the_stored_features_are_those_of_plain_numpy(imagenet_weights: Path) ->
     (known,) = KNOWN_ANSWERS.values()
     reference = plain_features(imagenet_weights)
     np.testing.assert_allclose(reference[list(known.channels)], known.features, atol=1e-4)
-    assert np.linalg.norm(known.features) > 0.9 * np.linalg.norm(reference)
+    assert np.linalg.norm(known.features) > 0.8 * np.linalg.norm(reference)
 
 
 @pytest.mark.real

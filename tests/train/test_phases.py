@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medimg.train.batches import Batches, as_float
-from medimg.train.options import FitOptions, Job
+from medimg.train.options import FitOptions, Job, Schedule
 from medimg.train.parts import Part
 from medimg.train.phases import Plan, run_phase
 from medimg.train.progress import Progress
@@ -61,6 +61,28 @@ def test_the_start_is_kept_where_nothing_is_better(model: keras.Model) -> None:
     assert phase.best_epoch == 0
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("fixed", [0.05] * 5),
+        ("cosine", [0.05 * (1 + np.cos(np.pi * epoch / 5)) / 2 for epoch in range(1, 6)]),
+        # Half the patience passes twice: after the third epoch and after the last.
+        ("plateau", [0.05] * 3 + [0.01] * 2),
+    ],
+)
+def test_schedules(schedule: Schedule, rates: list[float], model: keras.Model) -> None:
+    """Every epoch but the first is worse than the one before."""
+    plan = replace(PLAN, epochs=5, patience=4, schedule=schedule)
+    phase = run_phase(model, data(0), data(1, inverted=True), plan, job())
+    assert [epoch.learning_rate for epoch in phase.epochs] == pytest.approx(rates, abs=1e-8)
+
+
+def test_sgd_with_momentum_learns_too(model: keras.Model) -> None:
+    phase = run_phase(model, data(0), data(1), PLAN, job(optimizer="sgd", momentum=0.8))
+    assert float(model.optimizer.momentum) == 0.8
+    assert phase.epochs[-1].val_loss < phase.epochs[0].val_loss
 
 
 def test_batches_cover_every_image_once_in_a_new_order_each_epoch() -> None:

@@ -1,5 +1,6 @@
 """The store of arrays: what is made once, writers at once, a writer killed half-way, a disk without room."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -169,6 +170,27 @@ def test_a_store_without_a_folder_leaves_nothing() -> None:
         stored: Stored = store.array("key", 16, numbers())
         assert stored.values.shape == (16, 2)
     assert not store.folder.exists()
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_uses_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import sys, time; from medimg.train.store import open_store\n"
+        "with open_store(None): print(flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        (used,) = tmp_path.iterdir()
+        with open_store(None):
+            assert used.exists()
+        run.kill()
+    assert used.exists()
+    with open_store(None) as store:
+        assert [store.folder] == list(tmp_path.iterdir())
 
 
 def test_keys_do_not_run_into_one_another() -> None:

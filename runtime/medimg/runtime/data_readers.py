@@ -210,8 +210,9 @@ def _require_classes(dataset: DataSet, path: Path) -> None:
     if without:
         raise DataError(f"{path}: {len(without)} image(s) have no label ({', '.join(without[:3])})")
     if dataset.task == "multilabel":
-        if not dataset.targets.any():
-            raise DataError(f"{path}: no image shows any class")
+        shown = dataset.targets.mean(axis=0)
+        if not ((shown > 0) & (shown < 1)).any():
+            raise DataError(f"{path}: no class is shown by some of the images and not by others")
         return
     present = sorted({dataset.labels[int(label)] for label in set(dataset.truth.tolist())})
     if len(present) < 2:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from medimg.runtime.containers import file_sha256
 from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import Image, read_size
+from medimg.runtime.limits import Limits
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule
@@ -23,6 +24,8 @@ from medimg.train.options import Job
 from medimg.train.store import key_of
 
 BATCH = 32
+DECODERS = ("medimg", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
+"""Packages beside OpenCV on which it depends what can be read."""
 SHOWN = 3
 """How many of several bad images a message names."""
 
@@ -139,11 +142,19 @@ def _size(sample: Sample, rule: ImageRule) -> tuple[int, int] | None:
 
 
 def images_key(dataset: DataSet, rule: ImageRule, threads: int) -> str:
-    """Hash everything that decoded images depend on: their content, the rule, and what decodes them."""
-    decoder = (version("medimg"), cv2.__version__)
+    """Hash everything that decoded images depend on: their content, the rule, what decodes them."""
+    limits = Limits.from_environment()
+    settings = json.dumps([dataclasses.asdict(rule), dataclasses.asdict(limits)])
     with worker_threads(threads, "hash") as pool:
         contents = in_order(pool, _content, dataset.samples, 4 * threads)
-        return key_of("images", *decoder, json.dumps(dataclasses.asdict(rule)), *contents)
+        return key_of("images", cv2.__version__, *map(_version, DECODERS), settings, *contents)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _content(sample: Sample) -> str:

@@ -8,11 +8,12 @@ follow from the seed and the epoch, so a training that goes on gives what one wi
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from medimg.train.journal import Phase
 FILE = "checkpoint.npz"
 INTERVAL_S = 1.0
 """Epochs on cached features take milliseconds, so not each of them is written."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Checkpoint:
         if not self._path.exists():
             return None
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about = json.loads(arrays["about"].tobytes())
                 groups = {
                     name: [arrays[f"{name}{index}"] for index in range(count)]
@@ -103,7 +106,11 @@ class Checkpoint:
                 )
 
     def write(
-        self, finished: tuple[Phase, ...], phase: Phase, best_val_loss: float, variables: Variables
+        self,
+        finished: tuple[Phase, ...],
+        phase: Phase,
+        best_val_loss: float,
+        variables: Callable[[], Variables],
     ) -> None:
         """Replace it, unless it is newer than the interval.
 
@@ -112,7 +119,7 @@ class Checkpoint:
         """
         if time.monotonic() - self._written_s < self._interval_s:
             return
-        groups = vars(variables)
+        groups = vars(variables())
         about = {
             "fingerprint": self._fingerprint,
             "finished": to_plain(finished),
@@ -172,7 +179,9 @@ def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Pa
             shutil.rmtree(folder)
             raise
         except BaseException:
-            if not (folder / FILE).exists():
+            if (folder / FILE).exists():
+                _LOG.warning("%s keeps what has been trained: go on with it by --resume", folder)
+            else:
                 shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)

@@ -19,7 +19,7 @@ class Division:
     validation: DataSet
     validation_from: str
     """`val`, the part that the data name, or `split`, held out of the training part."""
-    test_images: int
+    test_images: int = 0
     """How many the test part has."""
 
 

@@ -1,7 +1,7 @@
 """What a training has been through, epoch by epoch: to go on after a kill, and as a table to read."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,13 +63,13 @@ class Journal:
         """Give the state in which an earlier run left a phase."""
         return self._saved if self._saved and self._saved.phase.name == name else None
 
-    def epoch(self, phase: Phase, best_val_loss: float, variables: "Variables") -> None:
+    def epoch(self, phase: Phase, best_val_loss: float, variables: "Callable[[], Variables]") -> None:
         """Keep the state after an epoch.
 
         Args:
             phase: as far as it has come.
             best_val_loss: of its best epoch.
-            variables: its numbers.
+            variables: gives its numbers.
 
         Raises:
             UsageError: a file cannot be written.
@@ -82,6 +82,8 @@ class Journal:
     def end(self, phase: Phase) -> Phase:
         """Keep a phase that has come to its end, and give it back."""
         self._phases.append(phase)
+        if self._table:
+            _write_table(self._table, self._phases)
         return phase
 
 

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from medimg.train.checkpoint import Variables
@@ -117,7 +116,7 @@ class _Course:
 
     def end_epoch(self, logs: dict[str, float], seconds: float) -> None:
         """Take an epoch's figures, and keep its weights if they are the best so far."""
-        rate = float(self._model.optimizer.learning_rate)
+        rate = float(self._model.optimizer.learning_rate.numpy())
         loss, accuracy, val_loss, val_accuracy = (
             float(logs.get(name, math.nan)) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
         )
@@ -132,10 +131,13 @@ class _Course:
             self.best = self._model.get_weights()
         elif self.plan.schedule == "plateau" and self._without_gain % max(1, self.plan.patience // 2) == 0:
             self._model.optimizer.learning_rate = rate * PLATEAU_FACTOR
-        variables = (self._model.variables, self._model.optimizer.variables)
-        model, optimizer = ([np.asarray(variable) for variable in group] for group in variables)
-        self.job.journal.epoch(self.phase, self._best_val_loss, Variables(model, optimizer, self.best))
+        self.job.journal.epoch(self.phase, self._best_val_loss, self._variables)
         self._model.stop_training = self.over
+
+    def _variables(self) -> Variables:
+        groups = (self._model.variables, self._model.optimizer.variables)
+        model, optimizer = ([variable.numpy() for variable in group] for group in groups)
+        return Variables(model, optimizer, self.best)
 
 
 def _fit(model: Network, train: "Batches", validation: "Batches", course: _Course) -> None:

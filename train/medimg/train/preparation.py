@@ -69,8 +69,7 @@ def prepare(division: Division, job: Job) -> Prepared:
     policy = choose_policy(options.precision_policy, gpus=gpu_capabilities())
     base = PretrainedBase(path, options, policy) if path else None
     if base:
-        # A damaged file is found before the images are decoded.
-        assert base.loaded
+        _ = base.loaded  # a damaged file is found before the images are decoded
     train = cache_images(division.train, job, "training images")
     validation = cache_images(division.validation, job, "validation images")
     require_every_class(train.dataset, validation.dataset)

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from medimg.runtime.containers import replaced
 from medimg.runtime.errors import UsageError
 
+_PREFIX, _IN_USE = "medimg-fit-", "in-use"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -149,8 +151,8 @@ def open_store(folder: Path | None) -> Iterator[ArrayStore]:
         UsageError: nothing can be written there.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="medimg-fit-") as name:
-            yield ArrayStore(Path(name))
+        with _temporary_folder() as temporary:
+            yield ArrayStore(temporary)
         return
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -160,6 +162,26 @@ def open_store(folder: Path | None) -> Iterator[ArrayStore]:
         reason = f"no cache can be kept there ({error.strerror})"
         raise UsageError(f"{folder}: {reason}: name another folder by --cache-dir") from None
     yield store
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a folder that is removed at the end, or by the next run if this one is killed."""
+    # It holds images of patients.
+    _remove_left_behind()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, (Path(name) / "new").open("wb") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        # Only now, so that no other process finds it without its lock.
+        (Path(name) / "new").rename(Path(name) / _IN_USE)
+        yield Path(name)
+
+
+def _remove_left_behind() -> None:
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
+        with contextlib.suppress(OSError), path.open("rb") as mark:
+            if os.fstat(mark.fileno()).st_uid == os.getuid():
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent)
 
 
 def key_of(*parts: str | bytes) -> str:
