@@ -66,7 +66,7 @@ def data_lines(report: "DataReport") -> list[str]:
         rows.append((part.name, *map(str, counts)))
     unreadable = tuple(message for part in report.parts for message in part.unreadable)
     notes = [line for found in report.duplicates for line in duplicate_lines(found)]
-    lines = [*align(rows), "", *unreadable_lines(unreadable), *notes]
+    lines = [*table(rows), "", *unreadable_lines(unreadable), *notes]
     return lines if len(lines) > len(rows) + 1 else [*lines, "no unreadable image, and no picture twice"]
 
 
@@ -99,7 +99,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
         for row in evaluation.per_class
     ]
     labels = [row[0] for row in classes]
-    table = align([("class", "images", "recall", "precision", "F1"), *classes])
+    shown = table([("class", "images", "recall", "precision", "F1"), *classes])
     if not evaluation.confusion:
         shown = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
         return [shown, "", *table]
@@ -107,14 +107,14 @@ def _figures(evaluation: Evaluation) -> list[str]:
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *table,
+        *shown,
         "",
         "true \\ predicted",
-        *align([("", *labels), *counts]),
+        *table([("", *labels), *counts]),
     ]
 
 
-def align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align columns: the first to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [

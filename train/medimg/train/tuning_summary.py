@@ -7,7 +7,7 @@ from dataclasses import fields
 from medimg.runtime.text import printable
 from medimg.train.options import FitOptions
 from medimg.train.search_space import NONE
-from medimg.train.summary import SIMULATED, align
+from medimg.train.summary import SIMULATED, table
 from medimg.train.tuning_result import TrialResult, TuneResult
 
 WIDTH = 80
@@ -79,7 +79,7 @@ def _table(result: TuneResult) -> list[str]:
             taken += 1
         head = ["trial", *(column[0] for column in columns[:taken])]
         body = zip(names, *(column[1:] for column in columns[:taken]), strict=True)
-        lines += [*([""] if lines else []), *align([tuple(head), *body])]
+        lines += [*([""] if lines else []), *table([tuple(head), *body])]
         columns = columns[taken:]
     hidden = len(result.trials) - len(result.failed) - len(shown)
     return lines + ([f"… and {hidden} more, in --json"] if hidden else [])
