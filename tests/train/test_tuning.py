@@ -105,7 +105,7 @@ def test_the_picture_shows_every_parameter(tuned: TuneResult) -> None:
     picture = Path(tuned.picture).read_text()
     assert picture.lstrip().startswith("<?xml")
     for words in ("learning rate", "activation", "val-accuracy"):
-        assert f"<!-- {words} -->" in picture
+        assert f">{words}</text>" in picture
 
 
 def test_a_killed_search_goes_on_to_the_same_end(

@@ -101,8 +101,8 @@ def _figures(evaluation: Evaluation) -> list[str]:
     labels = [row[0] for row in classes]
     shown = table([("class", "images", "recall", "precision", "F1"), *classes])
     if not evaluation.confusion:
-        shown = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
-        return [shown, "", *table]
+        right = f"{evaluation.accuracy:.3f} of {evaluation.images} images right in every class"
+        return [right, "", *shown]
     counts = [(label, *map(str, row)) for label, row in zip(labels, evaluation.confusion, strict=True)]
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",

@@ -41,7 +41,7 @@ def draw(trials: tuple[TrialResult, ...], space: SearchSpace, tuning: TuneOption
     crosses = ", failed ones as crosses" if any(trial.score is None for trial in trials) else ""
     figure.suptitle(f"{tuning.objective} of {len(trials)} trials, the best in orange{crosses}", fontsize=11)
     # Without the salt the picture's identifiers differ from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": "medimg"}):
+    with matplotlib.rc_context({"svg.hashsalt": "medimg", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
