@@ -90,6 +90,7 @@ def test_the_usual_space_fits_its_architecture(arch: Arch) -> None:
 def test_without_fine_tuning_no_blocks_are_unfrozen() -> None:
     assert "unfreeze_blocks" in default_space(FitOptions()).parameters
     assert "unfreeze_blocks" not in default_space(FitOptions(fine_tune_epochs=0)).parameters
+    assert "unfreeze_blocks" not in default_space(FitOptions(weights="none")).parameters
 
 
 def test_images_too_small_for_a_choice_leave_it_out() -> None:

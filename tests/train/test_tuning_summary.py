@@ -48,6 +48,11 @@ def test_no_line_is_wider_than_a_terminal_and_no_column_is_lost() -> None:
     assert "… and 10 more, in --json" in lines
 
 
+def test_a_grid_says_how_many_combinations_it_has() -> None:
+    lines = tune_lines(result(trial(0, 0.5), tuning=TuneOptions(tuner="grid")))
+    assert lines[0].startswith(f"1 trials by grid of {SPACE.combinations:,} combinations for val-accuracy")
+
+
 def test_failures_are_named_and_made_safe() -> None:
     lines = tune_lines(
         result(trial(0, 0.5), trial(1, None, "ValueError: \x1b[31mred\nand more " + "x " * 60))

@@ -150,7 +150,7 @@ def default_space(base: FitOptions) -> SearchSpace:
     }
     if base.arch == "vgg16":
         wanted |= {"dense_layers": Choice((0, 1, 2)), "dense_units": Choice((64, 256, 1024))}
-        if base.fine_tunes:
+        if base.pretrained and base.fine_tunes:
             wanted["unfreeze_blocks"] = Choice((0, 1, 2))
     elif base.arch == "vgg-bn":
         wanted["dense_units"] = Choice((512, 1024, 4096))

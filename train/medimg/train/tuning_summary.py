@@ -59,8 +59,9 @@ def tune_lines(result: TuneResult) -> list[str]:
 def _headline(result: TuneResult) -> str:
     count, tuning = len(result.trials), result.tuning
     again = ", going on with an earlier run" if result.resumed else ""
+    whole = f" of {result.space.combinations:,} combinations" if tuning.tuner == "grid" else ""
     return (
-        f"{count} trials by {tuning.tuner} for {tuning.objective} in {result.seconds:.0f} s{again}, of which "
+        f"{count} trials by {tuning.tuner}{whole} for {tuning.objective} in {result.seconds:.0f} s{again}, of which "
         f"{result.prepare_seconds:.0f} s went into what all trials share"
     )
 
