@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import fields
 
 from medimg.runtime.text import printable
+from medimg.train.data_summary import duplicate_lines, unreadable_lines
 from medimg.train.options import FitOptions
 from medimg.train.search_space import NONE
 from medimg.train.summary import SIMULATED, table
@@ -32,7 +33,7 @@ def fit_arguments(options: FitOptions) -> list[str]:
 
 
 def tune_lines(result: TuneResult) -> list[str]:
-    """Show the trials, what failed, and what to type next; no line is wider than 80 columns but commands."""
+    """Show the trials, what failed, and what to type next; only names and commands exceed 80 columns."""
     lines = [
         *textwrap.wrap(_headline(result), WIDTH),
         "",
@@ -41,6 +42,8 @@ def tune_lines(result: TuneResult) -> list[str]:
     ]
     if result.fit is None:
         return [*lines, "", "This was a worker: the chief has all trials, and trains and saves the best."]
+    if notes := [*unreadable_lines(result.fit.unreadable), *duplicate_lines(result.fit.duplicates)]:
+        lines += ["", *notes]
     if result.fit.simulated_data:
         lines += ["", SIMULATED]
     model, data = shlex.quote(result.fit.output), shlex.quote(result.data)
@@ -61,8 +64,8 @@ def _headline(result: TuneResult) -> str:
     again = ", going on with an earlier run" if result.resumed else ""
     whole = f" of {result.space.combinations:,} combinations" if tuning.tuner == "grid" else ""
     return (
-        f"{count} trials by {tuning.tuner}{whole} for {tuning.objective} in {result.seconds:.0f} s{again}, of which "
-        f"{result.prepare_seconds:.0f} s went into what all trials share"
+        f"{count} trials by {tuning.tuner}{whole} for {tuning.objective} in {result.seconds:.0f} s{again}, "
+        f"of which {result.prepare_seconds:.0f} s went into what all trials share"
     )
 
 
