@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import shlex
 import time
 import warnings
@@ -230,7 +231,13 @@ def _take_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> boo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what Keras Tuner prints, and what scikit-learn thinks of its few points."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="sklearn")
-        yield
+    """Drop what Keras Tuner prints, and what its libraries think of many networks and of few points."""
+    tensorflow = logging.getLogger("tensorflow")
+    level = tensorflow.level
+    tensorflow.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="sklearn")
+            yield
+    finally:
+        tensorflow.setLevel(level)
