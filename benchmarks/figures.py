@@ -19,6 +19,7 @@ import export_figures  # noqa: F401  its figures are registered as it is read
 import speed_figures  # noqa: F401
 import training_figures  # noqa: F401
 import training_speed  # noqa: F401
+import tuning_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
@@ -36,7 +37,7 @@ SCHEMA = 1
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "check", "augment", "calibrate", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "compare"),

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 FRAMEWORKS = (
     "tensorflow",
     "keras",
+    "keras_tuner",
+    "matplotlib",
     "onnx",
     "tf2onnx",
     "onnxruntime",
@@ -26,7 +28,7 @@ ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {
     "medimg-run": (("predict",), ("inspect",), ("doctor",)),
     "medimg-export": ((),),
-    "medimg-train": (("fit",), ("check",), ("evaluate",), ("simulate",)),
+    "medimg-train": (("fit",), ("tune",), ("check",), ("calibrate",), ("evaluate",), ("simulate",)),
     "medimg-bench": (("run",),),
 }
 HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]

@@ -60,6 +60,7 @@ def test_no_command_connects(
             cv2.imwrite(str(pictures / label / f"{number}.png"), picture)
     int8 = ("--precision", "int8")
     simulated = ("--train", "2", "--test", "1", "--size", "32")
+    one_trial = ("--arch", "cnn", "--image-size", "32", "--epochs", "1", "--max-trials", "1")
     commands = [
         ("medimg-run", "doctor"),
         ("medimg-run", "inspect", small_artefact),
@@ -71,6 +72,7 @@ def test_no_command_connects(
         ("medimg-train", "check", pictures),
         ("medimg-train", "evaluate", small_artefact, pictures),
         ("medimg-train", "simulate", tmp_path / "simulated", *simulated),
+        ("medimg-train", "tune", pictures, "--output", tmp_path / "search", *one_trial),
         ("medimg-bench", "run", small_artefact, "--duration", "0.2"),
     ]
     for command in commands:

@@ -44,6 +44,10 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
         ("evaluate absent.h5 absent", "absent.h5: no such file"),
         ("calibrate absent.h5 absent --sensitivity tumour", "LABEL=SHARE is wanted"),
         ("calibrate absent.h5 absent --allow-modality dx", "'dx' is no DICOM code"),
+        ("tune absent --output search", "absent: no such file or folder"),
+        ("tune absent --output search --objective f2", "'f2' is not one of 'val-accuracy'"),
+        ("tune absent --output search --objective deployed", "--latency-budget MS"),
+        ("tune absent --output search --space absent.toml", "absent.toml: not a readable TOML file"),
         ("simulate . --train 0", "cannot simulate 0"),
     ],
 )

@@ -16,23 +16,29 @@ if TYPE_CHECKING:
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
     from medimg.train.simulation import SimulatedSet, simulate
+    from medimg.train.tuning import tune
+    from medimg.train.tuning_options import TuneOptions
+    from medimg.train.tuning_result import TuneResult
     from medimg.train.usage import Usage
     from medimg.train.weights import imagenet_weights
 
 _HOMES = {
     "CalibrationResult": "calibration",
     "DataReport": "checking",
-    "check": "checking",
     "FitOptions": "options",
     "FitResult": "fitting",
     "ModelEvaluation": "evaluation",
     "SimulatedSet": "simulation",
+    "TuneOptions": "tuning_options",
+    "TuneResult": "tuning_result",
     "Usage": "usage",
     "calibrate": "calibration",
+    "check": "checking",
     "evaluate": "evaluation",
     "fit": "fitting",
     "imagenet_weights": "weights",
     "simulate": "simulation",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -42,6 +48,8 @@ __all__ = [
     "FitResult",
     "ModelEvaluation",
     "SimulatedSet",
+    "TuneOptions",
+    "TuneResult",
     "Usage",
     "calibrate",
     "check",
@@ -49,6 +57,7 @@ __all__ = [
     "fit",
     "imagenet_weights",
     "simulate",
+    "tune",
 ]
 
 

@@ -1,5 +1,6 @@
 """The command line of medimg-train."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,12 +18,14 @@ from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooli
 from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
+from medimg.train.tuning_options import DIRECTIONS, TUNERS, TuneOptions
 from medimg.train.usage import CalibrationPart, Usage
 from medimg.train.usage_flags import usage_options
 
 SCHEMA = 1
 BACKENDS = ("auto", "openvino", "onnxruntime")
 DEFAULTS = FitOptions()
+TUNE_DEFAULTS = TuneOptions()
 
 positive = click.IntRange(min=1)
 
@@ -60,7 +63,14 @@ def cli() -> None:
 @click.option(
     "--dense-units",
     type=int,
-    help="Units of vgg-bn's two dense layers, or of one hidden layer otherwise.  [default: 4096, or none]",
+    help="Units of vgg-bn's two dense layers, or of each hidden layer otherwise.  [default: 4096, or none]",
+)
+@click.option(
+    "--dense-layers",
+    type=int,
+    default=DEFAULTS.dense_layers,
+    show_default=True,
+    help="Hidden layers of --dense-units each, but for vgg-bn.",
 )
 @click.option(
     "--activation",
@@ -207,6 +217,89 @@ def fit(
     commandline.write_json(result, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(fit_lines(result, str(data))))
+
+
+@cli.command()
+@click.argument("data", type=PathArgument)
+@click.option("--output", type=PathArgument, required=True, help="Folder for the search and its best model.")
+@click.option(
+    "--tuner", type=click.Choice(TUNERS), default=TUNE_DEFAULTS.tuner, show_default=True, help="What chooses."
+)
+@click.option("--max-trials", type=positive, help="At most.  [default: 20, or as many as hyperband wants]")
+@click.option(
+    "--executions-per-trial",
+    type=positive,
+    default=TUNE_DEFAULTS.executions_per_trial,
+    show_default=True,
+    help="Trainings a trial, from different seeds; their figures are averaged.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(tuple(DIRECTIONS)),
+    default=TUNE_DEFAULTS.objective,
+    show_default=True,
+    help="deployed: accuracy after export to INT8, within --latency-budget on this machine.",
+)
+@click.option(
+    "--latency-budget",
+    "latency_budget_ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="For deployed: what 90 % of single images must be answered within.",
+)
+@click.option(
+    "--max-failures",
+    type=positive,
+    default=TUNE_DEFAULTS.max_failures,
+    show_default=True,
+    help="Trials in a row that may fail before the search ends.",
+)
+@click.option("--space", type=PathArgument, metavar="FILE.toml", help="What to search, instead of the usual.")
+@click.option("--resume", is_flag=True, help="Go on with the search in --output, where there is one.")
+@click.option(
+    "--cache-dir", type=PathArgument, help="Keeps decoded images and frozen features for later runs."
+)
+@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@standard_options
+def tune(
+    data: Path,
+    output: Path,
+    space: Path | None,
+    resume: bool,
+    augment: str,
+    cache_dir: Path | None,
+    json_file: str | None,
+    threads: int,
+    **options: Any,  # noqa: ANN401  the fields of TuneOptions and FitOptions
+) -> None:
+    """Search for the options that train the best model on DATA, and train and save it.
+
+    Images are decoded once, and frozen features computed once, for all trials. The options of `fit` stay as
+    they are given, unless the search is over them. A test part of DATA is never looked at.
+    """
+    from medimg.train.tuning import tune as run_tune
+    from medimg.train.tuning_summary import tune_lines
+
+    names = {field.name for field in dataclasses.fields(TuneOptions)}
+    tuning = TuneOptions(**{name: options.pop(name) for name in names})
+    result = run_tune(
+        data,
+        output,
+        FitOptions(augment=read_augmentation(augment), **options),
+        tuning,
+        space=space,
+        resume=resume,
+        threads=threads,
+        cache_dir=cache_dir,
+        progress=terminal_progress(),
+    )
+    commandline.write_json(result, json_file, schema=SCHEMA)
+    if json_file != "-":
+        click.echo("\n".join(tune_lines(result)))
+
+
+FIT_FIELDS = {field.name for field in dataclasses.fields(FitOptions)}
+tune.params += [parameter for parameter in fit.params if parameter.name in FIT_FIELDS]
 
 
 @cli.command()

@@ -4,7 +4,9 @@ MedimgError                     see medimg.runtime.errors
 ├── ModelError
 │   └── WeightsError            pretrained weights cannot be had, or are not those of the network
 └── CheckFailedError
-└── DivergedError           training ran, and its loss is no number
+    ├── DivergedError           training ran, and its loss is no number
+    ├── DeploymentError         a trained model could not be exported, or not be timed
+    └── TuningError             a search ended without a model
 """
 
 from medimg.runtime.errors import CheckFailedError, ModelError
@@ -16,3 +18,11 @@ class WeightsError(ModelError):
 
 class DivergedError(CheckFailedError):
     """Training ran, and its loss is no number."""
+
+
+class DeploymentError(CheckFailedError):
+    """A trained model could not be exported, or not be timed."""
+
+
+class TuningError(CheckFailedError):
+    """A search ended without a model."""

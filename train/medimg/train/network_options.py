@@ -37,7 +37,9 @@ class NetworkOptions:
     pooling: Pooling = "average"
     """Features of the whole image: each channel's average, or every pixel of every channel."""
     dense_units: int | None = None
-    """Units of vgg-bn's two dense layers (4096), or of one hidden layer of another head (none)."""
+    """Units of vgg-bn's two dense layers (4096), or of each hidden layer of another head (none)."""
+    dense_layers: int = 1
+    """Hidden layers of `dense_units` units each, in another head than vgg-bn's."""
     activation: Activation = "relu"
     """Of hidden dense layers, and of the convolutions of vgg-bn and cnn."""
     dropout: float = 0.5
@@ -64,6 +66,7 @@ class NetworkOptions:
                 f"image size {self.image_size} is not within {SMALLEST_PX} to {LARGEST_PX} pixels",
             ),
             (self.dense_units is None or self.dense_units >= 1, f"{self.dense_units} dense units"),
+            (0 <= self.dense_layers <= 8, f"{self.dense_layers} dense layers: 0 to 8 are possible"),
             (0 <= self.dropout < 1, f"dropout {self.dropout} is not from 0 to below 1"),
             (self.l1 >= 0 and self.l2 >= 0, f"penalties l1 {self.l1} and l2 {self.l2}: none may be negative"),
             (self.filters >= 1, f"{self.filters} filters: at least one is needed"),
@@ -94,7 +97,7 @@ class NetworkOptions:
         """Units of each dense layer before the last."""
         if self.arch == "vgg-bn":
             return (self.dense_units or 4096,) * 2
-        return () if self.dense_units is None else (self.dense_units,)
+        return () if self.dense_units is None else (self.dense_units,) * self.dense_layers
 
     @property
     def last_side(self) -> int:
