@@ -42,7 +42,7 @@ VERBS = {
     "medimg-train": ("", "fit", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
-    "medimg-bench": ("", "run", "compare"),
+    "medimg-bench": ("", "run", "sweep", "compare"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "medimg-run": (("predict",), ("inspect",), ("doctor",)),
     "medimg-export": ((),),
     "medimg-train": (("fit",), ("evaluate",), ("simulate",)),
-    "medimg-bench": (("run",),),
+    "medimg-bench": (("run",), ("sweep",), ("compare",)),
 }
 HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]
 PACKAGES = {

@@ -1,35 +1,69 @@
-"""Single-stream and offline runs of one artefact."""
+"""Runs of one artefact: each scenario, at each batch size."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+from medimg.benchmarks import native, with_loadgen
 from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.environment import now, read_environment
 from medimg.benchmarks.judgement import judge_machine, judge_precision, judge_run
-from medimg.benchmarks.percentiles import samples_needed, summarise
+from medimg.benchmarks.load import Load
+from medimg.benchmarks.monitor import Gpu, MachineLog, watched
+from medimg.benchmarks.percentiles import SHARES, samples_needed, summarise
 from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import Queries, make_queries, read_queries
-from medimg.benchmarks.results import STAGES, Benchmark, ColdStart, Run, ScenarioName
-from medimg.benchmarks.scenarios import SCENARIOS, Load
+from medimg.benchmarks.results import (
+    STAGES,
+    Accuracy,
+    Benchmark,
+    ColdStart,
+    DriverName,
+    Knee,
+    Run,
+    ScenarioName,
+    ServerLoad,
+    Trial,
+    WarmUp,
+)
+from medimg.benchmarks.search import BACK_OFF, BACK_OFFS, best_rate, search
+from medimg.benchmarks.sensors import Processor, open_gpu
+from medimg.benchmarks.system import System
+from medimg.benchmarks.validity import TARGET_PERCENTILES, queries_needed
+from medimg.benchmarks.warm_up import median_latency, time_a_query, warm_up
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
 
-DEFAULT_BATCH_SIZES = (8,)
+BATCH_SIZES: Mapping[ScenarioName, tuple[int, ...]] = {
+    "single-stream": (1,),
+    "multi-stream": (8,),
+    "offline": (8,),
+    "server": (1,),
+}
+"""Unless others are asked for; `single-stream` has no other. Eight is MLPerf's multi-stream."""
 DEFAULT_DURATION_S = 10.0
-WARM_UP_S = 0.5
-WARM_UP_QUERIES = 3
-"""The clock starts after the longer of the two."""
-LEAST_QUERIES: Mapping[ScenarioName, int] = {"single-stream": samples_needed(0.5), "offline": 1}
+LEAST_QUERIES: Mapping[ScenarioName, int] = {
+    "single-stream": samples_needed(0.5),
+    "multi-stream": samples_needed(0.5),
+    "offline": 1,
+    "server": samples_needed(0.5),
+}
 """A run in which fewer fit is refused: latencies need a median at least, throughput one batch."""
-TUNING: Mapping[ScenarioName, Tuning] = {"single-stream": "latency", "offline": "throughput"}
+TUNING: Mapping[ScenarioName, Tuning] = {
+    "single-stream": "latency",
+    "multi-stream": "latency",
+    "offline": "throughput",
+    "server": "throughput",
+}
 """What the back end is tuned for."""
+KNEE_SHARE = 0.95
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -46,40 +80,79 @@ class Settings:
     """Called with the name of each step as it begins."""
     cold_start: Callable[[int], ColdStart] | None = None
     """Measures a new process's first answer at a batch size; None to leave it out."""
+    driver: DriverName = "native"
+    percentile: str | None = None
+    """Of the latencies, for early stopping and `server`'s bound; the scenario's own unless given."""
+    latency_bound_ms: float | None = None
+    """Of the percentile, in `server`."""
+    rate_per_s: float | None = None
+    """Arrivals in `server`; found by search unless given."""
+    accuracy: bool = False
+    """Whether to send every image once more and count the right answers."""
+    logs: Path | None = None
+    """A folder for LoadGen's logs."""
+    processor: Processor | None = None
+    """Watched during the runs; None to watch nothing."""
+    gpu: Gpu | None = None
+    """Likewise."""
+    seed: int = 0
+    """Of the samples drawn and of the arrivals."""
 
 
 def run_benchmark(
     model: str | Path,
     *,
     data: str | Path | None = None,
+    images_from: Literal["files", "arrays"] | None = None,
     scenarios: Sequence[ScenarioName] = ("single-stream", "offline"),
-    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    batch_sizes: Sequence[int] | None = None,
     backend: str = "auto",
     device: str = "auto",
     duration_s: float = DEFAULT_DURATION_S,
+    driver: Literal["auto", "loadgen", "native"] = "auto",
+    percentile: str | None = None,
+    latency_bound_ms: float | None = None,
+    rate_per_s: float | None = None,
+    accuracy: bool = False,
+    logs: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = lambda _step: None,
+    on_run: Callable[[Benchmark], None] = lambda _so_far: None,
 ) -> Benchmark:
     """Measure an exported artefact, from the image to its most likely classes.
 
     Args:
         model: an artefact of medimg-export.
         data: images to send, any kind of DATA; without it, made images of the network's size.
-        scenarios: which to run. `single-stream` sends one image after another.
-        batch_sizes: images a query in `offline`, a run each.
+        images_from: `arrays` decodes the images of `data` before the clock is started.
+        scenarios: which to run.
+        batch_sizes: images a query, a run each, in all scenarios but `single-stream`; in `server`, the most
+            that are answered together. Unless given, 8, and 1 in `server`.
         backend: `auto` or the name of one.
         device: `auto`, `cpu`, `gpu` or `gpu:N`.
         duration_s: seconds a run, not counting its warm-up.
+        driver: `loadgen`, MLPerf's own; `native`, the same rules from Python; `auto` takes LoadGen where it
+            is installed.
+        percentile: such as `p99`: the duration must be long enough for it.
+        latency_bound_ms: what the percentile must stay within in `server`.
+        rate_per_s: arrivals in `server`; unless given, the highest rate that holds the bound is looked for.
+        accuracy: run accuracy mode too; `data` must be labelled with the model's classes.
+        logs: a folder for LoadGen's logs, one below it a run.
         threads: processor threads; all that this process may use unless given.
         progress: called with the name of each step as it begins.
+        on_run: called after each run with what has been found so far.
 
     Raises:
         ModelError: the file cannot be used.
         BackendError: the back end or device cannot be had.
-        DataError: `data` holds no image that can be read.
-        UsageError: an option is out of its range, or `duration_s` is too short for the model.
+        DataError: `data` holds no image that can be read, or (for accuracy) not the model's classes.
+        UsageError: options do not fit together, or `duration_s` is too short for the model.
     """
-    plan = _plan(scenarios, batch_sizes, duration_s)
+    plan = make_plan(scenarios, batch_sizes)
+    _check(plan, duration_s, percentile, latency_bound_ms, rate_per_s)
+    if data is None and (accuracy or images_from):
+        raise UsageError("accuracy, and a choice where images come from, need data: name them with --data")
+    chosen: DriverName = ("loadgen" if with_loadgen.installed() else "native") if driver == "auto" else driver
     started, load_average, threads = now(), os.getloadavg(), threads or usable_cpus()
     with ExitStack() as opened:
         classifiers = {
@@ -89,39 +162,63 @@ def run_benchmark(
             for name in dict(plan)
         }
         pipelines = {
-            name: Pipeline(classifier.probabilities, classifier.spec, parallel=classifier.backend.parallel)
-            for name, classifier in classifiers.items()
+            name: Pipeline(item.probabilities, item.spec, parallel=item.backend.parallel)
+            for name, item in classifiers.items()
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
-        queries = make_queries(spec.image) if data is None else read_queries(data, spec.image, threads)
+        if data is None:
+            queries = make_queries(spec.image)
+        else:
+            queries = read_queries(data, spec.image, threads, spec.labels if accuracy else None)
+        if images_from == "arrays":
+            queries = queries.decoded(spec.image)
         # What cannot run at all fails here, with its own message.
         for pipeline in pipelines.values():
             pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
-        cold_start = partial(
-            measure_cold_start, model, backend=used.name, device=used.device, threads=threads
+        settings = Settings(
+            duration_s,
+            threads,
+            progress,
+            partial(measure_cold_start, model, backend=used.name, device=used.device, threads=threads),
+            chosen,
+            percentile,
+            latency_bound_ms,
+            rate_per_s,
+            accuracy,
+            None if logs is None else Path(logs),
+            Processor(),
+            opened.enter_context(open_gpu(used.device)),
         )
-        settings = Settings(duration_s, threads, progress, cold_start)
-        runs = tuple(measure(pipelines, queries, plan, settings))
-    environment = read_environment(started, load_average)
-    return Benchmark(
-        model=str(model),
-        model_sha256=spec.artefact_sha256,
-        file_precision=spec.precision,
-        precision=used.precision,
-        backend=used.name,
-        device=used.device,
-        threads=threads,
-        images_from=queries.images_from,
-        images=len(queries.samples),
-        environment=environment,
-        warnings=(
-            *judge_machine(environment),
-            *judge_precision(spec.precision, used.precision, used.name),
-            *queries.warnings,
-            *(warning for run in runs for warning in judge_run(run)),
-        ),
-        runs=runs,
-    )
+        runs: list[Run] = []
+        found = None
+        for run in measure(pipelines, queries, plan, settings):
+            runs.append(run)
+            # Looked at once a run is over: it imports every back end.
+            environment = found.environment if found else read_environment(started, load_average)
+            found = Benchmark(
+                model=str(model),
+                model_sha256=spec.artefact_sha256,
+                file_precision=spec.precision,
+                precision=used.precision,
+                backend=used.name,
+                device=used.device,
+                threads=threads,
+                images_from=queries.images_from,
+                images=queries.measured,
+                environment=environment,
+                warnings=(
+                    *judge_machine(environment),
+                    *judge_precision(spec.precision, used.precision, used.name),
+                    *queries.warnings,
+                    *(warning for run in runs for warning in run.warnings),
+                ),
+                complete=len(runs) == len(plan),
+                knee=find_knee(runs),
+                runs=tuple(runs),
+            )
+            on_run(found)
+    assert found, "a plan has a run"
+    return found
 
 
 def measure(
@@ -133,16 +230,248 @@ def measure(
     """Run each scenario of a plan, given with its images a query, on its own pipeline.
 
     Raises:
-        UsageError: fewer queries than `LEAST_QUERIES` fit into the duration.
+        UsageError: fewer queries fit into the duration than are needed.
     """
     first_answers = _cold_starts(sorted({size for _, size in plan}), settings)
     for scenario, batch_size in plan:
-        settings.progress(f"{scenario}, batch {batch_size}: {settings.duration_s:g} s")
-        run = partial(SCENARIOS[scenario], pipelines[scenario])
-        load = Load(queries.endless(), batch_size, settings.duration_s, settings.threads)
-        warm_up = run(replace(load, duration_s=WARM_UP_S, least_queries=WARM_UP_QUERIES))
-        _check_duration(scenario, load, warm_up)
-        yield _to_run(scenario, batch_size, warm_up, run(load), first_answers.get(batch_size))
+        with System(pipelines[scenario], queries.samples, settings.threads) as system:
+            percentile = settings.percentile or TARGET_PERCENTILES.get(scenario, "p90")
+            load = Load(
+                batch_size, settings.duration_s, queries.measured, SHARES[percentile], seed=settings.seed
+            )
+            yield _OneRun(scenario, system, percentile, load, settings).run(first_answers.get(batch_size))
+
+
+@dataclass
+class _OneRun:
+    """The steps of one run."""
+
+    scenario: ScenarioName
+    system: System
+    percentile: str
+    load: Load
+    settings: Settings
+    trials: list[Trial] = field(default_factory=list)
+
+    def run(self, first: ColdStart | None) -> Run:
+        """Warm up, look for the rate, measure, count the right answers, judge."""
+        self._say("warm-up")
+        warm = self._warm_up()
+        self._check_duration()
+        self._say(f"{self.load.duration_s:g} s")
+        found, machine = self._measured()
+        accuracy = self._accuracy() if self.settings.accuracy else None
+        server = None
+        if self.scenario == "server":
+            bound = self.settings.latency_bound_ms
+            assert bound, "checked with the options"
+            server = ServerLoad(bound, self.load.rate_per_s, tuple(self.trials))
+        run = self._to_run(found, warm, first, machine, accuracy, server)
+        return replace(run, warnings=tuple(judge_run(run)))
+
+    def _say(self, step: str) -> None:
+        self.settings.progress(f"{self.scenario}, batch {self.load.batch_size}: {step}")
+
+    def _warm_up(self) -> WarmUp:
+        if self.scenario in ("offline", "server"):
+            warm, last = warm_up(partial(native.offline, self.system), self.load, time_a_query)
+        else:
+            following = partial(native.follow_one_another, self.system)
+            warm, last = warm_up(following, self.load, median_latency)
+        self.load = replace(self.load, expected_query_s=last.elapsed_ns / 1e9 / len(last.latencies_ns))
+        return warm
+
+    def _check_duration(self) -> None:
+        """Refuse a duration in which too little would happen."""
+        load, least = self.load, LEAST_QUERIES[self.scenario]
+        purpose = f"so that {least} fit"
+        if self.settings.percentile and self.scenario != "offline":
+            least = queries_needed(load.share)
+            purpose = f"the {least} that {self.settings.percentile} takes"
+        query_s = load.expected_query_s
+        if self.scenario == "server":
+            query_s = 1 / self.settings.rate_per_s if self.settings.rate_per_s else query_s / load.batch_size
+        if load.duration_s < least * query_s:
+            raise UsageError(
+                f"a duration of {load.duration_s:g} s is too short: {self.scenario} at batch "
+                f"{load.batch_size} takes {query_s:.3g} s a query, so --duration must be "
+                f"{_rounded_up(least * query_s)} or more ({purpose})"
+            )
+
+    def _measured(self) -> tuple[Measurement, MachineLog | None]:
+        if self.scenario != "server":
+            return self._long_enough()
+        bound = self.settings.latency_bound_ms
+        assert bound, "checked with the options"
+        self.load = replace(self.load, latency_bound_s=bound / 1e3)
+        if self.settings.rate_per_s:
+            self.load = replace(self.load, rate_per_s=self.settings.rate_per_s)
+            return self._watched(self.load)
+        self.trials = search(self._try, self.load.batch_size / self.load.expected_query_s)
+        rate = best_rate(self.trials)
+        if rate is None:
+            lowest = min(self.trials, key=lambda trial: trial.rate_per_s)
+            raise UsageError(
+                f"server: no rate holds a latency bound of {bound:g} ms: at {lowest.rate_per_s:.3g} images a "
+                f"second p99 is {lowest.p99_ms:.4g} ms; raise --latency-bound"
+            )
+        return self._confirmed(rate)
+
+    def _long_enough(self) -> tuple[Measurement, MachineLog | None]:
+        """Measure; once more if LoadGen ran out of queries, because it was faster than in the warm-up."""
+        found, machine = self._watched(self.load)
+        if found.elapsed_ns < 1e9 * self.load.duration_s:
+            query_s = found.elapsed_ns / 1e9 / len(found.latencies_ns)
+            self.load = replace(self.load, expected_query_s=min(query_s, self.load.expected_query_s))
+            self._say(f"{self.load.duration_s:g} s again: it was faster than in the warm-up")
+            found, machine = self._watched(self.load)
+        return found, machine
+
+    def _try(self, rate: float) -> Trial:
+        load = replace(self.load, rate_per_s=rate)
+        self._say(f"trying {rate:.4g} images a second")
+        latencies_ms = [latency / 1e6 for latency in native.server(self.system, load).latencies_ns]
+        found = summarise(latencies_ms)
+        reached = sorted(latencies_ms)[min(len(latencies_ms) - 1, int(load.share * len(latencies_ms)))]
+        return Trial(rate, found["p50"], found["p99"], reached <= 1e3 * load.latency_bound_s)
+
+    def _confirmed(self, rate: float) -> tuple[Measurement, MachineLog | None]:
+        """Run at the rate found, with other arrivals; lower it where it does not hold again."""
+        for attempt in range(BACK_OFFS):
+            self.load = replace(self.load, rate_per_s=rate, seed=self.settings.seed + 1 + attempt)
+            self._say(f"{self.load.duration_s:g} s at {rate:.4g} images a second")
+            found, machine = self._watched(self.load)
+            latencies_ms = [latency / 1e6 for latency in found.latencies_ns]
+            reached = sorted(latencies_ms)[int(self.load.share * len(latencies_ms))]
+            if reached <= 1e3 * self.load.latency_bound_s or attempt == BACK_OFFS - 1:
+                break
+            summary = summarise(latencies_ms)
+            self.trials.append(Trial(rate, summary["p50"], summary["p99"], held=False))
+            rate *= BACK_OFF
+        return found, machine
+
+    def _watched(self, load: Load) -> tuple[Measurement, MachineLog | None]:
+        processor = self.settings.processor
+        if processor is None:
+            return self._drive(load, "performance"), None
+        with watched(processor, self.settings.gpu) as watch:
+            found = self._drive(load, "performance")
+            watch.images = found.images
+        return found, watch.log
+
+    def _accuracy(self) -> Accuracy:
+        self._say("accuracy mode")
+        samples = self.system.samples
+        load = replace(self.load, samples=len(samples), duration_s=0.0, every_image_once=True)
+        answers = self._drive(load, "accuracy").answers
+        correct = sum(samples[index].label == answer for index, answer in answers.items())
+        assert len(answers) == len(samples), "accuracy mode sends every image"
+        return Accuracy(len(samples), correct, correct / len(samples))
+
+    def _drive(self, load: Load, mode: str) -> Measurement:
+        if self.settings.driver == "native":
+            return native.drive(self.scenario, self.system, load)
+        folder = f"{self.scenario}-{load.batch_size}-{mode}"
+        logs = None if self.settings.logs is None else self.settings.logs / folder
+        return with_loadgen.drive(self.scenario, self.system, load, logs)
+
+    def _to_run(
+        self,
+        found: Measurement,
+        warm: WarmUp,
+        first: ColdStart | None,
+        machine: MachineLog | None,
+        accuracy: Accuracy | None,
+        server: ServerLoad | None,
+    ) -> Run:
+        raw_ms = tuple(latency / 1e6 for latency in found.latencies_ns)
+        validity = found.validity
+        assert validity, "a driver judges what it measured"
+        return Run(
+            scenario=self.scenario,
+            batch_size=self.load.batch_size,
+            samples=found.images,
+            throughput_per_s=found.images / (found.elapsed_ns / 1e9),
+            latency_ms=summarise(raw_ms),
+            stages_ms={
+                name: found.stages_ns[name] / 1e6 / len(raw_ms) if name in found.stages_ns else None
+                for name in STAGES
+            },
+            cold_start_s=first.total_s if first else None,
+            raw_ms=raw_ms,
+            percentile=None if self.scenario == "offline" else self.percentile,
+            at_s=tuple(begin / 1e9 for begin in found.begins_ns),
+            utilisation=None if self.scenario == "single-stream" else self._utilisation(found),
+            cold_start=first,
+            warm_up=warm,
+            driver=self.settings.driver,
+            validity=validity,
+            server=server,
+            machine=machine,
+            accuracy=accuracy,
+            warnings=(),
+        )
+
+    def _utilisation(self, found: Measurement) -> dict[str, float | None]:
+        parallel, decoding = self.system.pipeline.parallel, self.settings.threads
+        workers = {"decode": parallel if self.scenario == "server" else decoding}
+        if self.scenario == "multi-stream":
+            parallel = 1
+        return {
+            name: None
+            if name == "queue" or name not in found.stages_ns
+            else found.stages_ns[name] / found.elapsed_ns / workers.get(name, parallel)
+            for name in STAGES
+        }
+
+
+def find_knee(runs: Sequence[Run]) -> Knee | None:
+    """Find the smallest batch size of `offline` that gives nearly the highest throughput."""
+    curve = sorted((run.batch_size, run.throughput_per_s) for run in runs if run.scenario == "offline")
+    if len(curve) < 3:
+        return None
+    highest = max(rate for _, rate in curve)
+    return next(Knee(size, KNEE_SHARE, rate) for size, rate in curve if rate >= KNEE_SHARE * highest)
+
+
+def make_plan(
+    scenarios: Sequence[ScenarioName], batch_sizes: Sequence[int] | None
+) -> list[tuple[ScenarioName, int]]:
+    """List the runs.
+
+    Raises:
+        UsageError: there is none, or an unknown one.
+    """
+    if unknown := [name for name in scenarios if name not in BATCH_SIZES]:
+        raise UsageError(f"no scenario {unknown[0]!r}: choose from {', '.join(BATCH_SIZES)}")
+    if not scenarios or (batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1)):
+        raise UsageError(
+            f"scenarios {list(scenarios)} and batch sizes {list(batch_sizes or ())}: at least one, from 1 up"
+        )
+    return [
+        (name, size)
+        for name in dict.fromkeys(scenarios)
+        for size in dict.fromkeys(
+            BATCH_SIZES[name] if batch_sizes is None or name == "single-stream" else batch_sizes
+        )
+    ]
+
+
+def _check(
+    plan: Sequence[tuple[ScenarioName, int]],
+    duration_s: float,
+    percentile: str | None,
+    latency_bound_ms: float | None,
+    rate_per_s: float | None,
+) -> None:
+    if duration_s <= 0:
+        raise UsageError(f"duration {duration_s:g} s is not above 0")
+    if percentile is not None and percentile not in SHARES:
+        raise UsageError(f"no percentile {percentile!r}: choose from {', '.join(SHARES)}")
+    if "server" in dict(plan) and not (latency_bound_ms and latency_bound_ms > 0):
+        raise UsageError("server needs a latency bound: name it in milliseconds with --latency-bound")
+    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
+        raise UsageError(f"a rate of {rate_per_s:g} images a second is not above 0")
 
 
 def _cold_starts(batch_sizes: Sequence[int], settings: Settings) -> dict[int, ColdStart]:
@@ -154,53 +483,7 @@ def _cold_starts(batch_sizes: Sequence[int], settings: Settings) -> dict[int, Co
     return found
 
 
-def _plan(
-    scenarios: Sequence[ScenarioName], batch_sizes: Sequence[int], duration_s: float
-) -> list[tuple[ScenarioName, int]]:
-    if unknown := [name for name in scenarios if name not in SCENARIOS]:
-        raise UsageError(f"no scenario {unknown[0]!r}: choose from {', '.join(SCENARIOS)}")
-    if not scenarios or not batch_sizes or min(batch_sizes) < 1:
-        raise UsageError(
-            f"scenarios {list(scenarios)} and batch sizes {list(batch_sizes)}: at least one, from 1 up"
-        )
-    if duration_s <= 0:
-        raise UsageError(f"duration {duration_s:g} s is not above 0")
-    sizes = {"single-stream": (1,), "offline": tuple(dict.fromkeys(batch_sizes))}
-    return [(name, size) for name in dict.fromkeys(scenarios) for size in sizes[name]]
-
-
-def _check_duration(scenario: ScenarioName, load: Load, warm_up: Measurement) -> None:
-    query_s = summarise(warm_up.latencies_ns)["p50"] / 1e9
-    least = LEAST_QUERIES[scenario]
-    needed = least * query_s
-    if load.duration_s < needed:
-        raise UsageError(
-            f"a duration of {load.duration_s:g} s is too short: {scenario} at batch {load.batch_size} takes "
-            f"{query_s:.3g} s a query, so --duration must be {needed:.3g} or more (so that {least} fit)"
-        )
-
-
-def _to_run(
-    scenario: ScenarioName,
-    batch_size: int,
-    warm_up: Measurement,
-    found: Measurement,
-    first: ColdStart | None,
-) -> Run:
-    raw_ms = tuple(latency / 1e6 for latency in found.latencies_ns)
-    stages = {
-        name: found.stages_ns[name] / 1e6 / len(raw_ms) if name in found.stages_ns else None
-        for name in STAGES
-    }
-    return Run(
-        scenario=scenario,
-        batch_size=batch_size,
-        samples=found.images,
-        throughput_per_s=found.images / (found.elapsed_ns / 1e9),
-        latency_ms=summarise(raw_ms),
-        stages_ms=stages,
-        cold_start_s=first.total_s if first else None,
-        cold_start=first,
-        warm_up_queries=len(warm_up.latencies_ns),
-        raw_ms=raw_ms,
-    )
+def _rounded_up(seconds: float) -> str:
+    """Write a duration that is surely enough, in three digits."""
+    step = 10.0 ** (math.floor(math.log10(seconds)) - 2)
+    return f"{math.ceil(round(seconds / step, 6)) * step:.6g}"
