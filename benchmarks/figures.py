@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-import export_figures  # noqa: F401  its figures are registered as it is read
+import driver_figures  # noqa: F401  its figures are registered as it is read
+import export_figures  # noqa: F401
+import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment

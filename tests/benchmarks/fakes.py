@@ -1,5 +1,8 @@
 """Time, back ends and machines whose behaviour is known exactly."""
 
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,3 +137,16 @@ def write_images(folder: Path, count: int) -> None:
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), np.uint8)
         assert cv2.imwrite(str(folder / f"{number}.png"), pixels)
+
+
+def browse(page: Path) -> str:
+    """Open a page in a real browser, and give the document that it made of it."""
+    browser = shutil.which("chromium")
+    assert browser, "no chromium: install the package chromium"
+    quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={profile}"]
+        done = subprocess.run(
+            [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=120
+        )
+    return done.stdout

@@ -21,7 +21,7 @@ from medimg.runtime.spec import ModelSpec
 
 FOLLOWING: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline")
 ALL: tuple[ScenarioName, ...] = (*FOLLOWING, "server")
-SERVED = {"latency_bound_ms": 1e6, "rate_per_s": 20.0}
+SERVED: dict[str, Any] = {"latency_bound_ms": 1e6, "rate_per_s": 20.0}
 
 
 def bimodal(call: int) -> float:
