@@ -12,7 +12,7 @@ def print_timed(call: Callable[[int], object], batch_size: int, seconds: float) 
     """Call with a running number, and print the median latency and the throughput as JSON."""
     for number in range(WARM_UP_CALLS):
         call(number)
-    latencies_ms = []
+    latencies_ms: list[float] = []
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:
         start = time.perf_counter()

@@ -90,7 +90,7 @@ def test_the_terminal_shows_all_within_80_columns_and_no_escape(full: Benchmark)
     assert "\x1b" not in "".join(lines)
     assert max(map(len, lines[1:])) <= 80
     text = " ".join(line.strip() for line in lines)
-    for words in ("0.05 J an image (RAPL)", "40 images a second hold p90 within 20 ms", "knee: batch 1"):
+    for words in ("0.05 J an image (RAPL)", "40 images a second, p90 to stay within 20 ms", "knee: batch 1"):
         assert words in text, words
 
 

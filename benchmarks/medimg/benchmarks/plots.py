@@ -12,6 +12,8 @@ from medimg.runtime.report import Figure
 
 COLORS = ("#4b6b9b", "#c46a4a", "#7aa37a", "#8a6fa8", "#b8a04a", "#5aa0a8", "#9b9b9b")
 BINS = 60
+WIDE = 3
+"""Times the median from which on latencies are drawn on a logarithmic axis."""
 
 
 class Picture:
@@ -38,7 +40,13 @@ def distribution(run: Run) -> Figure:
     picture = Picture(columns=2)
     histogram, cumulated = picture.axes
     values = np.asarray(run.raw_ms)
-    histogram.hist(values, bins=min(BINS, max(5, len(values) // 5)), color=COLORS[0])
+    bins = np.linspace(values.min(), values.max(), BINS)
+    if values.max() > WIDE * np.median(values):
+        # A stall would press all others into one bin.
+        bins = np.geomspace(max(values.min(), values.max() / 1e6), values.max(), BINS)
+        histogram.set_xscale("log")
+        cumulated.set_xscale("log")
+    histogram.hist(values, bins=bins, color=COLORS[0])
     histogram.set_yscale("log")
     histogram.set_xlabel("ms")
     histogram.set_ylabel("queries")
@@ -87,21 +95,21 @@ def _beside(axes: Any, points: list[tuple[float, float]], unit: str, color: str)
 
 
 def stages(runs: Sequence[Run]) -> Figure:
-    """Draw what each stage took, a bar a run; they add up in single-stream only."""
+    """Draw what each stage took an image, a bar a run; they add up in single-stream only."""
     picture = Picture(height=1.2 + 0.4 * len(runs))
     (axes,) = picture.axes
     left = np.zeros(len(runs))
     for color, stage in zip(COLORS, STAGES, strict=True):
-        values = np.array([run.stages_ms[stage] or 0.0 for run in runs])
+        values = np.array([(run.stages_ms[stage] or 0.0) * len(run.raw_ms) / run.samples for run in runs])
         if values.any():
             axes.barh(range(len(runs)), values, left=left, color=color, label=stage.replace("_", " "))
             left += values
     axes.set_yticks(range(len(runs)), [_name(run) for run in runs])
     axes.invert_yaxis()
-    axes.set_xlabel("ms a query, busy")
+    axes.set_xlabel("ms an image, busy")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return picture.finish(
-        "Stages of a query: they add up to the latency in single-stream, and overlap elsewhere"
+        "Stages by image: they add up to the latency in single-stream, and overlap elsewhere"
     )
 
 

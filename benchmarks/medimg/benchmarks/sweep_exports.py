@@ -3,6 +3,7 @@
 import csv
 import io
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from medimg.runtime.report import Figure, Section, Table, page
 from medimg.runtime.text import csv_cell, printable
 
 SCHEMA = 1
+MARKERS = "os^Dv"
 _HEAD = ("artefact", "runs in", "back end", "p50 ms", "p99 ms", "images/s", "batch", "accuracy", "front")
 
 
@@ -132,22 +134,31 @@ def _picture(found: Sweep) -> Figure:
         color=COLORS[0],
         linewidth=1,
     )
+    colors = _numbered(row.artefact for row in known)
+    markers = _numbered(row.backend for row in known)
     for row in known:
         axes.plot(
-            row.p99_ms, _share(row), "o" if row.on_front else "x", color=COLORS[0 if row.on_front else 6]
+            row.p99_ms,
+            _share(row),
+            MARKERS[markers[row.backend] % len(MARKERS)],
+            color=COLORS[colors[row.artefact] % len(COLORS)],
+            # A dollar sign would start a formula.
+            label=f"{printable(row.artefact)}, {row.backend}".replace("$", r"\$"),
         )
-        # A dollar sign would start a formula.
-        name = f"{printable(row.artefact)}, {row.backend}".replace("$", r"\$")
-        axes.annotate(name, (row.p99_ms, _share(row)), textcoords="offset points", xytext=(6, 4), fontsize=8)
     if found.latency_budget_ms:
-        axes.axvline(found.latency_budget_ms, color=COLORS[1], linewidth=1, linestyle="--")
-    axes.set_xscale("log")
+        axes.axvline(found.latency_budget_ms, color=COLORS[1], linewidth=1, linestyle="--", label="budget")
+    axes.set_xlim(left=0)
     axes.set_xlabel("p99 of one image, ms")
     axes.set_ylabel("accuracy")
-    axes.margins(x=0.35, y=0.2)
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     unknown = len(found.rows) - len(known)
     missing = f"; {unknown} without a known accuracy are not shown" if unknown else ""
     return picture.finish(f"Accuracy against latency; the line is the Pareto front{missing}")
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(dict.fromkeys(sorted(names)))}
 
 
 def _share(row: SweepRow) -> float:

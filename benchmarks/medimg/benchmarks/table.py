@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medimg.benchmarks.comparison import BenchmarkComparison
+from medimg.benchmarks.monitor import MachineLog
 from medimg.benchmarks.percentiles import too_few
 from medimg.benchmarks.results import STAGES, Benchmark, Run
 from medimg.runtime.text import printable
@@ -71,17 +72,7 @@ def _lines(benchmark: Benchmark) -> Iterator[str]:
 def facts(benchmark: Benchmark) -> Iterator[str]:
     """Say in words what the tables have no room for."""
     for run in benchmark.runs:
-        name = f"{run.scenario}, batch {run.batch_size}"
-        yield f"{name}: {_validity(run)}"
-        if run.server:
-            yield (
-                f"{name}: {digits(run.server.rate_per_s)} images a second hold {run.percentile} within "
-                f"{run.server.latency_bound_ms:g} ms ({len(run.server.trials)} rates tried)"
-            )
-        if run.accuracy:
-            found = run.accuracy
-            yield f"{name}: accuracy {found.accuracy:.4f}, {found.correct} of {found.images} images"
-        yield f"{name}: {_machine(run)}"
+        yield f"{run.scenario}, batch {run.batch_size}: {'; '.join(_facts_of_run(run))}"
     if benchmark.knee:
         knee = benchmark.knee
         yield (
@@ -91,34 +82,45 @@ def facts(benchmark: Benchmark) -> Iterator[str]:
     yield from _cold_starts(benchmark.runs)
 
 
-def _validity(run: Run) -> str:
-    state = "VALID" if run.validity.valid else "INVALID"
-    if run.validity.early_stopping_ms is None or run.percentile is None:
-        return state
-    return f"{state}, {run.percentile} at most {digits(run.validity.early_stopping_ms)} ms (99 % confidence)"
+def _facts_of_run(run: Run) -> Iterator[str]:
+    bound = run.validity.early_stopping_ms
+    sure = "" if bound is None else f", {run.percentile} at most {digits(bound)} ms (99 % confidence)"
+    yield f"{'VALID' if run.validity.valid else 'INVALID'}{sure}"
+    if run.server:
+        tried = f" ({len(run.server.trials)} rates tried)" if run.server.trials else ""
+        yield (
+            f"{digits(run.server.rate_per_s)} images a second, {run.percentile} to stay within "
+            f"{run.server.latency_bound_ms:g} ms{tried}"
+        )
+    if run.accuracy:
+        found = run.accuracy
+        yield f"accuracy {found.accuracy:.4f}, {found.correct} of {found.images} images"
+    if run.machine:
+        yield ", ".join(_machine(run.machine))
 
 
-def _machine(run: Run) -> str:
-    if run.machine is None:
-        return "the machine was not watched"
-    found = run.machine
-    clocks = [state.clock_mhz for state in (found.before, *found.during, found.after) if state.clock_mhz]
-    heat = [
-        state.temperature_c
-        for state in (found.before, *found.during, found.after)
-        if state.temperature_c is not None
-    ]
-    parts = [
-        f"{found.own_cores:.1f} cores used, {found.other_cores:.1f} by others",
-        f"memory {found.peak_memory_mib:.0f} MiB" if found.peak_memory_mib else "memory not available",
-        f"{min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else "clocks not available",
-        f"{min(heat):.0f} to {max(heat):.0f} °C" if heat else "temperature not available",
-        {True: "throttled", False: "not throttled", None: "throttling not available"}[found.throttled],
-        f"{digits(found.energy.joules_per_image)} J an image ({found.energy.source})"
-        if found.energy
-        else "energy not available",
-    ]
-    return ", ".join(parts)
+def _machine(found: MachineLog) -> Iterator[str]:
+    states = (found.before, *found.during, found.after)
+    yield f"{found.own_cores:.1f} cores used, {found.other_cores:.1f} by others"
+    yield _span("memory", [state.memory_mib for state in states], "MiB")
+    yield _span("GPU memory", [state.gpu_memory_mib for state in states], "MiB")
+    yield _span("clock", [state.clock_mhz for state in states], "MHz")
+    yield _span("temperature", [state.temperature_c for state in states], "°C")
+    yield {True: "throttled", False: "not throttled", None: "throttling not available"}[found.throttled]
+    energy = found.energy
+    yield (
+        f"{digits(energy.joules_per_image)} J an image ({energy.source})"
+        if energy
+        else "energy not available"
+    )
+
+
+def _span(name: str, values: list[float | None], unit: str) -> str:
+    known = [f"{value:.0f}" for value in values if value is not None]
+    if not known:
+        return f"{name} not available"
+    low, high = min(known, key=float), max(known, key=float)
+    return f"{name} {low if low == high else f'{low} to {high}'} {unit}"
 
 
 def _latencies(run: Run) -> str:
