@@ -200,6 +200,31 @@ def test_accuracy_mode_sends_every_image_once(tiny_spec: ModelSpec, scenario: Sc
     assert len(backend.latencies) == run.warm_up.queries + len(run.raw_ms) + 64
 
 
+def p99_at(rate: float, seed: int = 9) -> float:
+    """What a single line of customers that take 20 ms each waits at a rate, over a long time."""
+    due_ms = poisson_arrivals_ns(rate, 3000, seed) / 1e6
+    return float(np.quantile(waiting_line(due_ms, [20.0] * len(due_ms)), 0.99))
+
+
+def test_server_finds_the_highest_rate_whose_p99_stays_within_the_bound(tiny_spec: ModelSpec) -> None:
+    run, _ = measured(tiny_spec, lambda call: 20.0, "server", latency_bound_ms=100, duration_s=300)
+    assert run.server is not None
+    assert run.validity.valid, run.validity
+    assert run.latency_ms["p99"] <= 100
+    # As queueing theory has it, with what a run of five minutes varies by.
+    assert p99_at(0.85 * run.server.rate_per_s) < 100 < p99_at(1.15 * run.server.rate_per_s)
+    below = [trial for trial in run.server.trials if trial.rate_per_s <= 0.85 * run.server.rate_per_s]
+    assert all(trial.held for trial in below)
+
+
+def test_a_run_too_short_for_the_bounds_percentile_is_not_run_again(tiny_spec: ModelSpec) -> None:
+    run, _ = measured(tiny_spec, lambda call: 20.0, "server", latency_bound_ms=100, duration_s=4)
+    assert run.server is not None
+    assert len(run.raw_ms) < 459
+    assert not run.validity.valid
+    assert any("gives 662 queries" in warning for warning in run.warnings)
+
+
 def test_samples_are_drawn_at_random_and_the_same_from_the_same_seed() -> None:
     drawn = [[next(indices) for _ in range(5000)] for indices in (Load(1, 1, 64).indices() for _ in range(2))]
     assert drawn[0] == drawn[1]

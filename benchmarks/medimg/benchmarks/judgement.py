@@ -65,8 +65,10 @@ def judge_run(run: Run) -> Iterator[str]:
             f"{name}: the warm-up ended after {run.warm_up.seconds:.1f} s without {run.warm_up.criterion} "
             f"(likely {likely_cause(run.machine)})"
         )
-    for words in _unsteady(run):
-        yield f"{name}: {words}"
+    # In server the latency varies with the arrivals, however steady the system is.
+    if run.scenario != "server":
+        for words in _unsteady(run):
+            yield f"{name}: {words}"
     if run.machine and run.machine.throttled:
         yield f"{name}: the processor or the GPU was throttled (cool it, or limit its power, and run again)"
     if run.machine and run.machine.other_cores > BUSY_CORES:
@@ -107,9 +109,6 @@ def _unsteady(run: Run) -> Iterator[str]:
             f"drifted, {abs(change):.0%} {direction} in its last third than in its first "
             f"(likely {likely_cause(run.machine, cause) if change > 0 else cause})"
         )
-    if run.scenario == "server":
-        # There the latency varies with the arrivals, however steady the system is.
-        return
     if len(steady) >= 10:
         low, median, high = np.percentile(steady, [25, 50, 75])
         if high - low > SPREAD * median:

@@ -68,7 +68,7 @@ class Trial:
     p50_ms: float
     p99_ms: float
     held: bool
-    """Whether the percentile stayed within the bound."""
+    """Whether the percentile stayed within the bound; of a run in full, whether it was valid."""
 
 
 @dataclass(frozen=True)
