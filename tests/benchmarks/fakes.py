@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.benchmarks.benchmark import Settings, measure
 from medimg.benchmarks.environment import Environment
+from medimg.benchmarks.measuring import Settings, measure
 from medimg.benchmarks.percentiles import summarise
 from medimg.benchmarks.pipeline import Pipeline
 from medimg.benchmarks.queries import make_queries

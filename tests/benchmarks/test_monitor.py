@@ -1,6 +1,7 @@
 """The machine's own word: files of the kernel, NVML's calls and the lines of tegrastats."""
 
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,22 @@ def test_power_is_added_up_over_time_where_there_is_no_counter(tmp_path: Path) -
 def test_a_processor_needs_no_gpus_monitor() -> None:
     with open_gpu("cpu") as gpu:
         assert gpu is None
+
+
+def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool, pid = tmp_path / "tegrastats", tmp_path / "pid"
+    tool.write_text(
+        f"#!/bin/sh\necho $$ > {pid}\nwhile true; do echo 'VDD_IN 5000mW/5000mW'; sleep 0.05; done\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with open_gpu("gpu:0") as gpu:
+        assert isinstance(gpu, JetsonGpu)
+        while gpu.read().power_w is None:
+            time.sleep(0.01)
+        assert gpu.read().power_w == 5.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_gpu_without_nvml_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

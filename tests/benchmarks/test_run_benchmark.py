@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ import pytest
 from fakes import run_of, write_images
 
 from medimg.benchmarks import Benchmark, run_benchmark
-from medimg.benchmarks.benchmark import find_knee
+from medimg.benchmarks.benchmark import choose_driver, find_knee
 from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.results import STAGES
 from medimg.benchmarks.table import show
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.codec import to_plain
 from medimg.runtime.containers import embed_in_onnx, open_onnx
-from medimg.runtime.errors import BackendError, DataError, ModelError, UsageError
+from medimg.runtime.errors import BackendError, DataError, MissingDependencyError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
 RUN_KEYS = [
@@ -159,6 +160,33 @@ def test_a_first_answer_that_fails_gives_the_reason(tmp_path: Path) -> None:
 def test_decoding_before_the_clock_is_started_is_said(tiny_artefact: Path, image_folder: Path) -> None:
     found = run_short(tiny_artefact, data=image_folder, images_from="arrays", scenarios=["single-stream"])
     assert (found.images_from, found.runs[0].stages_ms["decode"]) == ("arrays", None)
+
+
+def test_loadgen_is_taken_where_it_is_installed(
+    tiny_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_driver("auto") == "loadgen"
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    monkeypatch.setattr("medimg.benchmarks.with_loadgen.installed", lambda: False)
+    assert choose_driver("auto") == "native"
+    with pytest.raises(MissingDependencyError, match=r"mlperf_loadgen.*medimg\[bench\]"):
+        run_short(tiny_artefact, driver="loadgen")
+    with pytest.raises(UsageError, match="--driver loadgen"):
+        run_short(tiny_artefact, driver="auto", logs=tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_model_that_the_back_end_refuses_is_named(
+    tiny_artefact: Path, tiny_spec: ModelSpec, tmp_path: Path, backend: str
+) -> None:
+    import onnx
+
+    model = onnx.ModelProto.FromString(_without_entry(open_onnx(tiny_artefact).content))
+    model.graph.node[-1].op_type = "NoSuchOperation"
+    artefact = tmp_path / "odd.onnx"
+    artefact.write_bytes(embed_in_onnx(model.SerializeToString(), tiny_spec))
+    with pytest.raises(BackendError, match=r"odd\.onnx: .*refuses it"):
+        run_short(artefact, backend=backend)
 
 
 def test_the_machine_is_watched(synthetic: Benchmark) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fakes import FakeBackend, FakeClock, measured
 
-from medimg.benchmarks.benchmark import Settings, measure
 from medimg.benchmarks.load import Load, poisson_arrivals_ns
+from medimg.benchmarks.measuring import Settings, measure
 from medimg.benchmarks.native import follow_one_another, server
 from medimg.benchmarks.pipeline import Pipeline
 from medimg.benchmarks.queries import make_queries

@@ -104,10 +104,13 @@ def cli() -> None:
     type=click.Choice(("files", "arrays")),
     help="Decode the images of --data in every query, or before the clock is started.  [default: files]",
 )
-@click.option("--latency-bound", type=MILLISECONDS, metavar="MS", help="What p99 must stay within in server.")
+@click.option(
+    "--latency-bound", type=MILLISECONDS, metavar="MS", help="What server's percentile must stay within."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
     help="Images a second in server.  [default: the most that hold the bound]",
 )
 @click.option(

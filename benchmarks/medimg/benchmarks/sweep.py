@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.benchmarks.benchmark import DEFAULT_DURATION_S, Progress, run_benchmark
+from medimg.benchmarks.benchmark import DEFAULT_DURATION_S, DriverOption, run_benchmark
+from medimg.benchmarks.measuring import Progress
 from medimg.benchmarks.recommendation import accuracy_drop, recommend
 from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
@@ -22,7 +22,6 @@ from medimg.runtime.spec import ModelSpec
 
 SUFFIXES = (".onnx", ".plan")
 ACCURACY_BATCH = 8
-DriverOption: TypeAlias = Literal["auto", "loadgen", "native"]
 
 
 def run_sweep(
