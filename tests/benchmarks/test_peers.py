@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeBackend, FakeClock, measured
+from fakes import FakeBackend, FakeClock
 
 import driver_figures
-from driver_figures import own_cost_us, ratio_of
+from driver_figures import ratio_of
 from medimg.benchmarks.load import Load
 from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import make_queries
@@ -141,10 +141,3 @@ def test_drivers_are_run_in_turn_and_their_figures_paired(
     assert found["p90_ms"]["ratio"] == pytest.approx(1.02)
     assert found["p90_ms"]["ratio_ci95"] == pytest.approx([1.02, 1.02])
     assert found["throughput_per_s"]["ratio"] == pytest.approx(1 / 1.02)
-
-
-def test_the_harness_own_cost_is_what_is_no_stage(tiny_spec: ModelSpec) -> None:
-    found = Measurement(latencies_ns=[100_000] * 4, stages_ns={"infer": 4 * 60_000, "decode": 4 * 10_000})
-    assert own_cost_us(found) == pytest.approx(30)
-    run, _ = measured(tiny_spec, lambda call: 10.0)
-    assert run.latency_ms["p50"] - sum(value or 0 for value in run.stages_ms.values()) == pytest.approx(0)

@@ -97,7 +97,8 @@ def test_images_from_disk_are_decoded_within_each_query(
         assert (run.stages_ms["decode"] or 0) > 0
     single = found.runs[0]
     total = sum(value for value in single.stages_ms.values() if value is not None)
-    assert total == pytest.approx(single.latency_ms["mean"], rel=0.05)
+    # A network of nothing takes tens of microseconds; VGG16's stages add up within 5 % (test_exported).
+    assert 0.5 * single.latency_ms["mean"] < total <= single.latency_ms["mean"]
 
 
 def test_unreadable_files_are_left_out_and_told(tiny_artefact: Path, image_folder: Path) -> None:
