@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medimg.benchmarks.results import SCHEMA, Benchmark, Run, ScenarioName
 from medimg.runtime.codec import from_plain
 from medimg.runtime.errors import DataError, ModelError
+from medimg.runtime.optional import require
 
 Judgement: TypeAlias = Literal["faster", "slower", "cannot tell"]
 
@@ -168,8 +169,7 @@ def _block_means(run: Run) -> NDArray[np.float64]:
 
 def _interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float] | None:
     """Give the 95 % interval of `before / after`, from times by block."""
-    from scipy import stats
-
+    stats = require("scipy.stats", "bench")
     if not len(before) or not len(after):
         return None
     first, second = np.log(before), np.log(after)

@@ -8,6 +8,7 @@ Source:
 from collections.abc import Sequence
 
 from medimg.benchmarks.results import ScenarioName, Validity
+from medimg.runtime.optional import require
 
 CONFIDENCE = 0.99
 TARGET_PERCENTILES: dict[ScenarioName, str] = {
@@ -29,8 +30,7 @@ def passing_queries(over: int, share: float) -> int:
         The smallest `h` for which `over` or fewer among `h + over` have a probability below 1 % if queries
         were above with probability `1 - share`.
     """
-    from scipy import special
-
+    special = require("scipy.special", "bench")
     low, high = 0, 64
     while special.betainc(high, over + 1, share) >= 1 - CONFIDENCE:
         low, high = high, 2 * high
