@@ -94,8 +94,8 @@ def ratio_of(native_figures: list[float], loadgen_figures: list[float]) -> dict[
 def self_cost() -> dict[str, Any]:
     """Latency of a query of one array where the back end takes no time: the harness and all around it.
 
-    It is an upper bound of the harness's own cost: the batch's copy and the choice of the most likely classes,
-    which are the stages `preprocess` and `postprocess`, are in it.
+    It is an upper bound of the harness's own cost: the batch's copy and the choice of the most likely
+    classes, which are the stages `preprocess` and `postprocess`, are in it.
     """
     spec = ModelSpec(("a", "b", "c"), ImageRule(224, 224), Intensity.named("caffe"))
     answer = np.full((1, 3), 1 / 3, np.float32)

@@ -33,6 +33,12 @@ def test_the_bound_lies_above_the_percentile_as_often_as_it_says() -> None:
     assert held >= 980
 
 
+@pytest.mark.parametrize(("queries", "discarded"), [(64, 0), (631, 44)])
+def test_as_many_of_the_highest_are_discarded_as_loadgen_does(queries: int, discarded: int) -> None:
+    """LoadGen's summary of 631 queries: "Would discard 44 highest latency queries"."""
+    assert upper_bound(list(range(queries)), 0.9) == queries - discarded - 1
+
+
 def test_too_few_queries_give_no_bound_and_are_said() -> None:
     found = judge_latencies([1.0] * 63, 0.9, 1, 1)
     assert (found.valid, found.early_stopping_ms) == (False, None)

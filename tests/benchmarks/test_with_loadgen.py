@@ -18,6 +18,7 @@ from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import make_queries
 from medimg.benchmarks.results import ScenarioName
 from medimg.benchmarks.system import System
+from medimg.benchmarks.validity import upper_bound
 from medimg.runtime.errors import BackendError
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ModelSpec
@@ -79,6 +80,10 @@ def test_the_latencies_are_those_of_loadgens_own_summary(
     stem = "query_latency_ns" if scenario == "multi-stream" else "latency_ns"
     assert max(found.latencies_ns) == values[f"result_max_{stem}"]
     assert min(found.latencies_ns) == values[f"result_min_{stem}"]
+    assert found.validity is not None
+    if scenario != "server":
+        bound_ms = upper_bound([latency / 1e6 for latency in found.latencies_ns], 0.9)
+        assert found.validity.early_stopping_ms == pytest.approx(bound_ms)
     ordered = sorted(found.latencies_ns)
     assert ordered[int(0.9 * len(ordered))] == values[f"result_90.00_percentile_{kind}"]
 

@@ -53,9 +53,14 @@ def upper_bound(latencies: Sequence[float], share: float) -> float | None:
     queries = len(latencies)
     if queries < queries_needed(share):
         return None
-    over = 1
-    while queries >= passing_queries(over + 1, share) + over + 1:
-        over += 1
+    # The more are above, the more must be there: halve between one, which may be, and all, which may not.
+    over, too_many = 1, queries
+    while too_many - over > 1:
+        middle = (over + too_many) // 2
+        if queries >= passing_queries(middle, share) + middle:
+            over = middle
+        else:
+            too_many = middle
     return sorted(latencies)[queries - over]
 
 
