@@ -117,7 +117,7 @@ def test_the_warm_up_lasts_until_the_latency_is_steady(tiny_spec: ModelSpec) -> 
 def test_a_warm_up_that_never_settles_is_told(tiny_spec: ModelSpec) -> None:
     run, _ = measured(tiny_spec, lambda call: 10 * 1.005**call, duration_s=5)
     assert not run.warm_up.stable
-    assert any("the warm-up ended after" in warning for warning in run.warnings)
+    assert any("the warm-up was not steady after" in warning for warning in run.warnings)
 
 
 @pytest.mark.parametrize("scenario", FOLLOWING)

@@ -62,7 +62,7 @@ def judge_run(run: Run) -> Iterator[str]:
         yield f"{name}: not valid by {_RULES[run.driver]} rules: {'; '.join(run.validity.reasons)}{hint}"
     if not run.warm_up.stable:
         yield (
-            f"{name}: the warm-up ended after {run.warm_up.seconds:.1f} s without {run.warm_up.criterion} "
+            f"{name}: the warm-up was not steady after {run.warm_up.seconds:.1f} s "
             f"(likely {likely_cause(run.machine)})"
         )
     # In server the latency varies with the arrivals, however steady the system is.

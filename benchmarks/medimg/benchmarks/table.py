@@ -101,26 +101,31 @@ def _facts_of_run(run: Run) -> Iterator[str]:
 
 def _machine(found: MachineLog) -> Iterator[str]:
     states = (found.before, *found.during, found.after)
-    yield f"{found.own_cores:.1f} cores used, {found.other_cores:.1f} by others"
-    yield _span("memory", [state.memory_mib for state in states], "MiB")
-    yield _span("GPU memory", [state.gpu_memory_mib for state in states], "MiB")
-    yield _span("clock", [state.clock_mhz for state in states], "MHz")
-    yield _span("temperature", [state.temperature_c for state in states], "°C")
-    yield {True: "throttled", False: "not throttled", None: "throttling not available"}[found.throttled]
     energy = found.energy
-    yield (
-        f"{digits(energy.joules_per_image)} J an image ({energy.source})"
-        if energy
-        else "energy not available"
-    )
+    told = {
+        "memory": _span([state.memory_mib for state in states], "MiB"),
+        "GPU memory": _span([state.gpu_memory_mib for state in states], "MiB"),
+        "clock": _span([state.clock_mhz for state in states], "MHz"),
+        "GPU clock": _span([state.gpu_clock_mhz for state in states], "MHz"),
+        "temperature": _span([state.temperature_c for state in states], "°C"),
+        "GPU temperature": _span([state.gpu_temperature_c for state in states], "°C"),
+        "throttled": {True: "yes", False: "no", None: None}[found.throttled],
+        "energy": f"{digits(energy.joules_per_image)} J an image ({energy.source})" if energy else None,
+    }
+    yield f"{found.own_cores:.1f} cores used, {found.other_cores:.1f} by others"
+    for name, words in told.items():
+        if words:
+            yield f"{name} {words}"
+    if missing := [name for name, words in told.items() if words is None]:
+        yield f"not available: {' / '.join(missing)}"
 
 
-def _span(name: str, values: list[float | None], unit: str) -> str:
-    known = [f"{value:.0f}" for value in values if value is not None]
+def _span(values: list[float | None], unit: str) -> str | None:
+    known = sorted(round(value) for value in values if value is not None)
     if not known:
-        return f"{name} not available"
-    low, high = min(known, key=float), max(known, key=float)
-    return f"{name} {low if low == high else f'{low} to {high}'} {unit}"
+        return None
+    low, high = known[0], known[-1]
+    return f"{low if low == high else f'{low} to {high}'} {unit}"
 
 
 def _latencies(run: Run) -> str:
