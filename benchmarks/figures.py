@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-import export_figures  # noqa: F401  its figures are registered as it is read
+import driver_figures  # noqa: F401  its figures are registered as it is read
+import export_figures  # noqa: F401
+import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
 import training_figures  # noqa: F401
 import training_speed  # noqa: F401
@@ -40,7 +42,7 @@ VERBS = {
     "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
-    "medimg-bench": ("", "run", "compare"),
+    "medimg-bench": ("", "run", "sweep", "compare"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")
 

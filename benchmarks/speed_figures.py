@@ -13,7 +13,8 @@ from typing import Any, get_args
 import cv2
 import numpy as np
 
-from commands import BIN, run_command, run_script
+from brain_model import ARTEFACTS, MODEL, make_model
+from commands import BIN, run_script
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier, Input
 from medimg.runtime.cpus import usable_cpus
@@ -27,16 +28,15 @@ from speed_images import many_paths, real_pictures, write_enlarged_set, write_pi
 ROUNDS = 5
 """Both sides of a ratio are measured so often, in turn, and their medians compared."""
 SECONDS = 10.0
-MODEL = SCRATCH / "brain-mri" / "model.h5"
-INT8 = MODEL.with_suffix(".int8.onnx")
-FP32 = MODEL.with_suffix(".onnx")
+INT8 = ARTEFACTS["int8"]
+FP32 = ARTEFACTS["fp32"]
 JPEG_RULES: tuple[JpegRule, ...] = get_args(JpegRule)
 
 
 @figure("speed-arrays")
 def arrays() -> dict[str, Any]:
     """INT8 VGG16 on arrays in memory, beside OpenVINO's own benchmark_app on the same file."""
-    _make_model()
+    make_model()
     throughput = _compared(
         lambda: _own_throughput(INT8),
         lambda: _benchmark_app("-hint", "none", "-nstreams", "2", "-nireq", "4")["throughput"],
@@ -64,7 +64,7 @@ def large_files() -> dict[str, Any]:
 
 
 def _from_files(*kinds: str) -> dict[str, Any]:
-    _make_model()
+    make_model()
     found = {}
     for kind in kinds:
         paths = write_pictures(kind, SCRATCH / "files")
@@ -76,7 +76,7 @@ def _from_files(*kinds: str) -> dict[str, Any]:
 @figure("speed-loop")
 def loop() -> dict[str, Any]:
     """The usual loop of cv2.imread, cv2.resize and Keras's predict, beside `Classifier.predict`."""
-    _make_model()
+    make_model()
     paths = write_pictures("jpeg-512", SCRATCH / "files")
     keras = run_script("usual_loop.py", MODEL, *paths)
     found = {}
@@ -99,7 +99,7 @@ def reduced_jpeg() -> dict[str, Any]:
 
     The models are logistic regressions on frozen features, each fitted and scored under one rule.
     """
-    _make_model()
+    make_model()
     found = {}
     for side in (1024, 2048):
         data = write_enlarged_set(side, SCRATCH / f"set-{side}")
@@ -127,7 +127,7 @@ def reduced_jpeg() -> dict[str, Any]:
 @figure("speed-start")
 def start() -> dict[str, Any]:
     """Seconds from the start of `medimg-run predict` to its end, for one image and the INT8 VGG16."""
-    _make_model()
+    make_model()
     (path,) = write_pictures("jpeg-512", SCRATCH / "files")[:1]
     command = [str(BIN / "medimg-run"), "predict", str(INT8), str(path)]
     seconds = [_seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(10)]
@@ -137,7 +137,7 @@ def start() -> dict[str, Any]:
 @figure("speed-many")
 def many() -> dict[str, Any]:
     """Time and memory of `medimg-run predict` on 10 to 10,000 files."""
-    _make_model()
+    make_model()
     pictures = write_pictures("jpeg-512", SCRATCH / "files")
     found = {}
     for count in (10, 100, 1_000, 10_000):
@@ -155,21 +155,6 @@ def many() -> dict[str, Any]:
         "growth_target_mib": 50,
         "ms_a_file": {"100 to 1,000": before * 1e3, "1,000 to 10,000": slope * 1e3},
     }
-
-
-def _make_model() -> None:
-    """Fine-tune and export the brain-MRI VGG16, unless an earlier figure has left it there."""
-    if INT8.exists() and FP32.exists():
-        return
-    real = Path(os.environ["MEDIMG_TEST_DATA"])
-    images = real / "images" / "brain-mri"
-    MODEL.parent.mkdir(parents=True, exist_ok=True)
-    weights = real / "weights" / "vgg16_imagenet_notop.h5"
-    run_command("medimg-train", "fit", images, "--output", MODEL, "--weights", weights)
-    run_command(
-        "medimg-export", MODEL, "--precision", "fp32", "--precision", "int8",
-        "--calibration", images, "--validation", images,
-    )  # fmt: skip
 
 
 def _jpeg_rate(paths: list[Path], rule: JpegRule) -> float:

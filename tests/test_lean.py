@@ -29,7 +29,7 @@ COMMANDS = {
     "medimg-run": (("predict",), ("inspect",), ("doctor",)),
     "medimg-export": ((),),
     "medimg-train": (("fit",), ("tune",), ("check",), ("calibrate",), ("evaluate",), ("simulate",)),
-    "medimg-bench": (("run",),),
+    "medimg-bench": (("run",), ("sweep",), ("compare",)),
 }
 HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]
 PACKAGES = {

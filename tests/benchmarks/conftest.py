@@ -8,6 +8,8 @@ from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
 # The scripts outside the wheel import one another by name, as Python does for a script's own folder.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+# Likewise the fakes that these tests share.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SIZE = 16
 LABELS = ("dark", "grey", "bright")
@@ -52,13 +54,7 @@ def image_folder(tmp_path: Path) -> Path:
     """Six readable PNG files."""
     folder = tmp_path / "images"
     folder.mkdir()
+    from fakes import write_images
+
     write_images(folder, 6)
     return folder
-
-
-def write_images(folder: Path, count: int) -> None:
-    import cv2
-
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), np.uint8)
-        assert cv2.imwrite(str(folder / f"{number}.png"), pixels)

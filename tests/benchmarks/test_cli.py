@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-FRAMEWORKS = ("tensorflow", "keras", "onnx", "onnxruntime", "openvino", "h5py", "cv2", "numpy")
+FRAMEWORKS = (
+    "tensorflow",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "h5py",
+    "cv2",
+    "numpy",
+    "scipy",
+    "matplotlib",
+)
 
 
 def bench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -54,7 +65,10 @@ def test_threads_are_obeyed(tiny_artefact: Path) -> None:
         (["{model}", "--duration", "0.000001"], "too short"),
         (["{model}", "--batch-size", "0"], "--batch-size"),
         (["{model}", "--batch-size", "1,,2"], "--batch-size"),
-        (["{model}", "--scenario", "server"], "--scenario"),
+        (["{model}", "--scenario", "sometimes"], "--scenario"),
+        (["{model}", "--scenario", "server"], "--latency-bound"),
+        (["{model}", "--percentile", "p99.9", "--duration", "0.001"], "too short"),
+        (["{model}", "--report", "nowhere/bench.html"], "nowhere/bench.html"),
         (["{model}", "--device", "gpu:99"], "gpu:99"),
         (["{model}", "--device", "abacus"], "abacus"),
         (["{model}", "--json", "nowhere/bench.json"], "nowhere/bench.json"),
@@ -75,7 +89,7 @@ def test_bad_input_ends_with_one_message_and_status_2(
     assert found.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sweep", "--help"], ["--version"]])
 def test_help_and_version_import_no_framework(arguments: list[str]) -> None:
     program = (
         "import sys\n"
@@ -88,11 +102,13 @@ def test_help_and_version_import_no_framework(arguments: list[str]) -> None:
 
 
 def test_the_options_offer_what_can_be_measured() -> None:
-    from medimg.benchmarks.cli import BACKENDS, SCENARIOS
-    from medimg.benchmarks.scenarios import SCENARIOS as DRIVERS
+    from medimg.benchmarks.cli import BACKENDS, PERCENTILES, SCENARIOS
+    from medimg.benchmarks.native import SCENARIOS as DRIVERS
+    from medimg.benchmarks.percentiles import SHARES
     from medimg.runtime.backends import NAMES
 
     assert tuple(DRIVERS) == SCENARIOS
+    assert tuple(SHARES) == PERCENTILES
     assert set(BACKENDS) == {"auto", *NAMES}
 
 

@@ -6,34 +6,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from fakes import MACHINE, result, run_of
 from numpy.typing import NDArray
 
 from medimg.benchmarks.comparison import Change, compare_benchmarks, read_result
-from medimg.benchmarks.environment import Environment
-from medimg.benchmarks.percentiles import summarise
-from medimg.benchmarks.results import SCHEMA, STAGES, Benchmark, Run
+from medimg.benchmarks.results import SCHEMA, Benchmark, Run, ScenarioName, ServerLoad, Trial
 from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import write_json
 from medimg.runtime.errors import DataError
-
-MACHINE = Environment(
-    started="2026-01-01T00:00:00+00:00",
-    cpu="a processor",
-    cpu_features=("avx2",),
-    cores=2,
-    affinity=(0, 1),
-    governor=None,
-    load_average=(0.0, 0.0, 0.0),
-    kernel="6",
-    machine="x86_64",
-    python="3.11",
-    medimg="0.1.0",
-    packages={},
-)
 
 
 def latencies(seed: int, count: int = 1000, mean_ms: float = 10.0) -> NDArray[np.float64]:
@@ -43,26 +26,6 @@ def latencies(seed: int, count: int = 1000, mean_ms: float = 10.0) -> NDArray[np
     for place in range(1, count):
         noise[place] += 0.8 * noise[place - 1]
     return mean_ms * np.exp(0.02 * noise)
-
-
-def result(*runs: Run, **changes: Any) -> Benchmark:
-    made = Benchmark("m.onnx", None, "fp32", "fp32", "openvino", "cpu", 2, "synthetic", 64, MACHINE, (), runs)
-    return replace(made, **changes)
-
-
-def run_of(raw_ms: NDArray[np.float64], scenario: Any = "single-stream", batch_size: int = 1) -> Run:
-    return Run(
-        scenario,
-        batch_size,
-        len(raw_ms) * batch_size,
-        1000 * batch_size / float(raw_ms.mean()),
-        summarise(raw_ms.tolist()),
-        dict.fromkeys(STAGES),
-        None,
-        None,
-        0,
-        tuple(raw_ms.tolist()),
-    )
 
 
 def written(path: Path, benchmark: Benchmark) -> Path:
@@ -86,7 +49,9 @@ def test_what_run_writes_is_read_back(tiny_artefact: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "offline"])
-def test_the_interval_of_equal_speeds_holds_one_as_often_as_it_says(scenario: str, tmp_path: Path) -> None:
+def test_the_interval_of_equal_speeds_holds_one_as_often_as_it_says(
+    scenario: ScenarioName, tmp_path: Path
+) -> None:
     held = 0
     for seed in range(200):
         one, other = (result(run_of(latencies(2 * seed + side), scenario)) for side in (0, 1))
@@ -122,6 +87,46 @@ def test_constant_times_need_no_interval(tmp_path: Path) -> None:
     (change,) = changes(tmp_path, result(run_of(np.full(40, 2.0))), result(run_of(np.full(40, 1.0))))
     assert change.speed_ratio_ci95 == pytest.approx((2, 2))
     assert change.judgement == "faster"
+
+
+def searched(rate: float, failed: float) -> Run:
+    trials = (Trial(rate, 1.0, 10.0, True), Trial(failed, 2.0, 30.0, False))
+    return replace(run_of(latencies(0), "server"), server=ServerLoad(20.0, rate, trials))
+
+
+@pytest.mark.parametrize(
+    ("after", "judgement"),
+    [((51, 52), "cannot tell"), ((60, 61), "faster"), ((40, 41), "slower"), ((50, 51), "cannot tell")],
+)
+def test_rates_that_were_looked_for_lie_between_two_trials(
+    after: tuple[float, float], judgement: str, tmp_path: Path
+) -> None:
+    (change,) = changes(tmp_path, result(searched(50, 52)), result(searched(*after)))
+    assert (change.measure, change.before, change.after) == ("images/s", 50, after[0])
+    assert change.speed_ratio == pytest.approx(after[0] / 50)
+    assert change.speed_ratio_ci95 == pytest.approx((after[0] / 52, after[1] / 50))
+    assert change.judgement == judgement
+
+
+def test_server_at_a_given_rate_is_compared_by_its_latency(tmp_path: Path) -> None:
+    given = ServerLoad(20.0, 30.0, ())
+    before, after = (
+        replace(run_of(latencies(seed, mean_ms=mean), "server"), server=given)
+        for seed, mean in ((0, 10), (1, 11))
+    )
+    (change,) = changes(tmp_path, result(before), result(after))
+    assert (change.measure, change.judgement) == ("p50 ms", "slower")
+
+
+def test_an_incomplete_result_is_told(tmp_path: Path) -> None:
+    one = written(tmp_path / "one.json", result(run_of(latencies(0))))
+    cut = written(tmp_path / "cut.json", result(run_of(latencies(0)), complete=False))
+    assert "the second result is incomplete: its run ended early" in compare_benchmarks(one, cut).warnings
+
+
+def test_a_result_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no run"):
+        read_result(written(tmp_path / "empty.json", result()))
 
 
 def test_runs_are_matched_and_differences_are_said(tmp_path: Path) -> None:

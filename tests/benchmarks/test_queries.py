@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import write_images
 
 from medimg.benchmarks.queries import MAX_IMAGES, make_queries, read_queries
 from medimg.runtime.errors import DataError
@@ -21,11 +22,28 @@ def test_made_images_are_seeded_of_the_networks_size_and_differ() -> None:
     assert not np.array_equal(other.samples[0].load(RULE), pixels[0])
 
 
-def test_samples_come_again_in_the_same_order() -> None:
-    queries = make_queries(RULE)
-    endless = queries.endless()
-    names = [next(endless).name for _ in range(2 * len(queries.samples))]
-    assert names == [sample.name for sample in queries.samples] * 2
+def test_decoded_images_are_arrays_of_the_networks_size(image_folder: Path) -> None:
+    queries = read_queries(image_folder, RULE, 1)
+    arrays = queries.decoded(RULE)
+    assert (queries.images_from, arrays.images_from) == ("files", "arrays")
+    for file, array in zip(queries.samples, arrays.samples, strict=True):
+        assert isinstance(array.source, np.ndarray)
+        np.testing.assert_array_equal(array.load(RULE), file.load(RULE))
+
+
+def test_accuracy_takes_all_of_the_part_test_with_the_models_labels(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for label in ("b", "a"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            write_images(folder, count)
+    queries = read_queries(tmp_path, RULE, 1, labels=("b", "c", "a"))
+    assert sorted(sample.name for sample in queries.samples) == [
+        f"test/{label}/{number}.png" for label in "ab" for number in range(2)
+    ]
+    assert {sample.label for sample in queries.samples} == {0, 2}
+    with pytest.raises(DataError, match="'a' of the data is not one of the model's"):
+        read_queries(tmp_path, RULE, 1, labels=("b", "c"))
 
 
 def test_of_a_large_set_a_seeded_choice_is_used(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from medimg.benchmarks.benchmark import run_benchmark
     from medimg.benchmarks.comparison import BenchmarkComparison, compare_benchmarks
     from medimg.benchmarks.results import Benchmark, ColdStart, Run
+    from medimg.benchmarks.sweep import run_sweep
+    from medimg.benchmarks.sweep_results import Sweep
 
 _HOMES = {
     "Benchmark": "results",
@@ -20,10 +22,21 @@ _HOMES = {
     "ColdStart": "results",
     "Run": "results",
     "compare_benchmarks": "comparison",
+    "Sweep": "sweep_results",
     "run_benchmark": "benchmark",
+    "run_sweep": "sweep",
 }
 
-__all__ = ["Benchmark", "BenchmarkComparison", "ColdStart", "Run", "compare_benchmarks", "run_benchmark"]
+__all__ = [
+    "Benchmark",
+    "BenchmarkComparison",
+    "ColdStart",
+    "Run",
+    "Sweep",
+    "compare_benchmarks",
+    "run_benchmark",
+    "run_sweep",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  a module attribute

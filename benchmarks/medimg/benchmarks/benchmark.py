@@ -1,85 +1,105 @@
-"""Single-stream and offline runs of one artefact."""
+"""Runs of one artefact: each scenario, at each batch size."""
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+from medimg.benchmarks import with_loadgen
 from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.environment import now, read_environment
-from medimg.benchmarks.judgement import judge_machine, judge_precision, judge_run
-from medimg.benchmarks.percentiles import samples_needed, summarise
+from medimg.benchmarks.judgement import judge_machine, judge_precision
+from medimg.benchmarks.measuring import Progress, Settings, measure
+from medimg.benchmarks.percentiles import SHARES
 from medimg.benchmarks.pipeline import Measurement, Pipeline
-from medimg.benchmarks.queries import Queries, make_queries, read_queries
-from medimg.benchmarks.results import STAGES, Benchmark, ColdStart, Run, ScenarioName
-from medimg.benchmarks.scenarios import SCENARIOS, Load
+from medimg.benchmarks.queries import make_queries, read_queries
+from medimg.benchmarks.results import Benchmark, DriverName, Knee, Run, ScenarioName
+from medimg.benchmarks.sensors import Processor, open_gpu
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
+from medimg.runtime.optional import require
 
-DEFAULT_BATCH_SIZES = (8,)
+BATCH_SIZES: Mapping[ScenarioName, tuple[int, ...]] = {
+    "single-stream": (1,),
+    "multi-stream": (8,),
+    "offline": (8,),
+    "server": (1,),
+}
+"""Unless others are asked for; `single-stream` has no other. Eight is MLPerf's multi-stream."""
 DEFAULT_DURATION_S = 10.0
-WARM_UP_S = 0.5
-WARM_UP_QUERIES = 3
-"""The clock starts after the longer of the two."""
-LEAST_QUERIES: Mapping[ScenarioName, int] = {"single-stream": samples_needed(0.5), "offline": 1}
-"""A run in which fewer fit is refused: latencies need a median at least, throughput one batch."""
-TUNING: Mapping[ScenarioName, Tuning] = {"single-stream": "latency", "offline": "throughput"}
+TUNING: Mapping[ScenarioName, Tuning] = {
+    "single-stream": "latency",
+    "multi-stream": "latency",
+    "offline": "throughput",
+    "server": "throughput",
+}
 """What the back end is tuned for."""
+KNEE_SHARE = 0.95
 
-Progress: TypeAlias = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of a benchmark share."""
-
-    duration_s: float
-    """Seconds a run, not counting its warm-up."""
-    threads: int
-    """For decoding ahead."""
-    progress: Progress = lambda _step: None
-    """Called with the name of each step as it begins."""
-    cold_start: Callable[[int], ColdStart] | None = None
-    """Measures a new process's first answer at a batch size; None to leave it out."""
+DriverOption: TypeAlias = Literal["auto", "loadgen", "native"]
 
 
 def run_benchmark(
     model: str | Path,
     *,
     data: str | Path | None = None,
+    images_from: Literal["files", "arrays"] | None = None,
     scenarios: Sequence[ScenarioName] = ("single-stream", "offline"),
-    batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
+    batch_sizes: Sequence[int] | None = None,
     backend: str = "auto",
     device: str = "auto",
     duration_s: float = DEFAULT_DURATION_S,
+    driver: DriverOption = "auto",
+    percentile: str | None = None,
+    latency_bound_ms: float | None = None,
+    rate_per_s: float | None = None,
+    accuracy: bool = False,
+    logs: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = lambda _step: None,
+    on_run: Callable[[Benchmark], None] = lambda _so_far: None,
 ) -> Benchmark:
     """Measure an exported artefact, from the image to its most likely classes.
 
     Args:
         model: an artefact of medimg-export.
         data: images to send, any kind of DATA; without it, made images of the network's size.
-        scenarios: which to run. `single-stream` sends one image after another.
-        batch_sizes: images a query in `offline`, a run each.
+        images_from: `arrays` decodes the images of `data` before the clock is started.
+        scenarios: which to run.
+        batch_sizes: images a query, a run each, in all scenarios but `single-stream`; in `server`, the most
+            that are answered together. Unless given, 8, and 1 in `server`.
         backend: `auto` or the name of one.
         device: `auto`, `cpu`, `gpu` or `gpu:N`.
         duration_s: seconds a run, not counting its warm-up.
+        driver: `loadgen`, MLPerf's own; `native`, the same rules from Python; `auto` takes LoadGen where it
+            is installed.
+        percentile: such as `p99`: the duration must be long enough for it.
+        latency_bound_ms: what the percentile must stay within in `server`.
+        rate_per_s: arrivals in `server`; unless given, the highest rate that holds the bound is looked for.
+        accuracy: run accuracy mode too; `data` must be labelled with the model's classes.
+        logs: a folder for LoadGen's logs, one below it a run.
         threads: processor threads; all that this process may use unless given.
         progress: called with the name of each step as it begins.
+        on_run: called after each run with what has been found so far.
 
     Raises:
         ModelError: the file cannot be used.
         BackendError: the back end or device cannot be had.
-        DataError: `data` holds no image that can be read.
-        UsageError: an option is out of its range, or `duration_s` is too short for the model.
+        DataError: `data` holds no image that can be read, or (for accuracy) not the model's classes.
+        UsageError: options do not fit together, or `duration_s` is too short for the model.
     """
-    plan = _plan(scenarios, batch_sizes, duration_s)
+    plan = make_plan(scenarios, batch_sizes)
+    _check(plan, duration_s, percentile, latency_bound_ms, rate_per_s)
+    if data is None and (accuracy or images_from):
+        raise UsageError("accuracy, and a choice where images come from, need data: name them with --data")
+    chosen = choose_driver(driver)
+    if logs is not None and chosen == "native":
+        raise UsageError("logs are LoadGen's own: they need --driver loadgen, and medimg[bench] for it")
     started, load_average, threads = now(), os.getloadavg(), threads or usable_cpus()
     with ExitStack() as opened:
         classifiers = {
@@ -89,118 +109,122 @@ def run_benchmark(
             for name in dict(plan)
         }
         pipelines = {
-            name: Pipeline(classifier.probabilities, classifier.spec, parallel=classifier.backend.parallel)
-            for name, classifier in classifiers.items()
+            name: Pipeline(item.probabilities, item.spec, parallel=item.backend.parallel)
+            for name, item in classifiers.items()
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
-        queries = make_queries(spec.image) if data is None else read_queries(data, spec.image, threads)
+        if data is None:
+            queries = make_queries(spec.image)
+        else:
+            queries = read_queries(data, spec.image, threads, spec.labels if accuracy else None)
+        if images_from == "arrays":
+            queries = queries.decoded(spec.image)
         # What cannot run at all fails here, with its own message.
         for pipeline in pipelines.values():
             pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
-        cold_start = partial(
-            measure_cold_start, model, backend=used.name, device=used.device, threads=threads
+        settings = Settings(
+            duration_s,
+            threads,
+            progress,
+            partial(measure_cold_start, model, backend=used.name, device=used.device, threads=threads),
+            chosen,
+            percentile,
+            latency_bound_ms,
+            rate_per_s,
+            accuracy,
+            None if logs is None else Path(logs),
+            Processor(),
+            opened.enter_context(open_gpu(used.device)),
         )
-        settings = Settings(duration_s, threads, progress, cold_start)
-        runs = tuple(measure(pipelines, queries, plan, settings))
-    environment = read_environment(started, load_average)
-    return Benchmark(
-        model=str(model),
-        model_sha256=spec.artefact_sha256,
-        file_precision=spec.precision,
-        precision=used.precision,
-        backend=used.name,
-        device=used.device,
-        threads=threads,
-        images_from=queries.images_from,
-        images=len(queries.samples),
-        environment=environment,
-        warnings=(
-            *judge_machine(environment),
-            *judge_precision(spec.precision, used.precision, used.name),
-            *queries.warnings,
-            *(warning for run in runs for warning in judge_run(run)),
-        ),
-        runs=runs,
-    )
-
-
-def measure(
-    pipelines: Mapping[ScenarioName, Pipeline],
-    queries: Queries,
-    plan: Sequence[tuple[ScenarioName, int]],
-    settings: Settings,
-) -> Iterator[Run]:
-    """Run each scenario of a plan, given with its images a query, on its own pipeline.
-
-    Raises:
-        UsageError: fewer queries than `LEAST_QUERIES` fit into the duration.
-    """
-    first_answers = _cold_starts(sorted({size for _, size in plan}), settings)
-    for scenario, batch_size in plan:
-        settings.progress(f"{scenario}, batch {batch_size}: {settings.duration_s:g} s")
-        run = partial(SCENARIOS[scenario], pipelines[scenario])
-        load = Load(queries.endless(), batch_size, settings.duration_s, settings.threads)
-        warm_up = run(replace(load, duration_s=WARM_UP_S, least_queries=WARM_UP_QUERIES))
-        _check_duration(scenario, load, warm_up)
-        yield _to_run(scenario, batch_size, warm_up, run(load), first_answers.get(batch_size))
-
-
-def _cold_starts(batch_sizes: Sequence[int], settings: Settings) -> dict[int, ColdStart]:
-    found: dict[int, ColdStart] = {}
-    if settings.cold_start:
-        for size in batch_sizes:
-            settings.progress(f"cold start, batch {size}")
-            found[size] = settings.cold_start(size)
+        runs: list[Run] = []
+        found = None
+        for run in measure(pipelines, queries, plan, settings):
+            runs.append(run)
+            # Looked at once a run is over: it imports every back end.
+            environment = found.environment if found else read_environment(started, load_average)
+            found = Benchmark(
+                model=str(model),
+                model_sha256=spec.artefact_sha256,
+                file_precision=spec.precision,
+                precision=used.precision,
+                backend=used.name,
+                device=used.device,
+                threads=threads,
+                images_from=queries.images_from,
+                images=queries.measured,
+                environment=environment,
+                warnings=(
+                    *judge_machine(environment),
+                    *judge_precision(spec.precision, used.precision, used.name),
+                    *queries.warnings,
+                    *(warning for run in runs for warning in run.warnings),
+                ),
+                complete=len(runs) == len(plan),
+                knee=find_knee(runs),
+                runs=tuple(runs),
+            )
+            on_run(found)
+    assert found, "a plan has a run"
     return found
 
 
-def _plan(
-    scenarios: Sequence[ScenarioName], batch_sizes: Sequence[int], duration_s: float
+def choose_driver(driver: DriverOption) -> DriverName:
+    """Take LoadGen for `auto` where it is installed.
+
+    Raises:
+        MissingDependencyError: LoadGen is asked for and not installed.
+    """
+    if driver == "auto":
+        return "loadgen" if with_loadgen.installed() else "native"
+    if driver == "loadgen":
+        require("mlperf_loadgen", "bench")
+    return driver
+
+
+def find_knee(runs: Sequence[Run]) -> Knee | None:
+    """Find the smallest batch size of `offline` that gives nearly the highest throughput."""
+    curve = sorted((run.batch_size, run.throughput_per_s) for run in runs if run.scenario == "offline")
+    if len(curve) < 3:
+        return None
+    highest = max(rate for _, rate in curve)
+    return next(Knee(size, KNEE_SHARE, rate) for size, rate in curve if rate >= KNEE_SHARE * highest)
+
+
+def make_plan(
+    scenarios: Sequence[ScenarioName], batch_sizes: Sequence[int] | None
 ) -> list[tuple[ScenarioName, int]]:
-    if unknown := [name for name in scenarios if name not in SCENARIOS]:
-        raise UsageError(f"no scenario {unknown[0]!r}: choose from {', '.join(SCENARIOS)}")
-    if not scenarios or not batch_sizes or min(batch_sizes) < 1:
+    """List the runs.
+
+    Raises:
+        UsageError: there is none, or an unknown one.
+    """
+    if unknown := [name for name in scenarios if name not in BATCH_SIZES]:
+        raise UsageError(f"no scenario {unknown[0]!r}: choose from {', '.join(BATCH_SIZES)}")
+    if not scenarios or (batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1)):
         raise UsageError(
-            f"scenarios {list(scenarios)} and batch sizes {list(batch_sizes)}: at least one, from 1 up"
+            f"scenarios {list(scenarios)} and batch sizes {list(batch_sizes or ())}: at least one, from 1 up"
         )
+    return [
+        (name, size)
+        for name in dict.fromkeys(scenarios)
+        for size in dict.fromkeys(
+            BATCH_SIZES[name] if batch_sizes is None or name == "single-stream" else batch_sizes
+        )
+    ]
+
+
+def _check(
+    plan: Sequence[tuple[ScenarioName, int]],
+    duration_s: float,
+    percentile: str | None,
+    latency_bound_ms: float | None,
+    rate_per_s: float | None,
+) -> None:
     if duration_s <= 0:
         raise UsageError(f"duration {duration_s:g} s is not above 0")
-    sizes = {"single-stream": (1,), "offline": tuple(dict.fromkeys(batch_sizes))}
-    return [(name, size) for name in dict.fromkeys(scenarios) for size in sizes[name]]
-
-
-def _check_duration(scenario: ScenarioName, load: Load, warm_up: Measurement) -> None:
-    query_s = summarise(warm_up.latencies_ns)["p50"] / 1e9
-    least = LEAST_QUERIES[scenario]
-    needed = least * query_s
-    if load.duration_s < needed:
-        raise UsageError(
-            f"a duration of {load.duration_s:g} s is too short: {scenario} at batch {load.batch_size} takes "
-            f"{query_s:.3g} s a query, so --duration must be {needed:.3g} or more (so that {least} fit)"
-        )
-
-
-def _to_run(
-    scenario: ScenarioName,
-    batch_size: int,
-    warm_up: Measurement,
-    found: Measurement,
-    first: ColdStart | None,
-) -> Run:
-    raw_ms = tuple(latency / 1e6 for latency in found.latencies_ns)
-    stages = {
-        name: found.stages_ns[name] / 1e6 / len(raw_ms) if name in found.stages_ns else None
-        for name in STAGES
-    }
-    return Run(
-        scenario=scenario,
-        batch_size=batch_size,
-        samples=found.images,
-        throughput_per_s=found.images / (found.elapsed_ns / 1e9),
-        latency_ms=summarise(raw_ms),
-        stages_ms=stages,
-        cold_start_s=first.total_s if first else None,
-        cold_start=first,
-        warm_up_queries=len(warm_up.latencies_ns),
-        raw_ms=raw_ms,
-    )
+    if percentile is not None and percentile not in SHARES:
+        raise UsageError(f"no percentile {percentile!r}: choose from {', '.join(SHARES)}")
+    if "server" in dict(plan) and not (latency_bound_ms and latency_bound_ms > 0):
+        raise UsageError("server needs a latency bound: name it in milliseconds with --latency-bound")
+    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
+        raise UsageError(f"a rate of {rate_per_s:g} images a second is not above 0")

@@ -41,5 +41,5 @@ def measure_cold_start(
         raise BackendError(
             f"{model}: {backend} failed in a new process (status {child.returncode}): {lines[-1]}"
         )
-    imported, loaded, answered = json.loads(child.stdout.splitlines()[-1])
-    return ColdStart(imported - begin, loaded - imported, answered - loaded)
+    imported, loaded, answered, peak_mib = json.loads(child.stdout.splitlines()[-1])
+    return ColdStart(imported - begin, loaded - imported, answered - loaded, peak_mib)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medimg.benchmarks.results import SCHEMA, Benchmark, Run, ScenarioName
 from medimg.runtime.codec import from_plain
 from medimg.runtime.errors import DataError, ModelError
+from medimg.runtime.optional import require
 
 Judgement: TypeAlias = Literal["faster", "slower", "cannot tell"]
 
@@ -33,13 +34,16 @@ class Change:
     scenario: ScenarioName
     batch_size: int
     measure: Literal["p50 ms", "images/s"]
-    """The median latency in single-stream, the throughput elsewhere."""
+    """The throughput in offline, the rate found in server, else the median latency."""
     before: float
     after: float
     speed_ratio: float
     """Above 1 where the second is faster."""
     speed_ratio_ci95: tuple[float, float] | None
-    """Welch's interval on the logarithms of the blocks' figures; None for fewer than two queries a block."""
+    """Welch's interval on the logarithms of the blocks' figures; None for fewer than two queries a block.
+
+    Of rates that `server` has looked for: from the highest that held to the next that did not.
+    """
     judgement: Judgement
 
 
@@ -111,6 +115,8 @@ def read_result(path: Path) -> Benchmark:
         raise DataError(f"{path}: not JSON") from None
     except ModelError as error:
         raise DataError(f"{error}: not a result of medimg-bench run") from None
+    if not found.runs:
+        raise DataError(f"{path}: holds no run: measure again")
     for run in found.runs:
         figures = (run.throughput_per_s, run.latency_ms.get("p50", 0.0), *run.raw_ms)
         if not all(0 < figure < math.inf for figure in figures):
@@ -121,25 +127,32 @@ def read_result(path: Path) -> Benchmark:
 
 
 def _change(before: Run, after: Run) -> Change:
-    if before.scenario == "single-stream":
-        ratio = before.latency_ms["p50"] / after.latency_ms["p50"]
-        figures = (before.latency_ms["p50"], after.latency_ms["p50"])
-        interval = _interval(_block_medians(before), _block_medians(after))
-        return Change(
-            before.scenario, before.batch_size, "p50 ms", *figures, ratio, interval, _judge(interval)
-        )
-    ratio = after.throughput_per_s / before.throughput_per_s
-    interval = _interval(_block_means(before), _block_means(after))
-    return Change(
-        before.scenario,
-        before.batch_size,
-        "images/s",
-        before.throughput_per_s,
-        after.throughput_per_s,
-        ratio,
-        interval,
-        _judge(interval),
-    )
+    if before.server and after.server and before.server.trials and after.server.trials:
+        return _change_of_rate(before, after)
+    if before.scenario == "offline":
+        ratio = after.throughput_per_s / before.throughput_per_s
+        interval = _interval(_block_means(before), _block_means(after))
+        figures = (before.throughput_per_s, after.throughput_per_s)
+        return Change("offline", before.batch_size, "images/s", *figures, ratio, interval, _judge(interval))
+    ratio = before.latency_ms["p50"] / after.latency_ms["p50"]
+    interval = _interval(_block_medians(before), _block_medians(after))
+    figures = (before.latency_ms["p50"], after.latency_ms["p50"])
+    return Change(before.scenario, before.batch_size, "p50 ms", *figures, ratio, interval, _judge(interval))
+
+
+def _change_of_rate(before: Run, after: Run) -> Change:
+    """Compare rates that a search has found; each lies between one that held and one that did not."""
+    (low, high), (after_low, after_high) = _bracket(before), _bracket(after)
+    interval = (after_low / high, after_high / low)
+    ratio = after_low / low
+    return Change("server", before.batch_size, "images/s", low, after_low, ratio, interval, _judge(interval))
+
+
+def _bracket(run: Run) -> tuple[float, float]:
+    assert run.server, "checked by the caller"
+    held = run.server.rate_per_s
+    above = [trial.rate_per_s for trial in run.server.trials if not trial.held and trial.rate_per_s > held]
+    return held, min(above, default=held)
 
 
 def _blocks(run: Run) -> list[NDArray[np.float64]]:
@@ -156,8 +169,7 @@ def _block_means(run: Run) -> NDArray[np.float64]:
 
 def _interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float] | None:
     """Give the 95 % interval of `before / after`, from times by block."""
-    from scipy import stats
-
+    stats = require("scipy.stats", "bench")
     if not len(before) or not len(after):
         return None
     first, second = np.log(before), np.log(after)
@@ -186,10 +198,13 @@ def _differences(first: Benchmark, second: Benchmark) -> Iterator[str]:
         ("the precision", first.precision, second.precision),
         ("where images come from", first.images_from, second.images_from),
         ("the number of images", first.images, second.images),
+        ("what sends the queries", first.runs[0].driver, second.runs[0].driver),
     )
     for name, one, other in checked:
         if one != other:
             yield f"{name} differs: {one}, then {other}"
     for benchmark, which in ((first, "first"), (second, "second")):
+        if not benchmark.complete:
+            yield f"the {which} result is incomplete: its run ended early"
         for warning in benchmark.warnings:
             yield f"the {which} result: {warning}"

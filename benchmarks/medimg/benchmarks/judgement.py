@@ -7,13 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.benchmarks.environment import Environment
-from medimg.benchmarks.percentiles import too_few
+from medimg.benchmarks.monitor import MachineLog
+from medimg.benchmarks.percentiles import SHARES, too_few
 from medimg.benchmarks.results import Run
+from medimg.benchmarks.validity import queries_needed
 
 BUSY_LOAD = 0.25
 """Load average a core above which other work is likely to have been measured too."""
+BUSY_CORES = 0.1
+"""Processors kept busy by other work that are said."""
 DRIFT = 0.05
 """Relative change of the median that counts as drift."""
+SPREAD = 0.1
+"""Interquartile range, as a share of the median, that counts as unsteady."""
+BLOCKS = 30
+"""Consecutive parts of an `offline` run that are compared."""
+STALL = 10
+"""Times the median that counts as a stall."""
 
 
 def judge_machine(environment: Environment) -> Iterator[str]:
@@ -39,21 +49,80 @@ def judge_run(run: Run) -> Iterator[str]:
     """
     name = f"{run.scenario}, batch {run.batch_size}"
     queries = len(run.raw_ms)
-    short = too_few(queries)
-    if short and run.scenario == "single-stream":
+    every_s = run.at_s[-1] / queries + run.latency_ms["mean"] / 1e3 / queries
+    if run.scenario != "offline" and (short := too_few(queries)):
         needs = ", ".join(
-            f"{key} needs {count} (--duration {math.ceil(count * run.latency_ms['mean'] / 1000)})"
-            for key, count in short.items()
+            f"{key} needs {count} (--duration {math.ceil(count * every_s)})" for key, count in short.items()
         )
         yield f"{name}: {queries} queries are too few: {needs}"
-    change = drift(np.asarray(run.raw_ms))
+    if not run.validity.valid:
+        hint = ""
+        if run.percentile and queries < (needed := queries_needed(SHARES[run.percentile])):
+            hint = f" (--duration {math.ceil(needed * every_s)} gives {needed} queries)"
+        yield f"{name}: not valid by {_RULES[run.driver]} rules: {'; '.join(run.validity.reasons)}{hint}"
+    if not run.warm_up.stable:
+        yield (
+            f"{name}: the warm-up was not steady after {run.warm_up.seconds:.1f} s "
+            f"(likely {likely_cause(run.machine)})"
+        )
+    # In server the latency varies with the arrivals, however steady the system is.
+    if run.scenario != "server":
+        for words in _unsteady(run):
+            yield f"{name}: {words}"
+    if run.machine and run.machine.throttled:
+        yield f"{name}: the processor or the GPU was throttled (cool it, or limit its power, and run again)"
+    if run.machine and run.machine.other_cores > BUSY_CORES:
+        yield f"{name}: other work kept {run.machine.other_cores:.1f} processors busy during the run"
+
+
+_RULES = {"loadgen": "LoadGen's", "native": "MLPerf's"}
+
+
+def likely_cause(machine: MachineLog | None, otherwise: str = "other work") -> str:
+    """Name what most likely made a run unsteady, from what was seen around it."""
+    if machine and machine.throttled:
+        return "throttling"
+    if machine and machine.clock_fell:
+        return "a clock that fell: fix it, for example with the governor performance"
+    if machine and machine.other_cores > BUSY_CORES:
+        return f"other work, on {machine.other_cores:.1f} processors"
+    return otherwise
+
+
+def _unsteady(run: Run) -> Iterator[str]:
+    values = np.asarray(run.raw_ms)
+    if run.scenario == "offline":
+        # Batches under way at once end together, so that single ones tell nothing.
+        steady = (
+            np.array([block.mean() for block in np.array_split(values, BLOCKS)])
+            if len(values) > BLOCKS
+            else values[:0]
+        )
+    else:
+        steady = values
+    change = drift(steady)
     if change is not None:
         direction, cause = (
             ("slower", "heat or other work") if change > 0 else ("faster", "too short a warm-up")
         )
         yield (
-            f"{name}: drifted, {abs(change):.0%} {direction} in its last third than in its first "
-            f"(likely {cause})"
+            f"drifted, {abs(change):.0%} {direction} in its last third than in its first "
+            f"(likely {likely_cause(run.machine, cause) if change > 0 else cause})"
+        )
+    if len(steady) >= 10:
+        low, median, high = np.percentile(steady, [25, 50, 75])
+        if high - low > SPREAD * median:
+            yield (
+                f"unsteady, the middle half of its queries took {low:.3g} to {high:.3g} ms "
+                f"(likely {likely_cause(run.machine, 'images of different sizes, or other work')})"
+            )
+    usual = float(values.mean() if run.scenario == "offline" else np.median(values))
+    stalls = np.flatnonzero(values > STALL * usual)
+    if len(stalls):
+        yield (
+            f"{len(stalls)} of {len(values)} queries took over {STALL} times the usual, the longest "
+            f"{values.max():.4g} ms, the first at {run.at_s[stalls[0]]:.1f} s; they are in the figures "
+            f"(likely {likely_cause(run.machine, 'another process, or memory being collected')})"
         )
 
 

@@ -1,13 +1,14 @@
 """The way of an image from its file to its most likely classes, with a clock at every stage."""
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from medimg.benchmarks.clock import Clock, RealClock
+from medimg.benchmarks.results import Validity
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import best_classes
 from medimg.runtime.data import Sample
@@ -24,10 +25,15 @@ class Measurement:
 
     latencies_ns: list[int] = field(default_factory=list)
     """One a query, in order."""
+    begins_ns: list[int] = field(default_factory=list)
+    """When each of them began, from the start of the run; in `server`, when it was due."""
     stages_ns: dict[str, int] = field(default_factory=dict)
     """Sum over the run, by stage."""
+    answers: dict[int, int] = field(default_factory=dict)
+    """The last first class of each sample, by its index."""
     images: int = 0
     elapsed_ns: int = 0
+    validity: Validity | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, stages_ns: Iterable[tuple[str, int]], images: int) -> None:
@@ -51,12 +57,12 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The stages of a query."""
+    """All that happens in a query."""
 
     infer: Callable[[Images], Probabilities]
     """`(batch, rows, columns, 3)` uint8 RGB to `(batch, classes)`."""
     spec: ModelSpec
-    clock_ns: Callable[[], int] = time.perf_counter_ns
+    clock: Clock = field(default_factory=RealClock)
     parallel: int = 1
     """Calls of `infer` at once, where a scenario has several queries under way."""
 
@@ -66,22 +72,24 @@ class Pipeline:
         Raises:
             ImageError: it cannot be read.
         """
-        start = self.clock_ns()
+        start = self.clock.now_ns()
         image = sample.load(self.spec.image)
         stage = "decode" if isinstance(sample.source, Path) else "preprocess"
-        return Fetched(image, stage, self.clock_ns() - start)
+        return Fetched(image, stage, self.clock.now_ns() - start)
 
-    def answer(self, fetched: Sequence[Fetched], measurement: Measurement) -> None:
-        """Classify one batch and count the time of every stage."""
-        start = self.clock_ns()
+    def answer(self, fetched: Sequence[Fetched], found: Measurement) -> list[int]:
+        """Classify one batch, count the time of every stage, and give each image's first class."""
+        now_ns = self.clock.now_ns
+        start = now_ns()
         batch = np.stack([item.image for item in fetched])
-        stacked = self.clock_ns()
+        stacked = now_ns()
         probabilities = self.infer(batch)
-        inferred = self.clock_ns()
-        best_classes(probabilities, self.spec.labels, TOP_K)
-        done = self.clock_ns()
+        inferred = now_ns()
+        best = best_classes(probabilities, self.spec.labels, TOP_K)
+        done = now_ns()
         stages = [(item.stage, item.duration_ns) for item in fetched]
         stages += [
             ("preprocess", stacked - start), ("infer", inferred - stacked), ("postprocess", done - inferred),
         ]  # fmt: skip
-        measurement.add(stages, len(fetched))
+        found.add(stages, len(fetched))
+        return [scores[0].index for scores in best]

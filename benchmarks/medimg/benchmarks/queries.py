@@ -1,16 +1,14 @@
 """The images that a benchmark sends: a user's own, or made ones."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from medimg.benchmarks.results import ImagesFrom
-from medimg.runtime.data import DataSet, Sample, read_data
+from medimg.runtime.data import Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule
@@ -29,25 +27,35 @@ class Queries:
     warnings: tuple[str, ...] = ()
     """Which files are left out, and why."""
 
-    def endless(self) -> Iterator[Sample]:
-        """Give the samples again and again, in the same order."""
-        return cycle(self.samples)
+    @property
+    def measured(self) -> int:
+        """How many of them, from the first, speed is measured on; accuracy takes all."""
+        return min(len(self.samples), MAX_IMAGES)
+
+    def decoded(self, rule: ImageRule) -> "Queries":
+        """Give the images that speed is measured on as arrays of the network's size."""
+        samples = (replace(sample, source=sample.load(rule)) for sample in self.samples[: self.measured])
+        return Queries("arrays", tuple(samples), self.warnings)
 
 
-def read_queries(data: str | Path, rule: ImageRule, threads: int) -> Queries:
+def read_queries(
+    data: str | Path, rule: ImageRule, threads: int, labels: tuple[str, ...] | None = None
+) -> Queries:
     """Choose images of a data set and read each once, so that none fails while the clock runs.
 
     Files therefore come from the page cache when they are measured: decoding counts, the disk does not.
 
     Args:
-        data: any kind of DATA; labels are not needed.
+        data: any kind of DATA.
         rule: how pixels become the network's input.
         threads: for decoding.
+        labels: the model's classes, where accuracy is wanted: then all images of the part `test` are taken,
+            if there is one, and all must be labelled.
 
     Raises:
-        DataError: it holds no image that can be read.
+        DataError: it holds no image that can be read, or its labels are not the model's.
     """
-    samples = _choose(read_data(data, labelled=False))
+    samples = _choose(data, labels)
     with ThreadPoolExecutor(threads) as pool:
         errors = list(pool.map(lambda sample: _error(sample, rule), samples))
     readable = tuple(sample for sample, error in zip(samples, errors, strict=True) if error is None)
@@ -71,8 +79,14 @@ def make_queries(rule: ImageRule, seed: int = 0) -> Queries:
     return Queries("synthetic", samples)
 
 
-def _choose(dataset: DataSet) -> list[Sample]:
-    order = np.random.default_rng(0).permutation(len(dataset))[:MAX_IMAGES]
+def _choose(data: str | Path, labels: tuple[str, ...] | None) -> list[Sample]:
+    dataset = read_data(data, labelled=labels is not None)
+    wanted = MAX_IMAGES
+    if labels is not None:
+        dataset = dataset.relabelled(labels)
+        dataset = dataset.part("test") if len(dataset.part("test")) else dataset
+        wanted = len(dataset)
+    order = np.random.default_rng(0).permutation(len(dataset))[:wanted]
     return [dataset.samples[index] for index in order]
 
 

@@ -1,18 +1,25 @@
 """A benchmark's figures for people, within 80 columns."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from medimg.benchmarks.comparison import BenchmarkComparison
+from medimg.benchmarks.monitor import MachineLog
 from medimg.benchmarks.percentiles import too_few
 from medimg.benchmarks.results import STAGES, Benchmark, Run
 from medimg.runtime.text import printable
 
-_IMAGES = {
+IMAGES = {
     "files": "images: {} files, decoded in every query",
     "arrays": "images: {} arrays, decoded before; no decoding in these figures",
     "synthetic": "images: {} synthetic arrays; no decoding in these figures (--data has it)",
 }
+DRIVERS = {
+    "loadgen": "queries sent by MLPerf LoadGen",
+    "native": "queries sent by medimg, by LoadGen's rules",
+}
+WIDTH = 80
 _LATENCIES = ("p50", "p90", "p99", "p99.9", "max", "mean")
 _STAGE_WIDTHS = {stage: max(len(stage), 7) + 1 for stage in STAGES}
 
@@ -29,8 +36,8 @@ def show_comparison(comparison: BenchmarkComparison) -> list[str]:
         interval = change.speed_ratio_ci95
         sure = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "too few queries"
         lines.append(
-            f"{change.scenario:<13} {change.batch_size:>5} {change.measure:<9} {_digits(change.before):>8} "
-            f"{_digits(change.after):>8} {change.speed_ratio:>6.3f}  {sure:<15} {change.judgement}"
+            f"{change.scenario:<13} {change.batch_size:>5} {change.measure:<9} {digits(change.before):>8} "
+            f"{digits(change.after):>8} {change.speed_ratio:>6.3f}  {sure:<15} {change.judgement}"
         )
     return lines
 
@@ -41,7 +48,8 @@ def _lines(benchmark: Benchmark) -> Iterator[str]:
     name = printable(Path(benchmark.model).name)
     yield f"{name}: {benchmark.precision} by {benchmark.backend} {version}".rstrip()
     yield f"{environment.cpu}, {benchmark.threads} of {environment.cores} cores, {benchmark.device}"
-    yield _IMAGES[benchmark.images_from].format(benchmark.images)
+    yield IMAGES[benchmark.images_from].format(benchmark.images)
+    yield DRIVERS[benchmark.runs[0].driver]
     yield ""
     yield f"{'latency, ms':<13} batch  images images/s" + "".join(f"{name:>7}" for name in _LATENCIES)
     yield from map(_latencies, benchmark.runs)
@@ -52,40 +60,115 @@ def _lines(benchmark: Benchmark) -> Iterator[str]:
         f"{name.replace('_', ' '):>{_STAGE_WIDTHS[name]}}" for name in STAGES
     )
     yield from map(_stages, benchmark.runs)
+    used = [run for run in benchmark.runs if run.utilisation]
+    if used:
+        yield "busy, %"
+        yield from map(_utilisation, used)
+    yield ""
+    for words in facts(benchmark):
+        yield from textwrap.wrap(words, WIDTH, subsequent_indent="  ")
+
+
+def facts(benchmark: Benchmark) -> Iterator[str]:
+    """Say in words what the tables have no room for."""
+    for run in benchmark.runs:
+        yield f"{run.scenario}, batch {run.batch_size}: {'; '.join(_facts_of_run(run))}"
+    if benchmark.knee:
+        knee = benchmark.knee
+        yield (
+            f"knee: batch {knee.batch_size} is the smallest with {knee.share:.0%} of the highest throughput "
+            f"({digits(knee.throughput_per_s)} images/s)"
+        )
     yield from _cold_starts(benchmark.runs)
+
+
+def _facts_of_run(run: Run) -> Iterator[str]:
+    bound = run.validity.early_stopping_ms
+    sure = "" if bound is None else f", {run.percentile} at most {digits(bound)} ms (99 % confidence)"
+    yield f"{'VALID' if run.validity.valid else 'INVALID'}{sure}"
+    if run.server:
+        tried = f" ({len(run.server.trials)} rates tried)" if run.server.trials else ""
+        yield (
+            f"{digits(run.server.rate_per_s)} images a second, {run.percentile} to stay within "
+            f"{run.server.latency_bound_ms:g} ms{tried}"
+        )
+    if run.accuracy:
+        found = run.accuracy
+        yield f"accuracy {found.accuracy:.4f}, {found.correct} of {found.images} images"
+    if run.machine:
+        yield ", ".join(_machine(run.machine))
+
+
+def _machine(found: MachineLog) -> Iterator[str]:
+    states = (found.before, *found.during, found.after)
+    energy = found.energy
+    told = {
+        "memory": _span([state.memory_mib for state in states], "MiB"),
+        "GPU memory": _span([state.gpu_memory_mib for state in states], "MiB"),
+        "clock": _span([state.clock_mhz for state in states], "MHz"),
+        "GPU clock": _span([state.gpu_clock_mhz for state in states], "MHz"),
+        "temperature": _span([state.temperature_c for state in states], "°C"),
+        "GPU temperature": _span([state.gpu_temperature_c for state in states], "°C"),
+        "throttled": {True: "yes", False: "no", None: None}[found.throttled],
+        "energy": f"{digits(energy.joules_per_image)} J an image ({energy.source})" if energy else None,
+    }
+    yield f"{found.own_cores:.1f} cores used, {found.other_cores:.1f} by others"
+    for name, words in told.items():
+        if words:
+            yield f"{name} {words}"
+    if missing := [name for name, words in told.items() if words is None]:
+        yield f"not available: {' / '.join(missing)}"
+
+
+def _span(values: list[float | None], unit: str) -> str | None:
+    known = sorted(round(value) for value in values if value is not None)
+    if not known:
+        return None
+    low, high = known[0], known[-1]
+    return f"{low if low == high else f'{low} to {high}'} {unit}"
 
 
 def _latencies(run: Run) -> str:
     doubtful = too_few(len(run.raw_ms))
     figures = "".join(
         f"{f'({value})' if name in doubtful else value:>7}"
-        for name, value in ((name, _digits(run.latency_ms[name])) for name in _LATENCIES)
+        for name, value in ((name, digits(run.latency_ms[name])) for name in _LATENCIES)
     )
     return (
-        f"{run.scenario:<13} {run.batch_size:>5} {run.samples:>7} {_digits(run.throughput_per_s):>8}{figures}"
+        f"{run.scenario:<13} {run.batch_size:>5} {run.samples:>7} {digits(run.throughput_per_s):>8}{figures}"
     )
+
+
+def _name(run: Run) -> str:
+    return f"{run.scenario:<13}" if run.scenario == "single-stream" else f"{run.scenario} {run.batch_size}"
 
 
 def _stages(run: Run) -> str:
-    name = f"{run.scenario:<13}" if run.scenario == "single-stream" else f"{run.scenario} {run.batch_size:<5}"
-    return f"{name:<13}" + "".join(
-        f"{'-' if run.stages_ms[stage] is None else _digits(run.stages_ms[stage]):>{width}}"
+    return f"{_name(run):<13.13}" + "".join(
+        f"{'-' if run.stages_ms[stage] is None else digits(run.stages_ms[stage]):>{width}}"
+        for stage, width in _STAGE_WIDTHS.items()
+    )
+
+
+def _utilisation(run: Run) -> str:
+    shares = run.utilisation or {}
+    return f"{_name(run):<13.13}" + "".join(
+        f"{'-' if (share := shares.get(stage)) is None else f'{100 * share:.0f}':>{width}}"
         for stage, width in _STAGE_WIDTHS.items()
     )
 
 
 def _cold_starts(runs: tuple[Run, ...]) -> Iterator[str]:
     by_size = {run.batch_size: run.cold_start for run in runs if run.cold_start}
-    if by_size:
-        yield ""
     for size, first in by_size.items():
         yield (
             f"cold start, batch {size}: {first.total_s:.2f} s (import {first.import_s:.2f}, "
-            f"load {first.load_s:.2f}, first inference {first.first_inference_s:.2f})"
+            f"load {first.load_s:.2f}, first inference {first.first_inference_s:.2f}), "
+            f"{first.peak_memory_mib:.0f} MiB"
         )
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Write three significant digits, and never fewer than the whole number."""
     if value is None:
         return "-"
