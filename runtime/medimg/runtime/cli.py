@@ -14,7 +14,7 @@ from medimg.runtime.commandline import PathArgument, standard_options, version_o
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
 
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 STANDARD_INPUT = Path("-")
 
 
@@ -42,6 +42,13 @@ def cli() -> None:
     help="Of DICOM files, in place of the one that the model was made for.",
 )
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
+@click.option(
+    "--trust",
+    "trusted",
+    metavar="SHA256",
+    multiple=True,
+    help="Run this TensorRT engine, which was not built here.",
+)
 @standard_options
 def predict(
     model: Path,
@@ -53,6 +60,7 @@ def predict(
     style: str,
     window: str | None,
     output: Path | None,
+    trusted: tuple[str, ...],
     threads: int,
 ) -> int:
     """Classify INPUTS (files, folders, or - for paths on standard input) with MODEL.
@@ -71,10 +79,13 @@ def predict(
         threads=threads,
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
+        trusted=trusted,
     ) as classifier:
         used, reason = classifier.backend, classifier.choice.reason
         why = f" (auto: {reason})" if reason else ""
         click.echo(f"{used.name} on {used.device}, {used.precision}{why}", err=True)
+        for note in classifier.notes:
+            click.echo(f"warning: {note}", err=True)
         predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
         if not _answers_are_seen(output):
             predictions = _with_progress(predictions, inputs)

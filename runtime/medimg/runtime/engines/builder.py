@@ -1,0 +1,203 @@
+"""From an ONNX file to engine bytes, by the one path that TensorRT 10.3 to 11.4 share.
+
+The network is strongly typed: every layer runs in the type that the ONNX file gives it, so precision lives
+there and nowhere else ("Strong Typing vs Weak Typing" in TensorRT's documentation; version 11 has no other
+mode). TF32 is off: float32 means float32.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from medimg.runtime.containers import Artefact, replaced
+from medimg.runtime.engines import trust
+from medimg.runtime.engines.library import TensorRt, messages
+from medimg.runtime.engines.plan import BatchProfile
+from medimg.runtime.errors import BackendError, GpuMemoryError, TrustError
+from medimg.runtime.spec import Precision
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Progress = Callable[[str], None]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose about an engine."""
+
+    profile: BatchProfile = field(default_factory=BatchProfile)
+    workspace_mib: int | None = None
+    """Memory that TensorRT may use to try kernels and to run them; all there is unless given."""
+    version_compatible: bool = False
+    """Whether later versions of TensorRT shall run it; it is larger then, and may be slower."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished engine."""
+
+    engine: bytes
+    convolutions: dict[str, Precision]
+    """In what each convolution of the ONNX file is to run, by its name there."""
+
+
+def build(
+    api: TensorRt,
+    artefact: Artefact,
+    options: BuildOptions,
+    *,
+    gpu: str,
+    progress: Progress = lambda _step: None,
+) -> Built:
+    """Build an engine for the thread's GPU; it may take minutes.
+
+    Args:
+        api: TensorRT.
+        artefact: a checked ONNX file.
+        options: what the user chose.
+        gpu: what the timing cache is kept for: the GPU's name and compute capability.
+        progress: called with what TensorRT is at.
+
+    Raises:
+        BackendError: TensorRT refuses the graph or fails.
+        GpuMemoryError: the GPU has too little memory for it.
+    """
+    said = messages(api)
+    try:
+        builder: trt.Builder = api.Builder(said.logger)
+    except (RuntimeError, TypeError) as error:
+        raise BackendError(f"TensorRT {api.__version__} does not start: {error}; {said.explain()}") from None
+    # Their owners must outlive what they give: TensorRT's objects do not keep each other alive.
+    network: trt.INetworkDefinition = builder.create_network(
+        1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser: trt.OnnxParser = api.OnnxParser(network, said.logger)
+    if not parser.parse(artefact.content):
+        raise BackendError(
+            f"{artefact.path}: TensorRT {api.__version__} refuses it: {_parser_errors(parser)}"
+        )
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    _configure(api, config, options)
+    _set_profile(builder, config, network, options.profile)
+    monitor = _make_monitor(api, progress)
+    config.progress_monitor = monitor
+    with _timing_cache(config, f"{api.__version__} {gpu}"):
+        plan: trt.IHostMemory = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failure(artefact, options, said.explain())
+    return Built(bytes(plan), typed_convolutions(api, network))
+
+
+def typed_convolutions(api: TensorRt, network: "trt.INetworkDefinition") -> dict[str, Precision]:
+    """Read from a parsed network in what each convolution is to run, by its name."""
+    kinds: trt.LayerType = api.LayerType
+    types: trt.DataType = api.DataType
+    names: dict[object, Precision] = {types.HALF: "fp16", types.FLOAT: "fp32"}
+    found: dict[str, Precision] = {}
+    dequantized: set[str] = set()
+    for place in range(network.num_layers):
+        layer: trt.ILayer = network.get_layer(place)
+        if layer.type == kinds.DEQUANTIZE:
+            output: trt.ITensor = layer.get_output(0)
+            dequantized.add(output.name)
+        elif layer.type == kinds.CONVOLUTION:
+            image: trt.ITensor = layer.get_input(0)
+            # A float convolution behind a dequantisation is what runs in int8.
+            found[layer.name] = "int8" if image.name in dequantized else names[image.dtype]
+    return found
+
+
+def _configure(api: TensorRt, config: "trt.IBuilderConfig", options: BuildOptions) -> None:
+    flags: trt.BuilderFlag = api.BuilderFlag
+    config.clear_flag(flags.TF32)
+    verbosity: trt.ProfilingVerbosity = api.ProfilingVerbosity
+    # Without details the inspector gives names alone, and the precision cannot be checked.
+    config.profiling_verbosity = verbosity.DETAILED
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if options.workspace_mib is not None:
+        pools: trt.MemoryPoolType = api.MemoryPoolType
+        config.set_memory_pool_limit(pools.WORKSPACE, options.workspace_mib << 20)
+
+
+def _set_profile(
+    builder: "trt.Builder",
+    config: "trt.IBuilderConfig",
+    network: "trt.INetworkDefinition",
+    batch: BatchProfile,
+) -> None:
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    image: trt.ITensor = network.get_input(0)
+    one = tuple(image.shape)[1:]
+    profile.set_shape(image.name, (batch.least, *one), (batch.best, *one), (batch.most, *one))
+    config.add_optimization_profile(profile)
+
+
+def _parser_errors(parser: "trt.OnnxParser") -> str:
+    found = []
+    for place in range(parser.num_errors):
+        error: trt.ParserError = parser.get_error(place)
+        found.append(f"{error.node_name() or 'graph'}: {error.desc()}")
+    return "; ".join(found) or "it gives no reason"
+
+
+def _failure(artefact: Artefact, options: BuildOptions, reason: str) -> BackendError:
+    """Make of TensorRT's messages an error with a way out."""
+    message = f"{artefact.path}: TensorRT builds no engine: {reason}"
+    if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
+        profile = options.profile
+        smaller = f"--batch-size {profile.least},{profile.least},{max(profile.least, profile.most // 2)}"
+        return GpuMemoryError(f"{message}: a smaller batch needs less: {smaller}, or limit --workspace")
+    return BackendError(message)
+
+
+def _make_monitor(api: TensorRt, progress: Progress) -> "trt.IProgressMonitor":
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc,name-defined]  # TensorRT has no types
+        """Passes the outer phases on; a step that returns False would cancel the build."""
+
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None or parent_phase in self.steps:
+                self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                progress(f"{phase_name} {step + 1}/{self.steps[phase_name]}")
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _timing_cache(config: "trt.IBuilderConfig", kept_for: str) -> Iterator[None]:
+    """Take the measured times of kernels from the last builds, and keep those of this one.
+
+    A folder that others can write to, or that cannot be written, costs the cache and nothing else.
+    """
+    name = hashlib.sha256(kept_for.encode()).hexdigest()[:32]
+    try:
+        file = trust.private_folder("timing") / f"{name}.cache"
+        known = file.read_bytes() if file.exists() else b""
+    except (OSError, TrustError) as error:
+        _logger.warning("no timing cache: %s", error)
+        yield
+        return
+    cache: trt.ITimingCache = config.create_timing_cache(known)
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    yield
+    after: trt.ITimingCache = config.get_timing_cache()
+    content: trt.IHostMemory = after.serialize()
+    with contextlib.suppress(OSError), replaced(file) as temporary:
+        temporary.write_bytes(bytes(content))
