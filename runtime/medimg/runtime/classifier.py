@@ -1,5 +1,6 @@
 """Images in, the most likely classes out."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from medimg.runtime.backends import Probabilities, Tuning, choose_backend
 from medimg.runtime.containers import open_artefact
 from medimg.runtime.cpus import divide, usable_cpus
-from medimg.runtime.errors import MedimgError, ModelError, UsageError
+from medimg.runtime.errors import BackendError, MedimgError, ModelError, UsageError
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
@@ -111,9 +112,11 @@ class Classifier:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+        self, _type: type[BaseException] | None, value: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self.close()
+        # A lost device fails once more when it is freed; what lost it is what the user must hear.
+        with contextlib.suppress(*(() if value is None else (BackendError,))):
+            self.close()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -117,8 +117,8 @@ def refuse_int8(artefact: Artefact) -> None:
     if artefact.spec.precision == "int8":
         raise BackendError(
             f"{artefact.path}: ONNX Runtime has no INT8 convolutions on the GPU, where it is slower "
-            "than FP32 there: build a TensorRT engine (medimg-export MODEL.int8.onnx --to tensorrt), or take the "
-            "fp16 file, or --device cpu"
+            "than FP32: build a TensorRT engine (medimg-export MODEL.int8.onnx --to tensorrt), or take "
+            "the fp16 file, or --device cpu"
         )
 
 

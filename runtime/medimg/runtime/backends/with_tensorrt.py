@@ -111,8 +111,10 @@ class TensorRtBackend:
     def close(self) -> None:
         """Free the engine and its memory, once the call under way has ended."""
         with self._lock:
-            self._cuda.select(self._number)
-            self._release(check=True)
+            try:
+                self._cuda.select(self._number)
+            finally:
+                self._release(check=True)
 
     def layers(self, api: TensorRt) -> list[dict[str, Any]]:
         """List what the engine runs, as its inspector tells it for the batch that it is tuned for."""

@@ -93,7 +93,7 @@ def _precision_of(name: str, layers: list[dict[str, Any]]) -> str | None:
 
 
 def _nodes(layer: dict[str, Any]) -> set[str]:
-    """Name the ONNX nodes that a layer computes: from its metadata, or from its own name, `a + b`."""
+    """Name the ONNX nodes that a layer computes, from its metadata or its own name, `a + b`."""
     named = _ONNX_NODE.findall(str(layer.get("Metadata", "")))
     return set(named or re.split(r" \+ |,|\(|\)", str(layer.get("Name", ""))))
 
@@ -115,7 +115,7 @@ def _by_input(layer: dict[str, Any]) -> str | None:
 
 
 def _type_in(text: object) -> str | None:
-    """Find the type in the inspector's words, `Half` or `Thirty-two wide channel vectorized … Int8 format`."""
+    """Find the type in the inspector's words: `Half`, or `Thirty-two wide channel … Int8 format`."""
     words = str(text).lower()
     found = next((precision for word, precision in _TYPES if word in words), None)
     return found or ("fp32" if any(word in words for word in _FLOATS) else None)

@@ -1,4 +1,4 @@
-"""Engine files: plain engine bytes in `NAME.<sm>.<precision>.plan`, and beside it what they are, `.plan.json`.
+"""Engine files: plain engine bytes in `NAME.<sm>.<precision>.plan`, and what they are in `.plan.json`.
 
 The engine has no header of ours, so that any tool reads it. All of this happens before TensorRT sees a byte.
 """

@@ -1,8 +1,8 @@
 """Which engines may run.
 
-An engine is native code, and a hash beside a file proves nothing against whoever brings both. One of three must
-vouch for it: this user built it here, which is noted in a folder that nobody else can write to; its SHA-256 was
-given by the user; or a key that the user has configured signed its record.
+An engine is native code, and a hash beside a file proves nothing against whoever brings both. One of three
+must vouch for it: this user built it here, which is noted in a folder that nobody else can write to; its
+SHA-256 was given by the user; or a key that the user has configured signed its record.
 """
 
 import json
