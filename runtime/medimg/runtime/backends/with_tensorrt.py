@@ -155,8 +155,10 @@ class TensorRtBackend:
 
     def _tensors(self, api: TensorRt) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
         """Name the engine's inputs and outputs: their shapes without the batch, and their types."""
-        types: trt.DataType = api.DataType
-        kinds: dict[object, type[np.generic]] = {types.UINT8: np.uint8, types.FLOAT: np.float32}
+        kinds: dict[object, type[np.generic]] = {
+            api.DataType.UINT8: np.uint8,
+            api.DataType.FLOAT: np.float32,
+        }
         found = {}
         for place in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(place)

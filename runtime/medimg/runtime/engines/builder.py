@@ -70,14 +70,14 @@ def build(
     """
     said = messages(api)
     try:
-        builder: trt.Builder = api.Builder(said.logger)
+        builder = api.Builder(said.logger)
     except (RuntimeError, TypeError) as error:
         raise BackendError(f"TensorRT {api.__version__} does not start: {error}; {said.explain()}") from None
     # Their owners must outlive what they give: TensorRT's objects do not keep each other alive.
     network: trt.INetworkDefinition = builder.create_network(
         1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    parser: trt.OnnxParser = api.OnnxParser(network, said.logger)
+    parser = api.OnnxParser(network, said.logger)
     if not parser.parse(artefact.content):
         raise BackendError(
             f"{artefact.path}: TensorRT {api.__version__} refuses it: {_parser_errors(parser)}"
@@ -96,9 +96,8 @@ def build(
 
 def typed_convolutions(api: TensorRt, network: "trt.INetworkDefinition") -> dict[str, Precision]:
     """Read from a parsed network in what each convolution is to run, by its name."""
-    kinds: trt.LayerType = api.LayerType
-    types: trt.DataType = api.DataType
-    names: dict[object, Precision] = {types.HALF: "fp16", types.FLOAT: "fp32"}
+    kinds = api.LayerType
+    names: dict[object, Precision] = {api.DataType.HALF: "fp16", api.DataType.FLOAT: "fp32"}
     found: dict[str, Precision] = {}
     dequantized: set[str] = set()
     for place in range(network.num_layers):
@@ -114,16 +113,13 @@ def typed_convolutions(api: TensorRt, network: "trt.INetworkDefinition") -> dict
 
 
 def _configure(api: TensorRt, config: "trt.IBuilderConfig", options: BuildOptions) -> None:
-    flags: trt.BuilderFlag = api.BuilderFlag
-    config.clear_flag(flags.TF32)
-    verbosity: trt.ProfilingVerbosity = api.ProfilingVerbosity
+    config.clear_flag(api.BuilderFlag.TF32)
     # Without details the inspector gives names alone, and the precision cannot be checked.
-    config.profiling_verbosity = verbosity.DETAILED
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     if options.version_compatible:
-        config.set_flag(flags.VERSION_COMPATIBLE)
+        config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if options.workspace_mib is not None:
-        pools: trt.MemoryPoolType = api.MemoryPoolType
-        config.set_memory_pool_limit(pools.WORKSPACE, options.workspace_mib << 20)
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
 
 
 def _set_profile(
@@ -163,19 +159,19 @@ def _make_monitor(api: TensorRt, progress: Progress) -> "trt.IProgressMonitor":
 
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
+            self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None or parent_phase in self.steps:
-                self.steps[phase_name] = num_steps
+            if parent_phase is None or parent_phase in self._steps:
+                self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self.steps:
-                progress(f"{phase_name} {step + 1}/{self.steps[phase_name]}")
+            if phase_name in self._steps:
+                progress(f"{phase_name} {step + 1}/{self._steps[phase_name]}")
             return True
 
         def phase_finish(self, phase_name: str) -> None:
-            self.steps.pop(phase_name, None)
+            self._steps.pop(phase_name, None)
 
     return Monitor()
 

@@ -69,7 +69,7 @@ def read_golden(path: Path, spec: ModelSpec) -> Golden:
         DataError: it is unreadable, or belongs to another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             golden = Golden(arrays["images"], arrays["probabilities"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of golden inputs, or a damaged one ({error})") from None

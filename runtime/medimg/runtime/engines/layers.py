@@ -48,8 +48,7 @@ def inspect_engine(
     """
     inspector: trt.EngineInspector = engine.create_engine_inspector()
     inspector.execution_context = context
-    formats: trt.LayerInformationFormat = api.LayerInformationFormat
-    return read_layers(inspector.get_engine_information(formats.JSON))
+    return read_layers(inspector.get_engine_information(api.LayerInformationFormat.JSON))
 
 
 def read_layers(text: str) -> list[dict[str, Any]]:

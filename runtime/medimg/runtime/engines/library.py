@@ -89,7 +89,7 @@ class Messages:
 
 
 def _make_logger(api: TensorRt, errors: deque[str]) -> "trt.ILogger":
-    severity: trt.ILogger = api.ILogger
+    severity = api.ILogger
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
         severity.ERROR: logging.ERROR,
