@@ -8,6 +8,7 @@ mode). TF32 is off: float32 means float32.
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Progress = Callable[[str], None]
+
+TOLD_EVERY_S = 2.0
+"""How often a long build says what it is at."""
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +73,7 @@ def build(
         GpuMemoryError: the GPU has too little memory for it.
     """
     said = messages(api)
+    said.errors.clear()
     try:
         builder = api.Builder(said.logger)
     except (RuntimeError, TypeError) as error:
@@ -155,19 +160,24 @@ def _failure(artefact: Artefact, options: BuildOptions, reason: str) -> BackendE
 
 def _make_monitor(api: TensorRt, progress: Progress) -> "trt.IProgressMonitor":
     class Monitor(api.IProgressMonitor):  # type: ignore[misc,name-defined]  # TensorRT has no types
-        """Passes the outer phases on; a step that returns False would cancel the build."""
+        """Tells every step of the whole, and of its parts one now and then; False would cancel the build."""
 
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
+            self._whole: set[str] = set()
+            self._told_at = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None or parent_phase in self._steps:
-                self._steps[phase_name] = num_steps
+            self._steps[phase_name] = num_steps
+            if not parent_phase:
+                self._whole.add(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self._steps:
-                progress(f"{phase_name} {step + 1}/{self._steps[phase_name]}")
+            now = time.monotonic()
+            if phase_name in self._whole or now - self._told_at > TOLD_EVERY_S:
+                self._told_at = now
+                progress(f"{phase_name} {step + 1}/{self._steps.get(phase_name, '?')}")
             return True
 
         def phase_finish(self, phase_name: str) -> None:

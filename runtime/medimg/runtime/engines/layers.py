@@ -82,12 +82,16 @@ def compare(wanted: Mapping[str, Precision], layers: list[dict[str, Any]]) -> Ex
 
 def _precision_of(name: str, layers: list[dict[str, Any]]) -> str | None:
     """Tell in what a convolution runs; None if no layer that computes it says so."""
-    for layer in layers:
-        kind = str(layer.get("LayerType", "")).lower()
-        if name in _nodes(layer) and not any(word in kind for word in _NO_MATRIX):
-            precision = _by_weights(layer) or _by_input(layer)
-            if precision:
-                return "tf32" if precision == "fp32" and "tf32" in str(layer.get("TacticName")) else precision
+    parts = [
+        layer
+        for layer in layers
+        if name in _nodes(layer)
+        and not any(word in str(layer.get("LayerType")).lower() for word in _NO_MATRIX)
+    ]
+    # Its bias and activation may be kernels of their own; the one with the weights is the convolution.
+    for layer in sorted(parts, key=_weights_count, reverse=True):
+        if precision := _by_weights(layer) or _by_input(layer):
+            return "tf32" if precision == "fp32" and "tf32" in str(layer.get("TacticName")) else precision
     return None
 
 
@@ -97,14 +101,23 @@ def _nodes(layer: dict[str, Any]) -> set[str]:
     return set(named or re.split(r" \+ |,|\(|\)", str(layer.get("Name", ""))))
 
 
+def _largest_constant(layer: dict[str, Any]) -> dict[str, Any]:
+    constants = [item for item in layer.get("Constants") or [] if isinstance(item, dict)]
+    return max(constants, key=lambda item: math.prod(item.get("Dimensions") or [0]), default={})
+
+
+def _weights_count(layer: dict[str, Any]) -> int:
+    weights = layer.get("Weights")
+    if isinstance(weights, dict):
+        return int(weights.get("Count", 0))
+    return math.prod(_largest_constant(layer).get("Dimensions") or [0])
+
+
 def _by_weights(layer: dict[str, Any]) -> str | None:
     weights = layer.get("Weights")
     if isinstance(weights, dict):
         return _type_in(weights.get("Type"))
-    constants = [item for item in layer.get("Constants") or [] if isinstance(item, dict)]
-    if not constants:
-        return None
-    largest = max(constants, key=lambda item: math.prod(item.get("Dimensions") or [0]))
+    largest = _largest_constant(layer)
     return _type_in(largest.get("Datatype") or largest.get("Format/Datatype"))
 
 
