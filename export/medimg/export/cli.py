@@ -186,8 +186,8 @@ def cli(
 
     MODEL is a .keras, .h5 or .onnx file, or a SavedModel folder.
 
-    Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision. With --to tensorrt, engines
-    for this machine's GPU as well; from an .onnx file of medimg-export that needs no framework.
+    Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision. With --to tensorrt also
+    engines for this machine's GPU; from an .onnx file of medimg-export that needs no framework.
     """
     from medimg.export import to_tensorrt
     from medimg.runtime.engines.builder import BuildOptions

@@ -99,7 +99,7 @@ def build_exported(
 
 
 def lines(made: EngineFile) -> list[str]:
-    """Say what was built."""
+    """Say what was built, two lines."""
     head = f"{printable(made.path)}  {size_text(made.bytes)}  {made.executed_precision}"
     found = made.golden
     verified = (
@@ -121,7 +121,8 @@ def warnings_of(made: EngineFile) -> Iterable[str]:
     if made.other_precision:
         yield f"{made.path}: not in the precision asked for: {', '.join(made.other_precision)}"
     if made.unknown_precision:
+        count = len(made.unknown_precision)
         yield (
-            f"{made.path}: TensorRT does not tell the precision of {len(made.unknown_precision)} convolutions; "
-            "strong typing fixes it by the ONNX file"
+            f"{made.path}: TensorRT does not tell the precision of {count} convolutions; it is the ONNX "
+            "file's, by strong typing"
         )

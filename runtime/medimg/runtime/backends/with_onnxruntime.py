@@ -84,6 +84,11 @@ class OnnxRuntimeBackend:
     def _open_on_gpu(self, artefact: Artefact, threads: int, options: dict[str, str]) -> Any:  # noqa: ANN401
         """Open a session all of whose nodes run on the GPU, but for arithmetic on shapes."""
         onnxruntime = require("onnxruntime", "gpu")
+        if _CUDA not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} here is built without CUDA: pip uninstall onnxruntime, "
+                "then pip install 'medimg[gpu]'"
+            )
         if hasattr(onnxruntime, "preload_dlls"):
             # CUDA and cuDNN that pip installed lie outside the loader's path.
             onnxruntime.preload_dlls()

@@ -61,14 +61,14 @@ class TensorRtBackend:
 
     def __init__(self, artefact: Artefact, api: TensorRt, cuda: Cuda, number: int) -> None:
         assert artefact.engine is not None, "choose_backend gives engines alone to TensorRT"
-        self._record = artefact.engine
+        self.record = artefact.engine
         self._cuda, self._number, self._lock = cuda, number, threading.Lock()
         cuda.select(number)
         self.gpu = cuda.device(number)
         check_fits(artefact, self.gpu, api.__version__)
-        self.device, self.batch_size = f"gpu:{number}", self._record.profile.best
-        self.precision = self._record.executed_precision
-        self.notes = tuple(_notes(self._record, self.gpu))
+        self.device, self.batch_size = f"gpu:{number}", self.record.profile.best
+        self.precision = self.record.executed_precision
+        self.notes = tuple(_notes(self.record, self.gpu))
         self._said: Messages = messages(api)
         self._resources = Resources(cuda)
         try:
@@ -87,7 +87,7 @@ class TensorRtBackend:
         Raises:
             UsageError: more images than the engine takes.
         """
-        filled, most = len(images), self._record.profile.most
+        filled, most = len(images), self.record.profile.most
         if filled > most:
             raise UsageError(
                 f"a batch of {filled} images: the engine takes {most} at most: "
@@ -119,13 +119,13 @@ class TensorRtBackend:
     def layers(self, api: TensorRt) -> list[dict[str, Any]]:
         """List what the engine runs, as its inspector tells it for the batch that it is tuned for."""
         with self._lock:
-            self._set_batch(self._record.profile.best)
+            self._set_batch(self.record.profile.best)
             return inspect_engine(api, self._engine, self._context)
 
     def _load(self, artefact: Artefact, api: TensorRt) -> None:
         self._runtime: trt.Runtime = api.Runtime(self._said.logger)
         # Version-compatible engines carry their own runtime: native code, which has been vouched for.
-        self._runtime.engine_host_code_allowed = self._record.version_compatible
+        self._runtime.engine_host_code_allowed = self.record.version_compatible
         self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(artefact.content)
         if self._engine is None:
             raise self._failure(f"{artefact.path}: TensorRT cannot load it ({self._said.explain()})")
@@ -135,7 +135,7 @@ class TensorRtBackend:
 
     def _allocate(self, artefact: Artefact, api: TensorRt) -> None:
         """Make a stream, and room for the largest batch of every tensor."""
-        tensors, most = self._tensors(api), self._record.profile.most
+        tensors, most = self._tensors(api), self.record.profile.most
         if tensors.get(OUTPUT) != ((artefact.spec.classes,), np.float32) or INPUT not in tensors:
             found = ", ".join(f"{name} {shape}" for name, (shape, _) in tensors.items())
             raise ModelError(
@@ -151,7 +151,7 @@ class TensorRtBackend:
         }
         for name, address in self._on_device.items():
             self._do(self._context.set_tensor_address(name, address), f"refuses memory for {name}")
-        self._set_batch(self._record.profile.best)
+        self._set_batch(self.record.profile.best)
 
     def _tensors(self, api: TensorRt) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
         """Name the engine's inputs and outputs: their shapes without the batch, and their types."""
@@ -173,7 +173,7 @@ class TensorRtBackend:
     def _run(self, images: NDArray[np.generic], filled: int) -> Probabilities:
         cuda, stream = self._cuda, self._stream
         # A batch below the profile's least is run at the least; what is beyond the images is not looked at.
-        self._set_batch(max(filled, self._record.profile.least))
+        self._set_batch(max(filled, self.record.profile.least))
         self._input[:filled] = images
         source, target = self._input.ctypes.data, self._output.ctypes.data
         cuda.copy_to_device(self._on_device[INPUT], source, self._input[:filled].nbytes, stream)
@@ -201,7 +201,7 @@ class TensorRtBackend:
         return BackendError(message)
 
     def _smaller(self) -> str:
-        half = max(1, self._record.profile.most // 2)
+        half = max(1, self.record.profile.most // 2)
         return f"a smaller batch needs less: build it with --batch-size 1,{half},{half}, or free GPU memory"
 
     def _release(self, *, check: bool = False) -> None:

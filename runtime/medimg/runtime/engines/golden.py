@@ -4,6 +4,7 @@ The file holds two arrays and no names or headers, since the images are patients
 """
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from medimg.runtime.backends import Backend, Probabilities
 from medimg.runtime.containers import file_sha256, replaced
 from medimg.runtime.engines import trust
 from medimg.runtime.engines.cuda import Device
-from medimg.runtime.errors import DataError
+from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.spec import ModelSpec
 
 SUFFIX = ".golden.npz"
@@ -100,6 +101,30 @@ def check(backend: Backend, spec: ModelSpec, path: Path, most: int) -> GoldenChe
     agreement = metrics.top1_agreement(golden.probabilities, answers)
     passed, limit = _judge(spec, len(answers), difference, agreement)
     return GoldenCheck(len(answers), file_sha256(path), difference, agreement, passed, limit)
+
+
+def verify_engine(model: Path, golden: Path, trusted: Sequence[str] = ()) -> GoldenCheck:
+    """Run golden inputs through an engine file on this GPU, and keep the outcome.
+
+    Args:
+        model: the `.plan` file.
+        golden: the golden inputs.
+        trusted: SHA-256 of engines that the user vouches for.
+
+    Raises:
+        UsageError: it is no engine.
+        MedimgError: see `medimg.runtime.classifier.Classifier`.
+    """
+    from medimg.runtime.backends.with_tensorrt import TensorRtBackend
+    from medimg.runtime.classifier import Classifier
+
+    with Classifier(model, trusted=trusted) as classifier:
+        backend = classifier.backend
+        if not isinstance(backend, TensorRtBackend):
+            raise UsageError(f"{model}: golden inputs verify TensorRT engines (.plan)")
+        found = check(backend, classifier.spec, golden, backend.record.profile.most)
+        note_check(backend.record.engine_sha256, backend.gpu, found)
+    return found
 
 
 def note_check(engine_sha256: str, gpu: Device, found: GoldenCheck) -> None:
