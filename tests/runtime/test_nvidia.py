@@ -29,7 +29,7 @@ BARE_CARD = {name: text for name, text in CARD.items() if name.startswith("sys")
     "sys/bus/pci/devices/0000:00:02.0/vendor": "0x8086\n",
     "sys/bus/pci/devices/0000:00:02.0/class": "0x030000\n",
 }
-PACKAGE = "Package: {}\nStatus: {} ok {}\nArchitecture: arm64\nVersion: {}\nDescription: of NVIDIA\n Package: no\n\n"
+PACKAGE = "Package: {}\nStatus: {} ok {}\nArchitecture: arm64\nVersion: {}\nDescription: x\n Package: y\n\n"
 
 
 def packages(**versions: str) -> str:
@@ -57,7 +57,7 @@ JETPACK_7 = {
     "etc/nv_tegra_release": "# R38 (release), REVISION: 4.0, GCID: 42205042, BOARD: generic, EABI: aarch64\n",
     "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
     "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,tegra264\0",
-    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release\n",
+    "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  R\n",
     "var/lib/dpkg/status": packages(libnvinfer10="10.13.3.9-1+cuda13.0"),
     "var/lib/nvpmodel/status": "pmode:0001",
     "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=120W >\n",

@@ -3,6 +3,7 @@
 Does not show that its CUDA provider gives right answers: the tests marked `gpu` do.
 """
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,9 @@ def session_of(artefact: Artefact, **entries: str) -> Any:
 
 def test_cuda_that_is_not_there_is_an_error(artefact: Artefact) -> None:
     """ONNX Runtime itself would run on the CPU and say nothing."""
-    with pytest.raises(BackendError, match="ONNX Runtime refuses it on gpu:0|gave CPUExecutionProvider"):
+    with pytest.raises(
+        BackendError, match=r"built without CUDA|refuses it on gpu:0|gave CPUExecutionProvider"
+    ):
         OnnxRuntimeBackend(artefact, "gpu:0", 1, "latency")
 
 
@@ -70,9 +73,7 @@ def test_nodes_on_the_cpu_are_read_and_named(artefact: Artefact) -> None:
 def placed(*nodes: tuple[str, str, str]) -> Any:
     """A session whose nodes, (name, operator, provider), run where they say."""
     parts = [
-        SimpleNamespace(
-            ep_name=provider, get_nodes=lambda node=SimpleNamespace(name=name, op_type=kind): [node]
-        )
+        SimpleNamespace(ep_name=provider, get_nodes=partial(list, [SimpleNamespace(name=name, op_type=kind)]))
         for name, kind, provider in nodes
     ]
     return SimpleNamespace(get_provider_graph_assignment_info=lambda: parts)
@@ -103,6 +104,8 @@ def cuda_sessions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return outcome
 
     monkeypatch.setattr(with_onnxruntime, "_open", open_session)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
     return asked
 
 

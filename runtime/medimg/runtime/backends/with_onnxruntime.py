@@ -86,8 +86,8 @@ class OnnxRuntimeBackend:
         onnxruntime = require("onnxruntime", "gpu")
         if _CUDA not in onnxruntime.get_available_providers():
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} here is built without CUDA: pip uninstall onnxruntime, "
-                "then pip install 'medimg[gpu]'"
+                f"ONNX Runtime {onnxruntime.__version__} here is built without CUDA: "
+                "pip uninstall onnxruntime, then pip install 'medimg[gpu]'"
             )
         if hasattr(onnxruntime, "preload_dlls"):
             # CUDA and cuDNN that pip installed lie outside the loader's path.
