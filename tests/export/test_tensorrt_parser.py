@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from medimg.export import export_model
-from medimg.runtime.containers import open_onnx, write_spec
+from medimg.export.to_int8 import lint
+from medimg.runtime.containers import embed_in_onnx, open_onnx, write_spec
 from medimg.runtime.engines import builder, library
 from medimg.runtime.engines.builder import BuildOptions, Built
 from medimg.runtime.engines.layers import Executed, compare
 from medimg.runtime.engines.plan import BatchProfile
+from medimg.runtime.errors import BackendError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 from medimg.train import networks
 from medimg.train.options import ARCHS, FitOptions
@@ -124,6 +128,49 @@ def test_vgg16(rtx: Any, said: pytest.LogCaptureFixture, brain_artefacts: dict[s
         assert compare(built.convolutions, logged_layers(said)) == Executed(name, (), ())
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     assert sizes["int8"] < 0.35 * sizes["fp32"]
+
+
+def spoiled(path: str, fault: str) -> bytes:
+    """An INT8 file in a form that TensorRT does not take, under its own spec."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    artefact = open_onnx(path)
+    model = onnx.load_from_string(artefact.content)
+    del model.metadata_props[:]
+    constants = {item.name: item for item in model.graph.initializer}
+    first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    if fault == "zero point is not 0":
+        constants[first.input[2]].CopyFrom(numpy_helper.from_array(np.array(3, np.int8), first.input[2]))
+    else:
+        conv = next(node for node in model.graph.node if node.op_type == "Conv" and "_quant" not in node.name)
+        scale = numpy_helper.from_array(np.array(0.01, np.float32), "bias_scale")
+        bias = numpy_to_int32(numpy_helper.to_array(constants[conv.input[2]]))
+        model.graph.initializer.extend([scale, numpy_helper.from_array(bias, "bias_int32")])
+        node = helper.make_node(
+            "DequantizeLinear", ["bias_int32", "bias_scale"], ["bias_float"], name="bias/DQ"
+        )
+        model.graph.node.insert(0, node)
+        conv.input[2] = "bias_float"
+    return embed_in_onnx(model.SerializeToString(), artefact.spec)
+
+
+def numpy_to_int32(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    return np.round(values / 0.01).astype(np.int32)
+
+
+@pytest.mark.parametrize("fault", ["zero point is not 0", "bias is not a float constant"])
+def test_what_the_linter_finds_tensorrt_refuses(
+    rtx: Any, said: Any, exported: dict[str, str], tmp_path: Path, fault: str
+) -> None:
+    import onnx
+
+    path = tmp_path / "model.int8.onnx"
+    path.write_bytes(spoiled(exported["int8"], fault))
+    faults = lint(onnx.load_from_string(path.read_bytes()))
+    assert any(fault in line for line in faults)
+    with pytest.raises(BackendError, match="refuses it|builds no engine"):
+        build(rtx, path)
 
 
 def test_progress_is_told(rtx: Any, said: Any, small_artefact: Path) -> None:

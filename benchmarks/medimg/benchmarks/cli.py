@@ -10,7 +10,7 @@ from medimg.runtime.commandline import PathArgument, standard_options, version_o
 from medimg.runtime.errors import UsageError
 
 SCENARIOS = ("single-stream", "offline")
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def _batch_sizes(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from medimg.runtime import Classifier
 from medimg.runtime.backends import with_tensorrt
+from medimg.runtime.cli import cli
 from medimg.runtime.containers import embed_in_onnx, open_artefact, open_onnx
-from medimg.runtime.engines import make
+from medimg.runtime.engines import make, trust
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.engines.golden import Golden, write_golden
@@ -24,6 +26,7 @@ from medimg.runtime.errors import (
     DataError,
     GpuMemoryError,
     MissingDependencyError,
+    TrustError,
     UsageError,
 )
 from medimg.runtime.spec import ModelSpec, Verification
@@ -290,3 +293,63 @@ def test_an_engine_is_opened_as_an_artefact(built_here: Any, onnx_file: Path) ->
             Classifier(made.path, **choice)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match=r"tensorrt runs engines: build one with medimg-export"):
         Classifier(onnx_file, backend="tensorrt")
+
+
+# The commands.
+
+
+@pytest.fixture
+def picture(tmp_path: Path, images: Images) -> Path:
+    import cv2
+
+    path = tmp_path / "picture.png"
+    cv2.imwrite(str(path), images[0])
+    return path
+
+
+def test_predict_runs_an_engine_and_says_what_vouches_for_it(
+    built_here: Any, onnx_file: Path, picture: Path
+) -> None:
+    made = build(onnx_file)
+    arguments = ["predict", made.path, str(picture), "--format", "jsonl"]
+    done = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "tensorrt on gpu:0, fp16 (auto: engines run in TensorRT)" in done.stderr
+    assert "warning: nothing has verified this engine on this GPU (Fake GPU A)" in done.stderr
+    assert len(json.loads(done.stdout)["top_k"]) == 3
+    (trust.cache_folder() / "built" / f"{made.sha256}.json").unlink()
+    with pytest.raises(TrustError, match=f"--trust {made.sha256}"):
+        CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False)
+    done = CliRunner().invoke(cli, [*arguments, "--trust", made.sha256], standalone_mode=False)
+    assert done.return_value == 0, done.output
+
+
+def test_inspect_tells_what_an_engine_is_and_verifies_it(
+    built_here: Any, onnx_file: Path, golden: Path
+) -> None:
+    aside = golden.rename(golden.with_name("aside.npz"))
+    made = build(onnx_file)
+    done = CliRunner().invoke(cli, ["inspect", made.path], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "cyst, normal, solid" in done.stdout
+    assert "engine for     Fake GPU A, compute capability 8.7" in done.stdout
+    assert "batch          1 to 8 images, tuned for 4" in done.stdout
+    assert made.sha256 in done.stdout
+    done = CliRunner().invoke(cli, ["inspect", made.path, "--golden", str(aside)], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "passed: 20 golden images, max |Δp| 0.0e+00, top-1 agreement 1.0000" in done.stderr
+    with Classifier(made.path) as classifier:
+        assert classifier.notes == ()
+
+
+def test_inspect_keeps_a_failed_verification_from_vouching(
+    built_here: Any, onnx_file: Path, images: Images, expected: Expected, tmp_path: Path
+) -> None:
+    made = build(onnx_file)
+    wrong = tmp_path / "wrong.npz"
+    write_golden(wrong, Golden(images, expected(images)[:, ::-1]))
+    done = CliRunner().invoke(cli, ["inspect", made.path, "--golden", str(wrong)], standalone_mode=False)
+    assert done.return_value == 1
+    assert "failed: 20 golden images" in done.stderr
+    with Classifier(made.path) as classifier:
+        assert len(classifier.notes) == 1

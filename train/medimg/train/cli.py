@@ -15,7 +15,7 @@ from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
 
 SCHEMA = 1
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 DEFAULTS = FitOptions()
 
 positive = click.IntRange(min=1)
