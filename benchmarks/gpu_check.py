@@ -123,7 +123,10 @@ def check(cuda: Cuda, folder: Path, data: Path, scratch: Path) -> GpuCheck:
     samples = samples[:: max(1, len(samples) // max(BATCH_SIZES))][: max(BATCH_SIZES)]
     images = np.concatenate(list(load_batches(samples, spec.image, 32, usable_cpus())))
     images = np.asarray(np.resize(images, (max(BATCH_SIZES), *images.shape[1:])), np.uint8)
-    checks, runs, build_s, used = [], [], {}, {}
+    checks: list[Check] = []
+    runs: list[Speed] = []
+    build_s: dict[str, float] = {}
+    used: dict[str, str | None] = {}
     for precision, suffix in SUFFIXES.items():
         onnx = folder / f"model{suffix}"
         with Classifier(onnx, backend="onnxruntime", device="cpu") as classifier:

@@ -120,8 +120,9 @@ class Classifier:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user must know about the answers; empty if there is nothing."""
-        return self.backend.notes
+        """What a user must know about the answers, such as that nothing has verified them on this GPU."""
+        # Of the back ends, those alone have notes that have something to say.
+        return tuple(getattr(self.backend, "notes", ()))
 
     def close(self) -> None:
         """Free the back end."""

@@ -67,6 +67,7 @@ class FakeTensorRt(types.ModuleType):
         super().__init__("tensorrt")
         self.__version__ = version
         self.faults = Faults()
+        self.last_config: Any = None
         path = API_FOLDER / f"{version}.json"
         allowed: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.convolutions = {"conv1": "HALF", "conv2": "HALF"}

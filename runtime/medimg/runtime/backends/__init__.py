@@ -32,8 +32,6 @@ class Backend(Protocol):
     """Calls of `infer`, each from a thread of its own, that keep the device busy."""
     batch_size: int
     """Images a call that give the highest throughput, or near it."""
-    notes: tuple[str, ...]
-    """What a user must know about its answers, such as that nothing has verified them on this GPU."""
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
         """Run one batch; several threads may call it at once.

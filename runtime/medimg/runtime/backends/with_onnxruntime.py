@@ -46,7 +46,6 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     batch_size = 8
-    notes: tuple[str, ...] = ()
 
     def __init__(self, artefact: Artefact, device: str, threads: int, tuned_for: Tuning) -> None:
         options: dict[str, str] = {}

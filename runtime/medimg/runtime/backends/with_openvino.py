@@ -31,7 +31,6 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
-    notes: tuple[str, ...] = ()
     batch_size = 1
     """Convolutions of one image fill a core; a larger batch only leaves its caches."""
 
