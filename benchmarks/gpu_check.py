@@ -2,8 +2,8 @@
 
 `gpu_check.py [--models FOLDER --data DATA] [--json FILE]`. FOLDER holds `model.onnx`, `model.fp16.onnx` and
 `model.int8.onnx` of one export; without it a VGG16 is trained on simulated images and exported, which needs
-the extras train and export. Ends with status 1 if an answer is not what it should be, and with 2 without a GPU:
-nothing was checked then.
+the extras train and export. Ends with status 1 if an answer is not what it should be, and with 2 if there is
+no GPU: nothing was checked then.
 """
 
 import argparse

@@ -95,7 +95,13 @@ def exported(
 
     whole = networks.build(FitOptions(arch=request.param, image_size=SIZE_PX, dense_units=8), 3, "float32")
     path = tmp_path_factory.mktemp("architecture") / "model.keras"
-    keras.models.clone_model(whole, clone_function=narrow).save(path)
+    model = keras.models.clone_model(whole, clone_function=narrow)
+    # A bias that is all zeros would be left out of the graph.
+    generator = np.random.default_rng(0)
+    model.set_weights(
+        [values + 0.01 * generator.standard_normal(values.shape) for values in model.get_weights()]
+    )
+    model.save(path)
     write_spec(path, ModelSpec(LABELS, ImageRule(SIZE_PX, SIZE_PX), Intensity.named("caffe")))
     result = export_model(
         path, precisions=PRECISIONS, calibration=pictures, calibration_images=8, force=True, repair_minutes=0

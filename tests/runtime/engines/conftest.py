@@ -287,7 +287,7 @@ def _classes(module: "FakeTensorRt", launch: Launch) -> dict[str, Any]:  # noqa:
             return 0
 
         def create_timing_cache(self, content: bytes) -> Any:
-            return module.ITimingCache(content)
+            return None if content == b"damaged" else module.ITimingCache(content)
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
             assert not ignore_mismatch

@@ -262,6 +262,9 @@ def test_the_timing_cache_is_kept_by_version_and_gpu(built_here: Any, onnx_file:
     assert cache.read_bytes() == b"+"
     build(onnx_file)
     assert cache.read_bytes() == b"++"
+    cache.write_bytes(b"damaged")
+    build(onnx_file)
+    assert cache.read_bytes() == b"+"
     built_here.api.__version__ = "10.3.99"
     build(onnx_file)
     assert len(list(cache.parent.iterdir())) == 2
@@ -353,3 +356,14 @@ def test_inspect_keeps_a_failed_verification_from_vouching(
     assert "failed: 20 golden images" in done.stderr
     with Classifier(made.path) as classifier:
         assert len(classifier.notes) == 1
+
+
+def test_an_engine_that_is_trusted_by_name_runs_beside_a_cache_that_is_not(
+    built_here: Any, onnx_file: Path, golden: Path, homes: Path
+) -> None:
+    made = build(onnx_file)
+    (homes / "cache" / "medimg").chmod(0o777)
+    with pytest.raises(TrustError, match="others can write to it"):
+        Classifier(made.path)
+    with Classifier(made.path, trusted=[made.sha256]) as classifier:
+        assert classifier.notes[0].startswith("nothing has verified this engine")

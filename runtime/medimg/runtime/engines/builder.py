@@ -201,7 +201,10 @@ def _timing_cache(config: "trt.IBuilderConfig", kept_for: str) -> Iterator[None]
         yield
         return
     cache: trt.ITimingCache = config.create_timing_cache(known)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        # A damaged file, or another machine's.
+        empty: trt.ITimingCache = config.create_timing_cache(b"")
+        config.set_timing_cache(empty, ignore_mismatch=False)
     yield
     after: trt.ITimingCache = config.get_timing_cache()
     content: trt.IHostMemory = after.serialize()

@@ -7,17 +7,17 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime import metrics
 from medimg.runtime.backends import Backend, Probabilities
+from medimg.runtime.codec import to_plain
 from medimg.runtime.containers import file_sha256, replaced
 from medimg.runtime.engines import trust
 from medimg.runtime.engines.cuda import Device
-from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.errors import DataError, TrustError, UsageError
 from medimg.runtime.spec import ModelSpec
 
 SUFFIX = ".golden.npz"
@@ -129,14 +129,15 @@ def verify_engine(model: Path, golden: Path, trusted: Sequence[str] = ()) -> Gol
 
 def note_check(engine_sha256: str, gpu: Device, found: GoldenCheck) -> None:
     """Keep in this user's cache how an engine did on this GPU."""
-    from medimg.runtime.codec import to_plain
-
     trust.write_note("verified", _name(engine_sha256, gpu), to_plain(found))
 
 
 def was_verified(engine_sha256: str, gpu: Device) -> bool:
-    """Tell whether an engine has passed its golden inputs on this very GPU."""
-    note: dict[str, Any] = trust.read_note("verified", _name(engine_sha256, gpu)) or {}
+    """Tell whether it is known that an engine has passed its golden inputs on this very GPU."""
+    try:
+        note = trust.read_note("verified", _name(engine_sha256, gpu)) or {}
+    except TrustError:
+        return False
     return note.get("passed") is True
 
 

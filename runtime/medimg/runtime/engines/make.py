@@ -143,7 +143,7 @@ class Making:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_plan(path, built.engine, record)
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+            raise UsageError(f"{error.filename or path}: cannot be written ({error.strerror})") from None
         if found:
             golden.note_check(record.engine_sha256, gpu, found)
         return _file(path, record, found)
