@@ -195,9 +195,14 @@ def test_a_failed_batch_does_not_spoil_the_next(
 @pytest.mark.parametrize(
     ("fault", "value", "error", "message"),
     [
-        ("no_engine", "Serialization assertion failed", BackendError, "cannot load it .*Serialization"),
+        (
+            "no_engine",
+            "Serialization assertion failed",
+            BackendError,
+            r"^model\.sm87\.fp16\.plan: TensorRT cannot load the engine: Serialization",
+        ),
         ("no_engine", "Error Code 2: OutOfMemory (out of memory)", GpuMemoryError, "a smaller batch"),
-        ("no_context", True, BackendError, "does not fit on the GPU"),
+        ("no_context", True, GpuMemoryError, "does not fit on the GPU .*a smaller batch needs less"),
         ("output_columns", 4, ModelError, r"probabilities \(4,\).*not those of its record with 3 classes"),
         ("refuse_shape", True, BackendError, "refuses the shape"),
     ],

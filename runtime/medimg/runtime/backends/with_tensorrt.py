@@ -15,7 +15,7 @@ from medimg.runtime.containers import Artefact
 from medimg.runtime.engines.cuda import Cuda, Device, Resources
 from medimg.runtime.engines.golden import was_verified
 from medimg.runtime.engines.layers import inspect_engine
-from medimg.runtime.engines.library import Messages, TensorRt, load_tensorrt, messages
+from medimg.runtime.engines.library import Messages, TensorRt, is_out_of_memory, load_tensorrt, messages
 from medimg.runtime.engines.plan import REBUILD, EngineRecord
 from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, ModelError, UsageError
 
@@ -77,6 +77,9 @@ class TensorRtBackend:
         except GpuMemoryError as error:
             self._release()
             raise GpuMemoryError(f"{artefact.path}: {error}: {self._smaller()}") from None
+        except BackendError as error:
+            self._release()
+            raise BackendError(f"{artefact.path}: {error}") from None
         except BaseException:
             self._release()
             raise
@@ -128,10 +131,10 @@ class TensorRtBackend:
         self._runtime.engine_host_code_allowed = self.record.version_compatible
         self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(artefact.content)
         if self._engine is None:
-            raise self._failure(f"{artefact.path}: TensorRT cannot load it ({self._said.explain()})")
+            raise _failure("TensorRT cannot load the engine", self._said.explain())
         self._context: trt.IExecutionContext = self._engine.create_execution_context()
         if self._context is None:
-            raise self._failure(f"{artefact.path}: it does not fit on the GPU ({self._said.explain()})")
+            raise GpuMemoryError(f"the engine does not fit on the GPU ({self._said.explain()})")
 
     def _allocate(self, artefact: Artefact, api: TensorRt) -> None:
         """Make a stream, and room for the largest batch of every tensor."""
@@ -193,12 +196,7 @@ class TensorRtBackend:
 
     def _do(self, done: bool, otherwise: str) -> None:
         if not done:
-            raise self._failure(f"the engine {otherwise}: {self._said.explain()}")
-
-    def _failure(self, message: str) -> BackendError:
-        if "out of memory" in message.lower():
-            return GpuMemoryError(message)
-        return BackendError(message)
+            raise _failure(f"the engine {otherwise}", self._said.explain())
 
     def _smaller(self) -> str:
         half = max(1, self.record.profile.most // 2)
@@ -212,6 +210,11 @@ class TensorRtBackend:
         except BackendError:
             if check:
                 raise
+
+
+def _failure(what: str, reason: str) -> BackendError:
+    kind = GpuMemoryError if is_out_of_memory(reason) else BackendError
+    return kind(f"{what}: {reason}")
 
 
 def _notes(record: EngineRecord, gpu: Device) -> Iterator[str]:

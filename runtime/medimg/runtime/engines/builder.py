@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from medimg.runtime.containers import Artefact, replaced
 from medimg.runtime.engines import trust
-from medimg.runtime.engines.library import TensorRt, messages
+from medimg.runtime.engines.library import TensorRt, is_out_of_memory, messages
 from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import BackendError, GpuMemoryError, TrustError
 from medimg.runtime.spec import Precision
@@ -151,7 +151,7 @@ def _parser_errors(parser: "trt.OnnxParser") -> str:
 def _failure(artefact: Artefact, options: BuildOptions, reason: str) -> BackendError:
     """Make of TensorRT's messages an error with a way out."""
     message = f"{artefact.path}: TensorRT builds no engine: {reason}"
-    if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
+    if is_out_of_memory(reason):
         profile = options.profile
         smaller = f"--batch-size {profile.least},{profile.least},{max(profile.least, profile.most // 2)}"
         return GpuMemoryError(f"{message}: a smaller batch needs less: {smaller}, or limit --workspace")

@@ -57,6 +57,11 @@ def check_version(version: str) -> None:
         raise MissingDependencyError(f"TensorRT {version} is not supported ({supported}): {how_to_install()}")
 
 
+def is_out_of_memory(reason: str) -> bool:
+    """Tell whether TensorRT's words mean that the GPU's memory did not suffice."""
+    return "outofmemory" in reason.lower().replace(" ", "")
+
+
 def how_to_install() -> str:
     """Say where TensorRT comes from on this machine."""
     if JETSON_RELEASE.exists():
