@@ -4,9 +4,12 @@ Proves that the loop gives each image's answer whatever the batch, checks every 
 in each version's own API. Does not prove that real kernels give right answers, nor how fast they are.
 """
 
+import contextlib
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,16 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.containers import Artefact
+from medimg.runtime.engines import cuda
+from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.engines.plan import BatchProfile
-from medimg.runtime.errors import BackendError, GpuMemoryError, ModelError, UsageError
+from medimg.runtime.errors import (
+    BackendError,
+    GpuMemoryError,
+    MissingDependencyError,
+    ModelError,
+    UsageError,
+)
 
 Images = NDArray[np.uint8]
 Expected = Callable[[Images], NDArray[np.float32]]
@@ -287,3 +298,14 @@ def test_gpus(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         machine.cuda.select(2)
     monkeypatch.setenv("FAKE_CUDA_GPUS", "0")
     assert machine.cuda.count() == 0
+
+
+def test_the_functions_that_are_called_exist(machine: Any) -> None:
+    """In the fake, and in NVIDIA's own library where one is installed; it needs no GPU for that."""
+    source = Path(cuda.__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r"\bcuda[A-Z]\w+", source.partition('"""')[2])) - {"cudaDeviceProp"}
+    assert len(names) == 18
+    assert [name for name in names if not hasattr(machine.library, name)] == []
+    with contextlib.suppress(MissingDependencyError):
+        real = Cuda()
+        assert [name for name in names if not hasattr(real._library, name)] == []

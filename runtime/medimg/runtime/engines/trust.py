@@ -120,10 +120,10 @@ def read_note(kind: str, name: str) -> dict[str, object] | None:
 def _check_private(folder: Path) -> None:
     found = folder.stat()
     if found.st_uid != os.geteuid():
-        raise TrustError(f"{folder}: belongs to another user, so engines noted there are not trusted")
+        raise TrustError(f"{folder}: belongs to another user, so what it says of engines is not trusted")
     if found.st_mode & _WRITABLE_BY_OTHERS:
         raise TrustError(
-            f"{folder}: others can write to it, so engines noted there are not trusted: "
+            f"{folder}: others can write to it, so what it says of engines is not trusted: "
             f"chmod 700 {folder}, after a look at what is in it"
         )
 
