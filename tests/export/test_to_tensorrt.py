@@ -70,7 +70,10 @@ def test_a_device_needs_no_framework(small_artefact: Path) -> None:
         reason in done.stderr
         for reason in ("no NVIDIA driver is loaded", "needs the CUDA runtime", "no NVIDIA GPU is there")
     )
-    assert blocked(small_artefact, "--precision", "fp32").returncode != 0
+    done = blocked(small_artefact, "--precision", "fp32")
+    assert done.returncode == 2
+    assert "an export needs onnx: pip install 'medimg[export]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_ready_file(small_artefact: Path, made: list[dict[str, Any]], tmp_path: Path) -> None:

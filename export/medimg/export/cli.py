@@ -4,13 +4,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.errors import MissingDependencyError
 from medimg.runtime.text import printable
+
+if TYPE_CHECKING:
+    from medimg.export.result import ExportResult
+    from medimg.runtime.engines.builder import BuildOptions
+    from medimg.runtime.engines.make import EngineFile
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _FOR_ENGINES = {"model", "output", "formats", "precisions", "profile", "workspace_mib", "version_compatible"}
@@ -189,34 +195,26 @@ def cli(
     Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision. With --to tensorrt also
     engines for this machine's GPU; from an .onnx file of medimg-export that needs no framework.
     """
-    from medimg.export import to_tensorrt
+    from medimg.export.to_tensorrt import is_exported
     from medimg.runtime.engines.builder import BuildOptions
     from medimg.runtime.engines.plan import BatchProfile
 
-    def show(step: str) -> None:
-        if not commandline.progress_hidden():
-            click.echo(f"{step} …", err=True)
-
-    build_options = BuildOptions(BatchProfile(*profile), workspace_mib, version_compatible)
-    if formats == ("tensorrt",) and to_tensorrt.is_exported(model):
-        built = to_tensorrt.build_ready(
-            model,
-            build_options,
-            precisions=_asked_of_an_engine(context),
-            output=options["output"],
-            force=options["force"],
-            progress=show,
-        )
-        commandline.write_json(built, json_file, schema=to_tensorrt.SCHEMA)
-        _tell(built.warnings, (to_tensorrt.lines(item) for item in built.artefacts), json_file)
+    engine = BuildOptions(BatchProfile(*profile), workspace_mib, version_compatible)
+    if formats == ("tensorrt",) and is_exported(model):
+        _build_ready(context, model, engine, json_file)
         return 0
+    try:
+        from medimg.export.pipeline import export_model
+        from medimg.export.result import SCHEMA
+        from medimg.export.summary import lines
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"an export needs {error.name}: pip install 'medimg[export]'. Where that is too much, "
+            "--to tensorrt builds engines from .onnx files that medimg-export has made elsewhere"
+        ) from None
 
-    from medimg.export.pipeline import export_model
-    from medimg.export.result import SCHEMA
-    from medimg.export.summary import lines
-
-    result = export_model(model, threads=threads, progress=show, spec_fields=_fields(spec_file), **options)
-    if "tensorrt" not in formats:
+    result = export_model(model, threads=threads, progress=_show, spec_fields=_fields(spec_file), **options)
+    if "tensorrt" not in formats or json_file != "-":
         commandline.write_json(result, json_file, schema=SCHEMA)
     if report:
         from medimg.export.report import render
@@ -225,13 +223,44 @@ def cli(
             temporary.write_text(render(result), encoding="utf-8", errors="surrogateescape")
     _tell(result.warnings, (lines(result),), json_file)
     if "tensorrt" in formats:
-        written = [item.path for item in result.artefacts if item.written]
-        engines = to_tensorrt.build_exported(written, build_options, force=options["force"], progress=show)
-        commandline.write_json(replace(result, engines=engines), json_file, schema=SCHEMA)
-        notes = [note for item in engines for note in to_tensorrt.warnings_of(item)]
-        _tell(notes, (to_tensorrt.lines(item) for item in engines), json_file)
+        result = replace(result, engines=_build_exported(result, engine, options["force"], json_file))
+        commandline.write_json(result, json_file, schema=SCHEMA)
     unproven = [item for item in result.artefacts if item.verification.verdict != "proven"]
     return 1 if result.failed or (options["strict"] and unproven) else 0
+
+
+def _show(step: str) -> None:
+    if not commandline.progress_hidden():
+        click.echo(f"{step} …", err=True)
+
+
+def _build_ready(context: click.Context, model: Path, engine: "BuildOptions", json_file: str | None) -> None:
+    """Build an engine from a finished ONNX file."""
+    from medimg.export import to_tensorrt
+
+    built = to_tensorrt.build_ready(
+        model,
+        engine,
+        precisions=_asked_of_an_engine(context),
+        output=context.params["output"],
+        force=context.params["force"],
+        progress=_show,
+    )
+    commandline.write_json(built, json_file, schema=to_tensorrt.SCHEMA)
+    _tell(built.warnings, (to_tensorrt.lines(item) for item in built.artefacts), json_file)
+
+
+def _build_exported(
+    result: "ExportResult", engine: "BuildOptions", force: bool, json_file: str | None
+) -> "tuple[EngineFile, ...]":
+    """Build an engine from each artefact that an export has written."""
+    from medimg.export import to_tensorrt
+
+    written = [item.path for item in result.artefacts if item.written]
+    engines = to_tensorrt.build_exported(written, engine, force=force, progress=_show)
+    notes = [note for item in engines for note in to_tensorrt.warnings_of(item)]
+    _tell(notes, (to_tensorrt.lines(item) for item in engines), json_file)
+    return engines
 
 
 def _asked_of_an_engine(context: click.Context) -> tuple[str, ...] | None:
