@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env test lint demo soak bench clean
+.PHONY: env test lint demo soak bench gpu-check clean
 
 env: $(VENV)/.installed
 
@@ -30,6 +30,11 @@ soak: env
 
 bench: env
 	$(BIN)/python benchmarks/figures.py
+
+# Without a GPU the tests are skipped, and the measurement ends with status 2.
+gpu-check: env
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu_check.py $(if $(MODELS),--models $(MODELS) --data $(DATA)) --json gpu-check.json
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -13,6 +13,10 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not _has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
     for item in items:
         # A file's tests run in one worker, and so do all that need the trained VGG16: it is made once.
         shared = {"brain_model", "brain_artefacts"} & set(getattr(item, "fixturenames", ()))
@@ -21,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="needs MEDIMG_TEST_DATA, the folder with the real data sets")
             )
+
+
+def _has_gpu() -> bool:
+    from medimg.runtime.engines.cuda import Cuda
+    from medimg.runtime.errors import MedimgError
+
+    try:
+        return Cuda().count() > 0
+    except MedimgError:
+        return False
 
 
 @pytest.fixture(scope="session")

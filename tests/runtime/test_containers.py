@@ -155,7 +155,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ModelError, match="Is a directory"):
         ModelSpec.read(tmp_path / "folder.onnx")
     (tmp_path / "model.pt").touch()
-    with pytest.raises(ModelError, match=r"not a model file \(\.onnx, \.keras, \.h5"):
+    with pytest.raises(ModelError, match=r"not a model file \(\.onnx, \.plan, \.keras, \.h5"):
         ModelSpec.read(tmp_path / "model.pt")
     monkeypatch.setattr(containers, "MAX_ONNX_BYTES", 10)
     with pytest.raises(ModelError, match="larger than an ONNX file can be"):

@@ -17,6 +17,8 @@ BACKENDS = ("auto", "openvino", "onnxruntime")
 PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 Command = TypeVar("Command", bound=Callable[..., Any])
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
+SCENARIOS = ("single-stream", "offline")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def _batch_sizes(

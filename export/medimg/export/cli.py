@@ -1,15 +1,27 @@
 """The command line of medimg-export."""
 
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.errors import MissingDependencyError
+from medimg.runtime.text import printable
+
+if TYPE_CHECKING:
+    from medimg.export.result import ExportResult
+    from medimg.runtime.engines.builder import BuildOptions
+    from medimg.runtime.engines.make import EngineFile
 
 PRECISIONS = ("fp32", "fp16", "int8")
+_FOR_ENGINES = {"model", "output", "formats", "precisions", "profile", "workspace_mib", "version_compatible"}
+_FOR_ENGINES |= {"force", "json_file", "threads"}
+"""What may be said about an engine from a ready ONNX file; anything else concerns the conversion."""
 
 
 def _numbers(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -19,6 +31,14 @@ def _numbers(_context: click.Context, option: click.Parameter, value: str | None
         return tuple(float(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not numbers with commas between", param=option) from None
+
+
+def _profile(_context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    parts = value.split(",")
+    if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r} is not least,best,most as in 1,8,32", param=option)
+    sizes = tuple(int(part) for part in parts)
+    return sizes if len(sizes) == 3 else (1, *sizes, *sizes)
 
 
 def _size(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -43,7 +63,13 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
 @click.argument("model", type=PathArgument)
 @click.option("--output", type=PathArgument, help="Folder for the artefacts.  [default: beside MODEL]")
 @click.option(
-    "--to", "formats", type=click.Choice(["onnx"]), multiple=True, default=("onnx",), show_default=True
+    "--to",
+    "formats",
+    type=click.Choice(["onnx", "tensorrt"]),
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    help="tensorrt builds engines for this machine's GPU.",
 )
 @click.option(
     "--precision",
@@ -106,6 +132,29 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     metavar="MINUTES",
     help="Time for putting layers of a failed INT8 artefact back to float32.",
 )
+@click.option(
+    "--golden",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write N of the images, as the network takes them, and Keras's answers, to verify engines.",
+)
+@click.option(
+    "--batch-size",
+    "profile",
+    callback=_profile,
+    default="1,8,32",
+    show_default=True,
+    metavar="LEAST,BEST,MOST",
+    help="Images at once that an engine takes.",
+)
+@click.option(
+    "--workspace",
+    "workspace_mib",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="GPU memory for an engine.",
+)
+@click.option("--version-compatible", is_flag=True, help="Let later versions of TensorRT run the engine.")
 @click.option("--heatmap", is_flag=True, help="Add the output activation_map (pooling + dense heads).")
 @click.option("--allow-code", is_flag=True, help="Let code in the model file run, such as a Lambda layer.")
 @click.option(
@@ -124,12 +173,18 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
 @version_option
+@click.pass_context
 def cli(
+    context: click.Context,
+    /,
     model: Path,
     formats: tuple[str, ...],
     spec_file: Path | None,
     json_file: str | None,
     report: Path | None,
+    profile: tuple[int, ...],
+    workspace_mib: int | None,
+    version_compatible: bool,
     threads: int,
     **options: Any,  # noqa: ANN401  the fields of ExportOptions
 ) -> int:
@@ -137,29 +192,93 @@ def cli(
 
     MODEL is a .keras, .h5 or .onnx file, or a SavedModel folder.
 
-    Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision.
+    Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision. With --to tensorrt also
+    engines for this machine's GPU; from an .onnx file of medimg-export that needs no framework.
     """
-    from medimg.export.pipeline import export_model
-    from medimg.export.result import SCHEMA
-    from medimg.export.summary import lines
+    from medimg.export.to_tensorrt import is_exported
+    from medimg.runtime.engines.builder import BuildOptions
+    from medimg.runtime.engines.plan import BatchProfile
 
-    def show(step: str) -> None:
-        if not commandline.progress_hidden():
-            click.echo(f"{step} …", err=True)
+    engine = BuildOptions(BatchProfile(*profile), workspace_mib, version_compatible)
+    if formats == ("tensorrt",) and is_exported(model):
+        _build_ready(context, model, engine, json_file)
+        return 0
+    try:
+        from medimg.export.pipeline import export_model
+        from medimg.export.result import SCHEMA
+        from medimg.export.summary import lines
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"an export needs {error.name}: pip install 'medimg[export]'. Where that is too much, "
+            "--to tensorrt builds engines from .onnx files that medimg-export has made elsewhere"
+        ) from None
 
-    result = export_model(model, threads=threads, progress=show, spec_fields=_fields(spec_file), **options)
-    commandline.write_json(result, json_file, schema=SCHEMA)
+    result = export_model(model, threads=threads, progress=_show, spec_fields=_fields(spec_file), **options)
+    if "tensorrt" not in formats or json_file != "-":
+        commandline.write_json(result, json_file, schema=SCHEMA)
     if report:
         from medimg.export.report import render
 
         with commandline.written_whole(report) as temporary:
             temporary.write_text(render(result), encoding="utf-8", errors="surrogateescape")
-    for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if json_file != "-":
-        click.echo("\n".join(lines(result)))
+    _tell(result.warnings, (lines(result),), json_file)
+    if "tensorrt" in formats:
+        result = replace(result, engines=_build_exported(result, engine, options["force"], json_file))
+        commandline.write_json(result, json_file, schema=SCHEMA)
     unproven = [item for item in result.artefacts if item.verification.verdict != "proven"]
     return 1 if result.failed or (options["strict"] and unproven) else 0
+
+
+def _show(step: str) -> None:
+    if not commandline.progress_hidden():
+        click.echo(f"{step} …", err=True)
+
+
+def _build_ready(context: click.Context, model: Path, engine: "BuildOptions", json_file: str | None) -> None:
+    """Build an engine from a finished ONNX file."""
+    from medimg.export import to_tensorrt
+
+    built = to_tensorrt.build_ready(
+        model,
+        engine,
+        precisions=_asked_of_an_engine(context),
+        output=context.params["output"],
+        force=context.params["force"],
+        progress=_show,
+    )
+    commandline.write_json(built, json_file, schema=to_tensorrt.SCHEMA)
+    _tell(built.warnings, (to_tensorrt.lines(item) for item in built.artefacts), json_file)
+
+
+def _build_exported(
+    result: "ExportResult", engine: "BuildOptions", force: bool, json_file: str | None
+) -> "tuple[EngineFile, ...]":
+    """Build an engine from each artefact that an export has written."""
+    from medimg.export import to_tensorrt
+
+    written = [item.path for item in result.artefacts if item.written]
+    engines = to_tensorrt.build_exported(written, engine, force=force, progress=_show)
+    notes = [note for item in engines for note in to_tensorrt.warnings_of(item)]
+    _tell(notes, (to_tensorrt.lines(item) for item in engines), json_file)
+    return engines
+
+
+def _asked_of_an_engine(context: click.Context) -> tuple[str, ...] | None:
+    """Refuse options that concern a conversion; give the precisions that were on the command line, if any."""
+    source = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in context.params if context.get_parameter_source(name) is source}
+    if others := sorted(given - _FOR_ENGINES):
+        option = next(item.opts[-1] for item in context.command.params if item.name == others[0])
+        raise click.UsageError(f"{option} concerns an export, and an engine is built from a finished one")
+    precisions: tuple[str, ...] = context.params["precisions"]
+    return precisions if "precisions" in given else None
+
+
+def _tell(warnings: Iterable[str], items: Iterable[list[str]], json_file: str | None) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {printable(warning)}", err=True)
+    if json_file != "-":
+        click.echo("\n".join(line for item in items for line in item))
 
 
 def _fields(path: Path | None) -> dict[str, Any] | None:

@@ -52,6 +52,8 @@ class ExportOptions:
     max_drop: float = 0.01
     repair_minutes: float = 15.0
     """Time for putting layers of a failed INT8 artefact back to float32."""
+    golden: int | None = None
+    """How many images to write, as the network takes them, with Keras's answers."""
     heatmap: bool = False
     """Adds the output `activation_map`."""
     strict: bool = False

@@ -15,6 +15,7 @@ from medimg.export import graph, head
 from medimg.export.calibration_data import check_classes, read_calibration, read_images
 from medimg.export.errors import SourceError
 from medimg.export.evidence import Evidence, find_preprocessing
+from medimg.export.golden import write_trial
 from medimg.export.int8 import make_int8
 from medimg.export.job import SUFFIXES, Job, Steps
 from medimg.export.options import ExportOptions, make_spec
@@ -76,11 +77,14 @@ def export_model(
         spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
         warnings += _preprocessing_notes(spec, evidence)
         _require_preprocessing(spec, chosen)
+        _refuse_golden_floats(spec, chosen)
         with steps.step("convert"):
             network = _convert(source, spec)
         with steps.step("run Keras"):
             images = _evaluation_part(validation) if validation else calibration
             trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
+    if chosen.golden:
+        write_trial(stem, trial, chosen.golden)
     warnings += _trial_warnings(trial, chosen)
     rounding = partial(_own_rounding, path, chosen.request(used_threads), spec, trial)
     job = Job(network, spec, trial, rounding, stem, chosen, used_threads, steps)
@@ -161,6 +165,14 @@ def _require_preprocessing(spec: ModelSpec, options: ExportOptions) -> None:
             "--precision int8 runs the network on the calibration images, so it must know how images were "
             "scaled in training: --preprocessing caffe|torch|tf|unit|raw says it, labelled images with "
             "--validation tell it"
+        )
+
+
+def _refuse_golden_floats(spec: ModelSpec, options: ExportOptions) -> None:
+    if options.golden and spec.intensity.rule == "unspecified":
+        raise UsageError(
+            "--golden writes images as the network takes them, so their scaling must be known: "
+            "--preprocessing caffe|torch|tf|unit|raw"
         )
 
 

@@ -6,6 +6,7 @@ from medimg.export.evidence import Evidence
 from medimg.export.ranges import MethodScore
 from medimg.export.repair import LayerEffect
 from medimg.export.verify import ClassRecall
+from medimg.runtime.engines.make import EngineFile
 from medimg.runtime.spec import Precision, Verification
 
 SCHEMA = 1
@@ -80,6 +81,8 @@ class ExportResult:
     warnings: tuple[str, ...]
     steps_s: dict[str, float]
     """Seconds that each step took."""
+    engines: tuple[EngineFile, ...] = ()
+    """TensorRT engines that were built from the artefacts."""
 
     @property
     def failed(self) -> tuple[ArtefactFile, ...]:

@@ -1,6 +1,7 @@
 """Images in, the most likely classes out."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.backends import Probabilities, Tuning, choose_backend
-from medimg.runtime.containers import open_onnx
+from medimg.runtime.containers import open_artefact
 from medimg.runtime.cpus import divide, usable_cpus
-from medimg.runtime.errors import MedimgError, ModelError, UsageError
+from medimg.runtime.errors import BackendError, MedimgError, ModelError, UsageError
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
@@ -73,11 +74,12 @@ class Classifier:
 
     Args:
         model: an artefact of medimg-export.
-        backend: `auto`, `openvino` or `onnxruntime`.
+        backend: `auto`, `openvino`, `onnxruntime` or `tensorrt`.
         device: `auto`, `cpu`, `gpu` or `gpu:N`; never anything else than what was asked for.
         threads: processor threads; all that this process may use unless given.
         tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
         dicom_window: another window of DICOM files than the artefact's own: `first`, `window-N` or `min-max`.
+        trusted: SHA-256 of TensorRT engines that the user vouches for.
 
     Raises:
         ModelError: the file cannot be used.
@@ -93,23 +95,34 @@ class Classifier:
         threads: int | None = None,
         tuned_for: Tuning = "throughput",
         dicom_window: str | None = None,
+        trusted: Sequence[str] = (),
     ) -> None:
-        artefact = open_onnx(model)
+        artefact = open_artefact(model, trusted)
         self._name = str(model)
         self._division = divide(threads or usable_cpus())
         self.spec: ModelSpec = artefact.spec
         if dicom_window is not None:
             self.spec = self.spec.with_(image=replace(self.spec.image, dicom_window=dicom_window))
-        self.choice = choose_backend(artefact.spec.precision, backend, device)
+        self.choice = choose_backend(
+            artefact.spec.precision, backend, device, engine=artefact.engine is not None
+        )
         self.backend = self.choice.open(artefact, self._division.inference, tuned_for)
 
     def __enter__(self) -> "Classifier":
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+        self, _type: type[BaseException] | None, value: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self.close()
+        # A lost device fails once more when it is freed; what lost it is what the user must hear.
+        with contextlib.suppress(*(() if value is None else (BackendError,))):
+            self.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know about the answers, such as that nothing has verified them on this GPU."""
+        # Of the back ends, those alone have notes that have something to say.
+        return tuple(getattr(self.backend, "notes", ()))
 
     def close(self) -> None:
         """Free the back end."""

@@ -14,8 +14,15 @@ from medimg.runtime.commandline import PathArgument, standard_options, version_o
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
 
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 STANDARD_INPUT = Path("-")
+TRUST = click.option(
+    "--trust",
+    "trusted",
+    metavar="SHA256",
+    multiple=True,
+    help="Run this TensorRT engine, which was not built here.",
+)
 
 
 @click.group()
@@ -42,6 +49,7 @@ def cli() -> None:
     help="Of DICOM files, in place of the one that the model was made for.",
 )
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
+@TRUST
 @standard_options
 def predict(
     model: Path,
@@ -53,6 +61,7 @@ def predict(
     style: str,
     window: str | None,
     output: Path | None,
+    trusted: tuple[str, ...],
     threads: int,
 ) -> int:
     """Classify INPUTS (files, folders, or - for paths on standard input) with MODEL.
@@ -71,10 +80,13 @@ def predict(
         threads=threads,
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
+        trusted=trusted,
     ) as classifier:
         used, reason = classifier.backend, classifier.choice.reason
         why = f" (auto: {reason})" if reason else ""
         click.echo(f"{used.name} on {used.device}, {used.precision}{why}", err=True)
+        for note in classifier.notes:
+            click.echo(f"warning: {note}", err=True)
         predictions = classifier.predict(_paths(inputs), top_k=top_k, batch_size=batch_size)
         if not _answers_are_seen(output):
             predictions = _with_progress(predictions, inputs)
@@ -85,17 +97,32 @@ def predict(
 
 @cli.command()
 @click.argument("model", type=PathArgument)
+@click.option(
+    "--golden",
+    type=PathArgument,
+    metavar="FILE.npz",
+    help="Run a TensorRT engine on golden inputs (medimg-export --golden); the outcome is kept for this GPU.",
+)
+@TRUST
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
-def inspect(model: Path, json_file: str | None, threads: int) -> None:
+def inspect(
+    model: Path, golden: Path | None, trusted: tuple[str, ...], json_file: str | None, threads: int
+) -> int:
     """Show what MODEL is: labels, preprocessing, precision, origin, verification."""
-    from medimg.runtime.describe import describe
+    from medimg.runtime.containers import PLAN_SUFFIX
+    from medimg.runtime.describe import describe, describe_engine
     from medimg.runtime.spec import SCHEMA, ModelSpec
 
     spec = ModelSpec.read(model)
     commandline.write_json(spec, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(describe(spec)))
+    if model.suffix == PLAN_SUFFIX and json_file != "-":
+        from medimg.runtime.engines.plan import read_record
+
+        click.echo("\n".join(describe_engine(read_record(model)[0])))
+    return 0 if golden is None else _verify(model, golden, trusted)
 
 
 @cli.command()
@@ -110,6 +137,19 @@ def doctor(json_file: str | None, threads: int) -> int:
     if json_file != "-":
         click.echo("\n".join(findings.lines()))
     return 1 if findings.conflicts else 0
+
+
+def _verify(model: Path, golden: Path, trusted: tuple[str, ...]) -> int:
+    from medimg.runtime.engines.golden import verify_engine
+
+    found = verify_engine(model, golden, trusted)
+    click.echo(
+        f"{'passed' if found.passed else 'failed'}: {found.images} golden images, "
+        f"max |Δp| {found.max_abs_diff:.1e}, top-1 agreement {found.top1_agreement:.4f}; "
+        f"asked for: {found.limit}",
+        err=True,
+    )
+    return 0 if found.passed else 1
 
 
 def _paths(inputs: Iterable[Path]) -> Iterator[Path]:

@@ -3,26 +3,31 @@
 ONNX: the `metadata_props` entry (field 14 of `ModelProto`) with the key `medimg`. Protocol Buffers allow a
 repeated field anywhere in the message, so the entry is appended to the finished file; the spec pins the
 SHA-256 of the bytes before it and ends in its own. `.keras`: the archive member `medimg.json`. `.h5`: the
-attribute `medimg`.
+attribute `medimg`. `.plan`: the file `.plan.json` beside it.
 """
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.optional import require
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
+
+if TYPE_CHECKING:
+    from medimg.runtime.engines.plan import EngineRecord
 
 KEY = "medimg"
 KERAS_MEMBER = "medimg.json"
 ENTRY_HASH = "entry_sha256"
 """Last field of the JSON in an ONNX file: the SHA-256 of the object without this field."""
 HDF5_SUFFIXES = (".h5", ".hdf5")
+PLAN_SUFFIX = ".plan"
 MAX_ONNX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger."""
 
@@ -42,6 +47,8 @@ class Artefact:
     spec: ModelSpec
     content: bytes
     """The whole file, as a back end takes it."""
+    engine: "EngineRecord | None" = None
+    """What a TensorRT engine is and where it runs; None for ONNX."""
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -56,9 +63,33 @@ def read_spec(path: Path) -> ModelSpec:
         text = _read_keras_member(path)
     elif path.suffix in HDF5_SUFFIXES:
         text = _read_hdf5_attribute(path)
+    elif path.suffix == PLAN_SUFFIX:
+        from medimg.runtime.engines.plan import read_record
+
+        return read_record(path)[0].spec
     else:
-        raise ModelError(f"{path}: not a model file (.onnx, .keras, .h5 and .hdf5 are)")
+        raise ModelError(f"{path}: not a model file (.onnx, .plan, .keras, .h5 and .hdf5 are)")
     return ModelSpec.from_json(text, str(path))
+
+
+def open_artefact(path: str | Path, trusted: Sequence[str] = ()) -> Artefact:
+    """Read an artefact that a back end can run, and check its bytes.
+
+    Args:
+        path: an exported `.onnx` file, or a TensorRT engine (`.plan`).
+        trusted: SHA-256 of engines that the user vouches for.
+
+    Raises:
+        IntegrityError: the bytes are not those of its spec or record.
+        TrustError: it is an engine, and nothing vouches for it.
+        ModelError: it cannot be used.
+    """
+    path = Path(path)
+    if path.suffix != PLAN_SUFFIX:
+        return open_onnx(path)
+    from medimg.runtime.engines.plan import open_plan
+
+    return open_plan(path, trusted)
 
 
 def open_onnx(path: str | Path) -> Artefact:

@@ -2,13 +2,36 @@
 
 from collections.abc import Iterator
 
+from medimg.runtime.engines.plan import EngineRecord
 from medimg.runtime.spec import Intensity, ModelSpec, Verification
 from medimg.runtime.text import printable
 
 
 def describe(spec: ModelSpec) -> list[str]:
     """Say what an artefact is, a line a fact."""
-    return [f"{name:<14} {printable(value)}" for name, value in _facts(spec)]
+    return [_line(name, value) for name, value in _facts(spec)]
+
+
+def describe_engine(record: EngineRecord) -> list[str]:
+    """Say what a TensorRT engine is beyond its spec."""
+    return [_line(name, value) for name, value in _engine_facts(record)]
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<14} {printable(value)}"
+
+
+def _engine_facts(record: EngineRecord) -> Iterator[tuple[str, str]]:
+    later = ", and later ones of the same major version" if record.version_compatible else ""
+    yield "engine for", f"{record.gpu}, compute capability {record.compute_capability}"
+    yield "TensorRT", f"{record.tensorrt}{later}"
+    yield "runs in", record.executed_precision
+    profile = record.profile
+    yield "batch", f"{profile.least} to {profile.most} images, tuned for {profile.best}"
+    yield "engine SHA-256", record.engine_sha256
+    yield "ONNX SHA-256", record.onnx_sha256
+    if record.other_precision:
+        yield "not as asked", ", ".join(record.other_precision)
 
 
 def _facts(spec: ModelSpec) -> Iterator[tuple[str, str]]:

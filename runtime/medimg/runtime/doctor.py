@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from medimg.runtime.backends import Availability, availability
+from medimg.runtime.backends import ENGINE_NAMES, Availability, availability
 from medimg.runtime.cpus import Division, divide
+from medimg.runtime.nvidia import Nvidia, look
 
 _FEATURES = (
     "avx2",
@@ -37,6 +38,10 @@ class Findings:
     backends: tuple[Availability, ...]
     packages: dict[str, str | None]
     """Versions of the packages that matter; None where one is missing."""
+    nvidia: Nvidia
+    """GPUs, driver and Jetson system, as the system's files show them."""
+    advice: tuple[str, ...]
+    """What to install to use the GPU, from where."""
     conflicts: tuple[str, ...]
     """Two distributions that provide one import name, and how to leave one."""
 
@@ -49,6 +54,7 @@ class Findings:
         yield _fact("cpu", f"{self.threads} threads; {' '.join(self.cpu_features) or 'no known features'}")
         division = self.division
         yield _fact("files", f"{division.decoding} threads decode beside {division.inference} of inference")
+        yield _fact("gpu", self.nvidia.state())
         for backend in self.backends:
             state = (
                 f"{backend.version} on {', '.join(backend.devices)}" if backend.devices else backend.remedy
@@ -56,6 +62,8 @@ class Findings:
             yield _fact(backend.name, state)
         for name, found in self.packages.items():
             yield _fact(name, found or "not installed")
+        for step in self.advice:
+            yield _fact("to do", step)
         for conflict in self.conflicts:
             yield _fact("conflict", conflict)
 
@@ -64,8 +72,15 @@ def _fact(name: str, state: str | None) -> str:
     return f"{name:<22} {state}"
 
 
-def examine(threads: int) -> Findings:
-    """Look at this machine."""
+def examine(threads: int, root: Path = Path("/")) -> Findings:
+    """Look at this machine.
+
+    Args:
+        threads: processor threads that a run may use.
+        root: where the system's files lie.
+    """
+    backends, nvidia = availability(), look(root)
+    usable = any(backend.devices for backend in backends if backend.name in ENGINE_NAMES)
     return Findings(
         medimg=version("medimg"),
         python=platform.python_version(),
@@ -73,10 +88,10 @@ def examine(threads: int) -> Findings:
         cpu_features=_cpu_features(),
         threads=threads,
         division=divide(threads),
-        backends=availability(),
-        packages={
-            name: _version(name) for name in ("numpy", "opencv-python-headless", "pydicom", "tensorrt")
-        },
+        backends=backends,
+        packages={name: _version(name) for name in ("numpy", "opencv-python-headless", "pydicom")},
+        nvidia=nvidia,
+        advice=tuple(nvidia.advice(tensorrt=usable)),
         conflicts=tuple(_conflicts(packages_distributions())),
     )
 

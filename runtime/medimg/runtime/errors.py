@@ -7,8 +7,10 @@
     ├── DataError               a data set cannot be understood
     ├── ModelError              a model file cannot be used
     │   ├── NoSpecError         it carries no medimg entry
-    │   └── IntegrityError      its bytes are not those that were verified at export
+    │   ├── IntegrityError      its bytes are not those that were verified at export
+    │   └── TrustError          it holds native code, and nothing vouches for it
     ├── BackendError            a back end or device cannot be had, or failed
+    │   └── GpuMemoryError      the GPU has not enough free memory
     └── CheckFailedError        exit status 1: everything ran, and a check did not pass
 
 Every message names the file or value and the way out; the commands print it and nothing else.
@@ -49,8 +51,16 @@ class IntegrityError(ModelError):
     """A model file's bytes are not those that were verified at export."""
 
 
+class TrustError(ModelError):
+    """A model file holds native code, and nothing vouches for it."""
+
+
 class BackendError(MedimgError):
     """A back end or a device cannot be had, or failed."""
+
+
+class GpuMemoryError(BackendError):
+    """The GPU has not enough free memory."""
 
 
 class CheckFailedError(MedimgError):

@@ -23,7 +23,7 @@ from medimg.train.usage import CalibrationPart, Usage
 from medimg.train.usage_flags import usage_options
 
 SCHEMA = 1
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 DEFAULTS = FitOptions()
 TUNE_DEFAULTS = TuneOptions()
 

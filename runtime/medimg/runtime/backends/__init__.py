@@ -22,7 +22,7 @@ class Backend(Protocol):
     """A loaded artefact on one device."""
 
     name: str
-    """`onnxruntime` or `openvino`."""
+    """`onnxruntime`, `openvino` or `tensorrt`."""
     device: str
     """`cpu`, or `gpu:N`."""
     precision: str
@@ -60,14 +60,21 @@ class Availability:
 _MODULES = {
     "openvino": "medimg.runtime.backends.with_openvino",
     "onnxruntime": "medimg.runtime.backends.with_onnxruntime",
+    "tensorrt": "medimg.runtime.backends.with_tensorrt",
 }
-NAMES = tuple(_MODULES)
-"""In the order in which `auto` prefers them on a CPU: OpenVINO is the faster on x86."""
+_WRONG_FILE = {
+    False: "{} runs engines: build one with medimg-export MODEL.onnx --to tensorrt",
+    True: "{} cannot run a TensorRT engine: leave --backend out, or take the .onnx file",
+}
+NAMES = ("openvino", "onnxruntime")
+"""Those that run ONNX files, in the order in which `auto` prefers them on a CPU: OpenVINO is faster."""
+ENGINE_NAMES = ("tensorrt",)
+"""Those that run engines."""
 
 
 def availability() -> tuple[Availability, ...]:
     """Ask every back end whether it can run here."""
-    return tuple(availability_of(name) for name in NAMES)
+    return tuple(availability_of(name) for name in _MODULES)
 
 
 def availability_of(name: str) -> Availability:
@@ -100,26 +107,34 @@ class Choice:
         return opened
 
 
-def choose_backend(precision: Precision, backend: str = "auto", device: str = "auto") -> Choice:
+def choose_backend(
+    precision: Precision, backend: str = "auto", device: str = "auto", *, engine: bool = False
+) -> Choice:
     """Pick where an artefact runs.
 
     Args:
         precision: the artefact's.
-        backend: one of `NAMES`, or `auto`.
+        backend: the name of one, or `auto`.
         device: `auto`, `cpu`, `gpu` or `gpu:N`. A device that is asked for is had or is an error;
             `auto` takes the first GPU that a back end can use, else the CPU.
+        engine: whether the artefact is a TensorRT engine.
 
     Raises:
         BackendError: the back end or the device cannot be had; the message says what would help.
     """
     if backend != "auto" and backend not in _MODULES:
-        raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(NAMES)}")
-    candidates = [availability_of(name) for name in (NAMES if backend == "auto" else (backend,))]
-    for wanted in _devices(device, precision):
+        raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(_MODULES)}")
+    names = ENGINE_NAMES if engine else NAMES
+    if backend not in ("auto", *names):
+        raise BackendError(_WRONG_FILE[engine].format(backend))
+    candidates = [availability_of(name) for name in (names if backend == "auto" else (backend,))]
+    for wanted in _engine_devices(device) if engine else _devices(device, precision):
         able = [candidate.name for candidate in candidates if wanted in candidate.devices]
         if able:
-            reasons = [_why_device(wanted, precision, backend)] if device == "auto" else []
-            if backend == "auto":
+            reasons = [_why_device(wanted, precision, backend)] if device == "auto" and not engine else []
+            if engine:
+                reasons += ["engines run in TensorRT"] if backend == "auto" else []
+            elif backend == "auto":
                 reasons.append(_why_backend(able, wanted))
             return Choice(able[0], wanted, ", ".join(reasons))
     remedies = "; ".join(c.remedy or f"{c.name} offers {', '.join(c.devices)}" for c in candidates)
@@ -148,6 +163,12 @@ def _devices(device: str, precision: Precision) -> tuple[str, ...]:
     if device != "cpu" and not (kind == "gpu" and number.isdigit()):
         raise BackendError(f"no device {device!r}: choose from auto, cpu, gpu, gpu:N")
     return (device,)
+
+
+def _engine_devices(device: str) -> tuple[str, ...]:
+    if device == "cpu":
+        raise BackendError("an engine runs on the GPU: leave --device cpu out, or take the .onnx file")
+    return _devices("gpu" if device == "auto" else device, "fp32")
 
 
 def _module(name: str) -> ModuleType:

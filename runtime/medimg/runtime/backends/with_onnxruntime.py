@@ -9,10 +9,25 @@ from numpy.typing import NDArray
 
 from medimg.runtime.backends import Availability, Probabilities, Tuning
 from medimg.runtime.containers import Artefact
-from medimg.runtime.errors import BackendError, MissingDependencyError
+from medimg.runtime.engines.cuda import Cuda
+from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, MissingDependencyError
 from medimg.runtime.optional import require
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CUDA_OPTIONS = {
+    # float32 means float32.
+    "use_tf32": "0",
+    # The default search tries every algorithm anew for each batch size, and the last batch is often smaller.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Doubling its memory each time it grows would leave little for anything else on the GPU.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+SHAPE_OPERATORS = frozenset(
+    {"Shape", "Size", "Gather", "Slice", "Concat", "Cast", "Unsqueeze", "Squeeze", "Constant", "ReduceProd"}
+    | {"Add", "Sub", "Mul", "Div"}
+)
+"""What arithmetic on shapes consists of. All have kernels for data on the GPU; ONNX Runtime puts those of
+them on the CPU that work on shapes, which are needed there."""
 
 
 def availability() -> Availability:
@@ -33,29 +48,22 @@ class OnnxRuntimeBackend:
     batch_size = 8
 
     def __init__(self, artefact: Artefact, device: str, threads: int, tuned_for: Tuning) -> None:
-        onnxruntime = require("onnxruntime", "cpu")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options: dict[str, str] = {}
         self.parallel = 1
         if tuned_for == "throughput":
             # Two calls keep the processor busy between batches; waiting threads leave it to the decoders.
             self.parallel = 2
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider: str | tuple[str, dict[str, str]] = _CPU
-        if device != "cpu":
-            # Without this a session asked for CUDA falls back to the CPU and says nothing.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            provider = (_CUDA, {"device_id": device.partition(":")[2], "use_tf32": "0"})
-        try:
-            self._session: Any = onnxruntime.InferenceSession(artefact.content, options, [provider])
-        except _errors() as error:
-            raise BackendError(f"{artefact.path}: ONNX Runtime refuses it on {device}: {error}") from None
-        if self._session.get_providers()[0] != (_CPU if device == "cpu" else _CUDA):
-            raise BackendError(
-                f"{artefact.path}: ONNX Runtime gave {self._session.get_providers()[0]} for {device}"
-            )
+            options["session.intra_op.allow_spinning"] = "0"
         self.device = device
+        self._number = int(device.partition(":")[2] or 0)
+        if device == "cpu":
+            self._session = _open(artefact, device, threads, options, [_CPU])
+        else:
+            refuse_int8(artefact)
+            self._session = self._open_on_gpu(artefact, threads, options)
+        used = self._session.get_providers()[0]
+        if used != (_CPU if device == "cpu" else _CUDA):
+            raise BackendError(f"{artefact.path}: ONNX Runtime gave {used} for {device}")
         self.precision = _executed_precision(artefact.spec.precision, device)
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
@@ -64,14 +72,118 @@ class OnnxRuntimeBackend:
         if session is None:
             raise BackendError("the classifier is closed")
         try:
-            (probabilities,) = session.run(["probabilities"], {"image": images})
+            if self.device == "cpu":
+                (probabilities,) = session.run(["probabilities"], {"image": images})
+            else:
+                probabilities = _run_bound(session, images, "cuda", self._number)
         except _errors() as error:
-            raise BackendError(f"ONNX Runtime failed on a batch of shape {images.shape}: {error}") from None
+            raise _failure(error, images) from None
         return np.asarray(probabilities, np.float32)
+
+    def _open_on_gpu(self, artefact: Artefact, threads: int, options: dict[str, str]) -> Any:  # noqa: ANN401
+        """Open a session all of whose nodes run on the GPU, but for arithmetic on shapes."""
+        onnxruntime = require("onnxruntime", "gpu")
+        if _CUDA not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} here is built without CUDA: "
+                "pip uninstall onnxruntime, then pip install 'medimg[gpu]'"
+            )
+        if hasattr(onnxruntime, "preload_dlls"):
+            # CUDA and cuDNN that pip installed lie outside the loader's path.
+            onnxruntime.preload_dlls()
+        provider = (_CUDA, {"device_id": str(self._number), **_CUDA_OPTIONS})
+        # Without this a session asked for CUDA falls back to the CPU and says nothing.
+        strict = {**options, "session.disable_cpu_ep_fallback": "1"}
+        try:
+            return _open(artefact, self.device, threads, strict, [provider])
+        except BackendError as refused:
+            recorded = {**options, "session.record_ep_graph_assignment_info": "1"}
+            try:
+                session = _open(artefact, self.device, threads, recorded, [provider, _CPU])
+            except BackendError:
+                raise refused from None
+            if session.get_providers()[0] != _CUDA:
+                raise refused from None
+            require_shapes_alone_on_cpu(artefact, session)
+            return session
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def refuse_int8(artefact: Artefact) -> None:
+    """Refuse an INT8 artefact on a GPU.
+
+    Raises:
+        BackendError: it is one.
+    """
+    if artefact.spec.precision == "int8":
+        raise BackendError(
+            f"{artefact.path}: ONNX Runtime has no INT8 convolutions on the GPU, where it is slower "
+            "than FP32: build a TensorRT engine (medimg-export MODEL.int8.onnx --to tensorrt), or take "
+            "the fp16 file, or --device cpu"
+        )
+
+
+def require_shapes_alone_on_cpu(artefact: Artefact, session: Any) -> None:  # noqa: ANN401  no types
+    """Read where a session's nodes run, and accept only arithmetic on shapes on the CPU.
+
+    Args:
+        artefact: names the file in messages.
+        session: made with `session.record_ep_graph_assignment_info`.
+
+    Raises:
+        BackendError: other nodes run on the CPU, or this ONNX Runtime does not tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise BackendError(
+            f"{artefact.path}: some of its nodes have no place on the GPU, and this ONNX Runtime does not "
+            "say which: pip install --upgrade onnxruntime-gpu"
+        )
+    on_cpu = [
+        f"{node.name} ({node.op_type})"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _CPU
+        for node in part.get_nodes()
+        if node.op_type not in SHAPE_OPERATORS
+    ]
+    if on_cpu:
+        named = ", ".join(on_cpu[:5]) + (f" and {len(on_cpu) - 5} more" if len(on_cpu) > 5 else "")
+        raise BackendError(f"{artefact.path}: would run on the CPU in part: {named}: choose --device cpu")
+
+
+def _open(
+    artefact: Artefact, device: str, threads: int, entries: dict[str, str], providers: list[Any]
+) -> Any:  # noqa: ANN401  no types
+    onnxruntime = require("onnxruntime", "cpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    try:
+        return onnxruntime.InferenceSession(artefact.content, options, providers)
+    except _errors() as error:
+        raise BackendError(f"{artefact.path}: ONNX Runtime refuses it on {device}: {error}") from None
+
+
+def _run_bound(session: Any, images: NDArray[np.generic], device: str, number: int) -> Any:  # noqa: ANN401
+    """Run a batch with input and output in the device's memory, and copy the probabilities alone back."""
+    onnxruntime = require("onnxruntime", "gpu")
+    binding = session.io_binding()
+    on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device, number)
+    binding.bind_ortvalue_input("image", on_device)
+    binding.bind_output("probabilities", device, number)
+    session.run_with_iobinding(binding)
+    return binding.copy_outputs_to_cpu()[0]
+
+
+def _failure(error: Exception, images: NDArray[np.generic]) -> BackendError:
+    message = f"ONNX Runtime failed on a batch of shape {images.shape}: {error}"
+    if "failed to allocate memory" in str(error).lower() or "out of memory" in str(error).lower():
+        return GpuMemoryError(f"{message}: a smaller --batch-size needs less")
+    return BackendError(message)
 
 
 def open_artefact(artefact: Artefact, device: str, threads: int, tuned_for: Tuning) -> OnnxRuntimeBackend:
@@ -95,13 +207,7 @@ def _executed_precision(precision: str, device: str) -> str:
 
 def _cuda_devices() -> int:
     """Count GPUs through the CUDA runtime; the provider's presence in the build proves none."""
-    import ctypes
-
-    for library in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
-        try:
-            runtime = ctypes.CDLL(library)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        return count.value if runtime.cudaGetDeviceCount(ctypes.byref(count)) == 0 else 0
-    return 0
+    try:
+        return Cuda().count()
+    except MedimgError:
+        return 0

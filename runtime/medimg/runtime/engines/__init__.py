@@ -1,0 +1,1 @@
+"""TensorRT engines: built from exported ONNX files on the device, trusted, verified, and run."""

@@ -1,0 +1,1 @@
+"""Power, load and temperature while a model runs: `tegrastats` on Jetson boards, NVML on other GPUs."""
