@@ -1,0 +1,117 @@
+"""pynetdicom's server with bounds: on who connects, on the length of PDUs and on the size of data sets.
+
+Imports pynetdicom, and is therefore imported where a server is started.
+"""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from pynetdicom import AE
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+MAX_PDU_BYTES = 2**17
+"""What peers are asked to keep to; an association's first PDU may be larger."""
+_MAX_FIRST_PDU_BYTES = 2**20
+_MAX_COMMAND_BYTES = 2**16
+_RECEIVE_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a server lets in."""
+
+    is_known_address: Callable[[str], bool]
+    """Whether anyone may connect from an address."""
+    data_set_bytes: int
+    timeout_s: float
+    """A connection that is silent for so long, even within a PDU, is closed."""
+    tls: ssl.SSLContext | None
+
+
+class Dropped(BytesIO):
+    """Stands for a data set that exceeds the limit: the rest of it is dropped as it comes."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401  any buffer
+        """Drop what is written."""
+        return len(data)
+
+
+class _BoundedSocket(AssociationSocket):  # type: ignore[misc]  # mypy does not follow pynetdicom
+    bounds: Bounds
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read a PDU's head or body; an OSError closes the connection."""
+        if nr_bytes > (MAX_PDU_BYTES if self.assoc.is_established else _MAX_FIRST_PDU_BYTES):
+            raise OSError(f"a PDU of {nr_bytes:,} bytes")
+        message = self.assoc.dimse.message
+        if message is not None:
+            if message.encoded_command_set.tell() > _MAX_COMMAND_BYTES:
+                raise OSError("a command set without end")
+            if message.data_set.tell() > self.bounds.data_set_bytes:
+                message.data_set = Dropped()
+        content = bytearray(nr_bytes)
+        view, filled = memoryview(content), 0
+        while filled < nr_bytes:
+            count = self.socket.recv_into(view[filled : filled + _RECEIVE_BYTES])
+            if not count:
+                break
+            filled += count
+        view.release()
+        return content[:filled]
+
+
+class _Handler(RequestHandler):  # type: ignore[misc]
+    def _create_association(self) -> Any:  # noqa: ANN401
+        association = super()._create_association()
+        # The plain socket has announced itself; the bounded one that takes its place does so again.
+        association.dul.event_queue.get_nowait()
+        bounded = _BoundedSocket(association, client_socket=self.request)
+        bounded.bounds = self.server.bounds
+        association.dul.socket = bounded
+        return association
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    daemon_threads = True
+    request_queue_size = 128
+    bounds: Bounds
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = self.socket.accept()
+        connection.settimeout(self.bounds.timeout_s)
+        if self.bounds.tls:
+            # The handshake is the association's own, so that a silent client holds up nobody else.
+            connection = self.bounds.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
+
+    def verify_request(self, _request: Any, client_address: Any) -> bool:  # noqa: ANN401
+        return self.bounds.is_known_address(client_address[0])
+
+
+def start_server(
+    entity: AE, address: tuple[str, int], bounds: Bounds, handlers: list[tuple[Any, Any]]
+) -> _Server:
+    """Listen in a thread of its own.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    server = _Server(
+        entity,
+        address,
+        entity.ae_title,
+        entity.supported_contexts,
+        evt_handlers=handlers,
+        request_handler=_Handler,
+    )
+    server.bounds = bounds
+    entity._servers.append(server)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    return server
