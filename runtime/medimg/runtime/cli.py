@@ -10,6 +10,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.node import cli as node
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
@@ -110,6 +111,10 @@ def doctor(json_file: str | None, threads: int) -> int:
     if json_file != "-":
         click.echo("\n".join(findings.lines()))
     return 1 if findings.conflicts else 0
+
+
+for command in node.COMMANDS:
+    cli.add_command(command)
 
 
 def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
