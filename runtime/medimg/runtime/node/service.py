@@ -24,6 +24,7 @@ from medimg.runtime.node.receiver import Receiver
 from medimg.runtime.node.series import SeriesReporter
 from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import Worker
+from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class Node:
     """
 
     def __init__(self, model: Path, config: NodeConfig, threads: int) -> None:
+        # Here, since imports by several threads at once can meet modules that are half made.
+        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr"):
+            require(module, "node")
         folder = Path(config.folder)
         self._config = config
         self._lock_file = _sole_user(make_folder(folder))
@@ -134,6 +138,11 @@ class Node:
         self.models.close()
         self.store.close()
         os.close(self._lock_file)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has been told to end."""
+        return self._ended.is_set()
 
     def problem(self) -> str | None:
         """Say what is wrong; nothing while every thread makes its rounds."""

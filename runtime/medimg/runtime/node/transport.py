@@ -3,16 +3,20 @@
 Imports pynetdicom, and is therefore imported where a server is started.
 """
 
+import logging
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, NoReturn
 
 from pynetdicom import AE
+from pynetdicom.fsm import StateMachine
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+_LOG = logging.getLogger(__name__)
 
 MAX_PDU_BYTES = 2**17
 """What peers are asked to keep to; an association's first PDU may be larger."""
@@ -47,11 +51,11 @@ class _BoundedSocket(AssociationSocket):  # type: ignore[misc]  # mypy does not 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read a PDU's head or body; an OSError closes the connection."""
         if nr_bytes > (MAX_PDU_BYTES if self.assoc.is_established else _MAX_FIRST_PDU_BYTES):
-            raise OSError(f"a PDU of {nr_bytes:,} bytes")
+            self._refuse(f"a PDU of {nr_bytes:,} bytes")
         message = self.assoc.dimse.message
         if message is not None:
             if message.encoded_command_set.tell() > _MAX_COMMAND_BYTES:
-                raise OSError("a command set without end")
+                self._refuse("a command set without end")
             if message.data_set.tell() > self.bounds.data_set_bytes:
                 message.data_set = Dropped()
         content = bytearray(nr_bytes)
@@ -64,6 +68,25 @@ class _BoundedSocket(AssociationSocket):  # type: ignore[misc]  # mypy does not 
         view.release()
         return content[:filled]
 
+    def _refuse(self, reason: str) -> NoReturn:
+        self.close()
+        raise OSError(reason)
+
+
+class _LastingStateMachine(StateMachine):  # type: ignore[misc]
+    """Ends the association where pynetdicom's own would end its thread alone, and leave the rest waiting."""
+
+    def do_action(self, event: str) -> None:
+        try:
+            super().do_action(event)
+        except Exception as error:  # noqa: BLE001  whatever a peer's bytes have led to
+            _LOG.info("an association ends: %s", error)
+            association = self.dul.assoc
+            association.is_aborted, association.is_established = True, False
+            association._kill = self.dul._kill_thread = True  # noqa: SLF001  as its own reactor does
+            if self.dul.socket:
+                self.dul.socket.close()
+
 
 class _Handler(RequestHandler):  # type: ignore[misc]
     def _create_association(self) -> Any:  # noqa: ANN401
@@ -73,6 +96,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         bounded = _BoundedSocket(association, client_socket=self.request)
         bounded.bounds = self.server.bounds
         association.dul.socket = bounded
+        association.dul.state_machine = _LastingStateMachine(association.dul)
         return association
 
 
