@@ -2,7 +2,7 @@
 
 LD_PRELOAD this library with LOST_WRITES_ROOT (the folder that is watched, a real path) and LOST_WRITES_SHADOW (an empty folder)
 set. Each fsync or fdatasync of a file below the root copies its content to SHADOW/inodes/NUMBER; one of a
-folder writes the names in it, with their inode numbers, to SHADOW/folders/NUMBER, where NUMBER is the folder's
+folder writes the names in it, with inode number and kind, to SHADOW/folders/NUMBER, where NUMBER is the folder's
 own. Content that was never synced, and names that were never synced, are not there: benchmarks/power_loss.py
 builds from the shadow what a disk that dropped everything else would hold.
 */
@@ -51,7 +51,8 @@ static void remember(int descriptor) {
         DIR *folder = opendir(own);
         for (struct dirent *entry; folder && (entry = readdir(folder));)
             if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-                dprintf(target, "%lu %s\n", (unsigned long)entry->d_ino, entry->d_name);
+                dprintf(target, "%lu %c %s\n", (unsigned long)entry->d_ino, entry->d_type == DT_DIR ? 'd' : 'f',
+                        entry->d_name);
         if (folder) closedir(folder);
     } else {
         int source = open(own, O_RDONLY);

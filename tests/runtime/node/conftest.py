@@ -1,11 +1,12 @@
 """A node in this process, its peers from Debian's packages, and small images."""
 
 import contextlib
-import os
+import json
 import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from medimg.runtime.node.service import Node
 
 from .tiny_model import write_tiny_model
 
+ROOT = Path(__file__).parents[3]
 Start = Callable[..., Node]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +83,9 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-def make_image(path: Path, *, series: str | None = None, number: int = 1, size: int = 64, **tags: Any) -> Path:
+def make_image(
+    path: Path, *, series: str | None = None, number: int = 1, size: int = 64, **tags: Any
+) -> Path:
     """Write a CT image of noise; `tags` are set last."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -145,19 +150,17 @@ def uid_of(path: Path) -> str:
 
 
 class Orthanc:
-    """An archive with an account of nobody's: C-STORE in, REST out."""
+    """An archive: C-STORE in, REST beside it; it knows a node at `node_port`."""
 
     def __init__(self, folder: Path, node_port: int) -> None:
-        import json
-
-        self.port, self.http = free_port(), free_port()
+        self.node_port, self.port, self._http = node_port, free_port(), free_port()
+        self._folder = folder
         configuration = {
-            "Name": "test",
             "StorageDirectory": str(folder / "orthanc"),
             "IndexDirectory": str(folder / "orthanc"),
             "DicomAet": "ORTHANC",
             "DicomPort": self.port,
-            "HttpPort": self.http,
+            "HttpPort": self._http,
             "AuthenticationEnabled": False,
             "RemoteAccessAllowed": False,
             "DicomAlwaysAllowStore": True,
@@ -167,20 +170,18 @@ class Orthanc:
         path = folder / "orthanc.json"
         path.write_text(json.dumps(configuration))
         program = shutil.which("Orthanc") or "Orthanc"
-        self._log = (folder / "orthanc.log").open("w")
-        self._process = subprocess.Popen([program, path], stdout=self._log, stderr=self._log)
+        with (folder / "orthanc.log").open("w") as log:
+            self._process = subprocess.Popen([program, path], stdout=log, stderr=log)
 
-    def get(self, path: str, body: str | None = None) -> Any:
+    def raw(self, path: str, body: bytes | None = None) -> bytes:
         """Call the REST interface."""
-        import json
-        import urllib.request
+        address = f"http://127.0.0.1:{self._http}{path}"
+        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=20) as answer:
+            return bytes(answer.read())
 
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}{path}", body.encode() if body is not None else None
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            content = answer.read()
-        return json.loads(content) if content[:1] in (b"{", b"[") else content
+    def get(self, path: str, body: bytes | None = None) -> Any:
+        """Call it where the answer is JSON."""
+        return json.loads(self.raw(path, body))
 
     def is_up(self) -> bool:
         try:
@@ -188,13 +189,21 @@ class Orthanc:
         except OSError:
             return False
 
+    def find(self, modality: str) -> list[str]:
+        """Name the instances of a modality."""
+        query = {"Level": "Instance", "Query": {"Modality": modality}}
+        return list(self.get("/tools/find", json.dumps(query).encode()))
+
+    def lookup(self, uid: str) -> list[Any]:
+        """Find an instance by its UID."""
+        return list(self.get("/tools/lookup", uid.encode()))
+
+    def file(self, instance: str) -> Path:
+        """Fetch an instance."""
+        path = self._folder / f"{instance}.dcm"
+        path.write_bytes(self.raw(f"/instances/{instance}/file"))
+        return path
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(timeout=20)
-        self._log.close()
-
-
-@pytest.fixture
-def child_environment() -> dict[str, str]:
-    """What a node in a process of its own starts with."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}

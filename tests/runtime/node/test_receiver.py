@@ -170,16 +170,14 @@ def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
     """Make a key and a certificate with openssl."""
     key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
     make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
-    quiet = {"check": True, "capture_output": True}
     if signed_by is None:
-        subprocess.run([*make, "-x509", "-out", pem, "-days", "2"], **quiet)  # type: ignore[call-overload]
+        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
     else:
-        subprocess.run([*make, "-out", request], **quiet)  # type: ignore[call-overload]
         authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
-        subprocess.run(  # type: ignore[call-overload]
-            ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem, "-days", "2"],
-            **quiet,
-        )
+        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
+        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
+    for step in steps:
+        subprocess.run(step, check=True, capture_output=True)
     return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
@@ -207,10 +205,13 @@ def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
     context = ssl.create_default_context(cafile=ours.authorities)
     context.check_hostname = False
     context.load_cert_chain(ours.certificate, ours.key)
-    with socket.create_connection(address), socket.create_connection(address, timeout=5) as second:
-        # The first never begins its handshake; the second's goes through.
-        with context.wrap_socket(second) as connection:
-            assert connection.version()
+    # The first never begins its handshake; the second's goes through.
+    with (
+        socket.create_connection(address),
+        socket.create_connection(address, timeout=5) as second,
+        context.wrap_socket(second) as connection,
+    ):
+        assert connection.version()
 
 
 def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:
@@ -272,7 +273,9 @@ def send_raw(port: int, content: bytes) -> None:
 
 
 def fuzz(start: Start, folder: Path, count: int) -> None:
-    node = start(make_config(folder, receive=Reception(reserve_mb=1, network_timeout_s=1, max_associations=64)))
+    node = start(
+        make_config(folder, receive=Reception(reserve_mb=1, network_timeout_s=1, max_associations=64))
+    )
     first = make_image(folder / "a.dcm", size=16)
     stream = recorded_association(node.receiver.port, first)
     assert stored(node) == {uid_of(first)}

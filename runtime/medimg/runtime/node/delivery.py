@@ -55,8 +55,10 @@ class DicomSender(Sender):
 
     def send(self, reports: list[Pending], done: Callable[[Pending], None]) -> None:
         """See `Sender.send`."""
+        from medimg.runtime.node.transport import Requestor
+
         where, timeout_s = self._destination, self._config.deliver.timeout_s
-        entity = require("pynetdicom", "node").AE(self._config.ae_title)
+        entity = Requestor(self._config.ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
         entity.connection_timeout = timeout_s
         entity.add_requested_context(sr.SOP_CLASS, [sr.TRANSFER_SYNTAX])
@@ -104,6 +106,9 @@ class HttpSender(Sender):
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout_s):  # noqa: S310
                     pass
+            except urllib.error.HTTPError as error:
+                error.close()
+                raise DeliveryError(f"{self._url}: {error}") from None
             except (OSError, ValueError) as error:
                 raise DeliveryError(f"{self._url}: {error}") from None
             done(report)

@@ -1,5 +1,6 @@
 """The environment and the model as a CycloneDX bill of materials."""
 
+import re
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,35 @@ def bill_of_materials(model: Path | None = None) -> str:
     bom_module = require("cyclonedx.model.bom", "node")
     component = require("cyclonedx.model.component", "node")
     bom = bom_module.Bom()
-    medimg = None
-    for distribution in sorted(distributions(), key=lambda found: found.name.lower()):
-        entry = _package(distribution)
-        if distribution.name == "medimg":
-            medimg = entry
-        bom.components.add(entry)
+    installed = {_canonical(found.name): found for found in distributions()}
+    entries = {name: _package(found) for name, found in sorted(installed.items())}
+    bom.metadata.component = root = entries["medimg"]
+    bom.components.update(entry for entry in entries.values() if entry is not root)
+    for name, entry in entries.items():
+        bom.register_dependency(entry, [entries[need] for need in _needs(installed[name]) if need in entries])
     if model is not None:
-        bom.components.add(_model(model, component))
-    bom.metadata.component = medimg
+        described = _model(model, component)
+        bom.components.add(described)
+        bom.register_dependency(root, [described])
     output = require("cyclonedx.output", "node")
     schema = require("cyclonedx.schema", "node")
     made = output.make_outputter(bom, schema.OutputFormat.JSON, schema.SchemaVersion.V1_6)
     return str(made.output_as_string(indent=1))
 
 
+def _canonical(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def _needs(distribution: Distribution) -> set[str]:
+    """Name what a distribution requires, its extras included."""
+    names = (re.match(r"[\w.-]+", requirement) for requirement in distribution.requires or ())
+    return {_canonical(name[0]) for name in names if name} - {_canonical(distribution.name)}
+
+
 def _package(distribution: Distribution) -> Any:  # noqa: ANN401  cyclonedx is optional
     component = require("cyclonedx.model.component", "node")
-    factory = require("cyclonedx.factory.license", "node").LicenseFactory()
+    factory = require("cyclonedx.contrib.license.factories", "node").LicenseFactory()
     purl = require("packageurl", "node").PackageURL
     name, version = distribution.name, distribution.version
     metadata = distribution.metadata

@@ -90,6 +90,10 @@ def write_report(content: ReportContent) -> bytes:
         coding_schemes=[_coding_scheme()],
         specific_character_set="ISO_IR 192",
     )
+    # highdicom writes the present time here, which would be another each time.
+    report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
+    for equipment in report.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = written_at.strftime("%Y%m%d%H%M%S.%f")
     report.TimezoneOffsetFromUTC = "+0000"
     report.PreliminaryFlag = "PRELIMINARY"
     report.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
@@ -138,7 +142,8 @@ def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  #
             parameters=_parameters(group),
         ),
         measurements=_measurements(sr, codes, group, content) or None,
-        qualitative_evaluations=_evaluations(sr, codes, group, content),
+        finding_type=_finding(sr, group, content),
+        qualitative_evaluations=_evaluations(sr, group) or None,
         source_images=[
             sr.SourceImageForMeasurementGroup(member.sop_class, member.sop_uid) for member in members
         ],
@@ -168,33 +173,30 @@ def _measurements(sr: Any, codes: Any, group: Group, content: ReportContent) -> 
     ]
 
 
-def _evaluations(sr: Any, codes: Any, group: Group, content: ReportContent) -> list[Any]:  # noqa: ANN401
+def _finding(sr: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
+    """Give the most likely class, where exactly one class holds."""
+    if group.scores is None or group.spec.task != "multiclass":
+        return None
+    best = group.spec.labels[group.scores.index(max(group.scores))]
+    return _code(sr, best, group.spec, content.codes)
+
+
+def _evaluations(sr: Any, group: Group) -> list[Any]:  # noqa: ANN401
+    """Say why there are no scores, or how they stand to the operating points."""
     if group.scores is None:
-        values = {
-            "not applicable": ("NOT_APPLICABLE", "Not applicable"),
-            "unreadable": ("UNREADABLE", "Unreadable"),
-            "set aside": ("SET_ASIDE", "Set aside"),
-        }
-        value, meaning = values[group.members[0].outcome]
-        return [sr.QualitativeEvaluation(codes.DCM.Finding, sr.CodedConcept(value, _SCHEME, meaning))]
+        outcome = group.members[0].outcome
+        value = sr.CodedConcept(outcome.replace(" ", "_").upper(), _SCHEME, outcome.capitalize())
+        return [sr.QualitativeEvaluation(sr.CodedConcept("ANSWER", _SCHEME, "Answer"), value)]
     spec, scores = group.spec, dict(zip(group.spec.labels, group.scores, strict=True))
     evaluations = []
-    if spec.task == "multiclass":
-        best = max(scores, key=lambda label: scores[label])
-        evaluations.append(sr.QualitativeEvaluation(codes.DCM.Finding, _code(sr, best, spec, content.codes)))
     for point in spec.operating_points:
         if point.label in scores:
-            reached = scores[point.label] >= point.threshold
+            word = "Reached" if scores[point.label] >= point.threshold else "Not reached"
             name = sr.CodedConcept(
                 f"OP{spec.labels.index(point.label)}", _SCHEME, _plain(f"Operating point: {point.label}", 64)
             )
-            word = "Reached" if reached else "Not reached"
-            meaning = _plain(f"{word} ({point.threshold:g})", 64)
-            evaluations.append(
-                sr.QualitativeEvaluation(
-                    name, sr.CodedConcept(word.replace(" ", "_").upper(), _SCHEME, meaning)
-                )
-            )
+            value = sr.CodedConcept(word.replace(" ", "_").upper(), _SCHEME, f"{word} ({point.threshold:g})")
+            evaluations.append(sr.QualitativeEvaluation(name, value))
     return evaluations
 
 

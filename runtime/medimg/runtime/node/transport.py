@@ -3,6 +3,7 @@
 Imports pynetdicom, and is therefore imported where a server is started.
 """
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -45,7 +46,25 @@ class Dropped(BytesIO):
         return len(data)
 
 
-class _BoundedSocket(AssociationSocket):  # type: ignore[misc]  # mypy does not follow pynetdicom
+class _ClosingSocket(AssociationSocket):  # type: ignore[misc]  # mypy does not follow pynetdicom
+    def _shutdown_socket(self) -> None:
+        """Close the connection also where there is none (any more), when pynetdicom's own leaves it open."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class Requestor(AE):  # type: ignore[misc]
+    """Asks others for associations."""
+
+    def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> AssociationSocket:  # noqa: ANN401
+        made = _ClosingSocket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
+
+
+class _BoundedSocket(_ClosingSocket):
     bounds: Bounds
 
     def recv(self, nr_bytes: int) -> bytearray:
@@ -83,7 +102,7 @@ class _LastingStateMachine(StateMachine):  # type: ignore[misc]
             _LOG.info("an association ends: %s", error)
             association = self.dul.assoc
             association.is_aborted, association.is_established = True, False
-            association._kill = self.dul._kill_thread = True  # noqa: SLF001  as its own reactor does
+            association._kill = self.dul._kill_thread = True
             if self.dul.socket:
                 self.dul.socket.close()
 
