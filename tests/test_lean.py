@@ -22,11 +22,18 @@ FRAMEWORKS = (
     "openvino",
     "h5py",
     "pydicom",
+    "pynetdicom",
+    "highdicom",
+    "cryptography",
+    "cyclonedx",
     "sklearn",
 )
 ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {
-    "medimg-run": (("predict",), ("inspect",), ("doctor",)),
+    "medimg-run": (
+        *(("predict",), ("inspect",), ("doctor",), ("listen",), ("audit", "verify"), ("bundle", "sign")),
+        *(("bundle", "verify"), ("sbom",)),
+    ),
     "medimg-export": ((),),
     "medimg-train": (("fit",), ("tune",), ("check",), ("calibrate",), ("evaluate",), ("simulate",)),
     "medimg-bench": (("run",), ("sweep",), ("compare",)),

@@ -13,12 +13,10 @@ from medimg.runtime.errors import UsageError
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 DEFAULT_SCENARIOS = ("single-stream", "offline")
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 Command = TypeVar("Command", bound=Callable[..., Any])
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
-SCENARIOS = ("single-stream", "offline")
-BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def _batch_sizes(

@@ -10,6 +10,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.node import cli as node
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
@@ -150,6 +151,10 @@ def _verify(model: Path, golden: Path, trusted: tuple[str, ...]) -> int:
         err=True,
     )
     return 0 if found.passed else 1
+
+
+for command in node.COMMANDS:
+    cli.add_command(command)
 
 
 def _paths(inputs: Iterable[Path]) -> Iterator[Path]:

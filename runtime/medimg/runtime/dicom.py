@@ -45,7 +45,7 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """A JPEG segment that says: three components are RGB."""
 
 # What pydicom and its plug-ins raise on damaged files, found by flipping bits in its own test files.
-_DAMAGED = (
+DAMAGED = (
     AttributeError,
     EOFError,
     LookupError,
@@ -78,7 +78,7 @@ def decode_frames(content: bytes, window: str, max_pixels: int) -> Iterator[NDAr
         ImageError: it holds no image, is damaged, or nothing here decodes it.
         MissingDependencyError: pydicom is not installed.
     """
-    pydicom = _quiet_pydicom()
+    pydicom = quiet_pydicom()
     try:
         dataset = _read(content, pydicom)
         _require_image(dataset, max_pixels)
@@ -88,7 +88,7 @@ def decode_frames(content: bytes, window: str, max_pixels: int) -> Iterator[NDAr
         for pixels, photometric in islice(_stored_frames(dataset), wanted):
             yield display(pixels, photometric, dataset, count, window)
             count += 1
-    except (*_DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
+    except (*DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"a damaged or unusual DICOM file ({printable(reason[:200])})") from None
     if count < wanted:
@@ -105,18 +105,18 @@ def read_patient_id(content: bytes) -> str | None:
         ImageError: it is damaged.
         MissingDependencyError: pydicom is not installed.
     """
-    pydicom = _quiet_pydicom()
+    pydicom = quiet_pydicom()
     try:
         _check_inflated_size(content)
         tags = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
         value = pydicom.dcmread(BytesIO(content), force=True, **tags).get("PatientID")
-    except (*_DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
+    except (*DAMAGED, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"a damaged or unusual DICOM file ({printable(reason[:200])})") from None
     return str(value).strip() or None if value is not None else None
 
 
-def _quiet_pydicom() -> Any:  # noqa: ANN401  a module without types
+def quiet_pydicom() -> Any:  # noqa: ANN401  a module without types
     """Import pydicom, and keep its remarks and logged tracebacks out of a bad file's one-line reason."""
     pydicom = require("pydicom", "dicom")
     logger = logging.getLogger("pydicom")

@@ -1,0 +1,145 @@
+"""A signed folder: artefacts and what belongs to them, a manifest of hashes, and its Ed25519 signature."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medimg.runtime.containers import file_sha256
+from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
+from medimg.runtime.node.files import write_durable
+from medimg.runtime.optional import require
+from medimg.runtime.spec import ModelSpec
+from medimg.runtime.text import printable
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+_SCHEMA = 1
+
+
+def sign_bundle(folder: Path, private_key: Path, artefact: str | None = None) -> Path:
+    """Write and sign the manifest of every file in a folder.
+
+    Args:
+        folder: holds one artefact (`.onnx`), and anything else that belongs to it.
+        private_key: Ed25519, PEM, without a password.
+        artefact: which `.onnx` file a node runs, where there are several.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UsageError: there is no artefact, or no key.
+        ModelError: the artefact carries no spec, or was changed.
+    """
+    key = read_private_key(private_key)
+    names = _members(folder)
+    artefacts = [name for name in names if name.endswith(".onnx")]
+    chosen = artefact or (artefacts[0] if len(artefacts) == 1 else None)
+    if chosen not in artefacts:
+        raise UsageError(
+            f"{folder}: holds {', '.join(artefacts) or 'no .onnx file'}: name one with --artefact"
+        )
+    specs = {name: json.loads(ModelSpec.read(folder / name).to_json()) for name in artefacts}
+    manifest = {
+        "schema": _SCHEMA,
+        "artefact": chosen,
+        "sha256": {name: file_sha256(folder / name) for name in names},
+        "specs": specs,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    write_durable(folder / MANIFEST, text)
+    write_durable(folder / SIGNATURE, key.sign(text))
+    return folder / MANIFEST
+
+
+def verify_bundle(folder: Path, public_key: Path) -> dict[str, Any]:
+    """Check signature, hashes and that nothing was added.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckFailedError: the bundle is not what was signed.
+    """
+    key = read_public_key(public_key)
+    try:
+        text, signature = (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
+    except OSError as error:
+        raise CheckFailedError(
+            f"{folder}: not a signed bundle ({error.strerror}): sign it with medimg-run bundle sign"
+        ) from None
+    try:
+        key.verify(signature, text)
+    except require("cryptography.exceptions", "node").InvalidSignature:
+        raise CheckFailedError(f"{folder}: the signature is not that of {public_key.name}") from None
+    manifest: dict[str, Any] = json.loads(text)
+    if manifest["schema"] != _SCHEMA:
+        raise CheckFailedError(f"{folder}: its manifest has schema {manifest['schema']}: upgrade medimg")
+    expected, found = manifest["sha256"], _members(folder)
+    if odd := sorted(set(expected) ^ set(found)):
+        raise CheckFailedError(f"{folder}: {printable(odd[0])} was added or removed after signing")
+    for name, sha256 in expected.items():
+        if file_sha256(folder / name) != sha256:
+            raise CheckFailedError(f"{folder}: {printable(name)} was changed after signing")
+    return manifest
+
+
+def verified_artefact(source: Path, public_key: Path | None) -> tuple[Path, str | None]:
+    """Give the artefact of a bundle with its signed hash, or what a path names where nothing need be signed.
+
+    Raises:
+        ModelError: a signature is wanted and missing or wrong.
+    """
+    if public_key is None:
+        if source.is_dir():
+            raise ModelError(f"{source}: a bundle needs public_key in the configuration to verify it")
+        return source, None
+    if not source.is_dir():
+        raise ModelError(f"{source}: is not signed, and the configuration names a public key: give a bundle")
+    try:
+        manifest = verify_bundle(source, public_key)
+    except CheckFailedError as error:
+        raise ModelError(str(error)) from None
+    name = str(manifest["artefact"])
+    return source / name, str(manifest["sha256"][name])
+
+
+def read_private_key(path: Path) -> Any:  # noqa: ANN401  a key of cryptography, which is optional
+    """Read an Ed25519 private key."""
+    ed25519 = require("cryptography.hazmat.primitives.asymmetric.ed25519", "node")
+    serialization = require("cryptography.hazmat.primitives.serialization", "node")
+    return _read_key(
+        path, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private"
+    )
+
+
+def read_public_key(path: Path) -> Any:  # noqa: ANN401
+    """Read an Ed25519 public key."""
+    ed25519 = require("cryptography.hazmat.primitives.asymmetric.ed25519", "node")
+    serialization = require("cryptography.hazmat.primitives.serialization", "node")
+    return _read_key(path, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public")
+
+
+def _read_key(path: Path, load: Any, kind: Any, name: str) -> Any:  # noqa: ANN401
+    try:
+        key = load(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: no Ed25519 {name} key in PEM without a password ({error})") from None
+    if not isinstance(key, kind):
+        raise UsageError(f"{path}: not an Ed25519 {name} key: openssl genpkey -algorithm ed25519")
+    return key
+
+
+def _members(folder: Path) -> list[str]:
+    """Name every file in a folder, at any depth, without manifest and signature."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    names = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ModelError(f"{folder}: {printable(name)} is a link: a bundle holds files")
+        if path.is_file() and name not in (MANIFEST, SIGNATURE):
+            names.append(name)
+    return names

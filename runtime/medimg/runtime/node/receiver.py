@@ -1,0 +1,259 @@
+"""C-STORE and C-ECHO provider: an image is acknowledged only once it is durable."""
+
+import logging
+import shutil
+import sqlite3
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from medimg.runtime import dicom
+from medimg.runtime.errors import UsageError
+from medimg.runtime.node import arrivals
+from medimg.runtime.node.config import NodeConfig, Peer, Tls
+from medimg.runtime.node.counters import Counters
+from medimg.runtime.node.files import write_temporary
+from medimg.runtime.node.store import Arrival, Store
+from medimg.runtime.optional import require
+from medimg.runtime.text import printable
+
+_LOG = logging.getLogger(__name__)
+
+SUCCESS, DUPLICATE, NOT_AUTHORIZED = 0x0000, 0x0111, 0x0124
+OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
+"""C-STORE statuses (PS3.4 B.2.3, PS3.7 C)."""
+
+TRANSFER_SYNTAXES = (
+    *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"),
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
+    "1.2.840.10008.1.2.5",
+)
+
+
+class Refusal(Exception):  # noqa: N818  not an error: an answer
+    """A C-STORE request is answered with a failure."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Receiver:
+    """Listens for associations; each has threads of its own.
+
+    Args:
+        config: the whole configuration.
+        store: where images are queued.
+        counters: of what came and what was refused.
+        on_stored: called after an image has been queued, with its series UID.
+    """
+
+    def __init__(
+        self, config: NodeConfig, store: Store, counters: Counters, on_stored: Callable[[str], None]
+    ) -> None:
+        self._config, self._store, self._counters, self._on_stored = config, store, counters, on_stored
+        self._max_bytes = int(config.receive.max_instance_mb * 1e6)
+        self._server: Any = None
+        self.failure: Exception | None = None
+        """A damaged database: only a new start repairs it."""
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_address[1])
+
+    @property
+    def associations(self) -> int:
+        """How many associations are open."""
+        return len(self._server.active_associations) if self._server else 0
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            UsageError: the port cannot be had, or a certificate cannot be read.
+        """
+        pynetdicom = require("pynetdicom", "node")
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+        dicom.quiet_pydicom()
+        pynetdicom._config.LOG_HANDLER_LEVEL = "none"
+        from medimg.runtime.node import transport
+
+        entity = self._entity(pynetdicom, transport.MAX_PDU_BYTES)
+        bounds = transport.Bounds(
+            self._is_known_address,
+            self._max_bytes,
+            self._config.receive.network_timeout_s,
+            tls_context(self._config.receive.tls, server=True) if self._config.receive.tls else None,
+        )
+        address = (self._config.address, self._config.port)
+        try:
+            self._server = transport.start_server(entity, address, bounds, self._handlers(pynetdicom.evt))
+        except OSError as error:
+            raise UsageError(
+                f"port {self._config.port} of {self._config.address} cannot be had ({error.strerror})"
+            ) from None
+
+    def stop(self, grace_s: float) -> None:
+        """Accept nothing more; wait for open associations, then end them."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.shutdown()
+        end = time.monotonic() + grace_s
+        while server.active_associations and time.monotonic() < end:
+            time.sleep(0.02)
+        for association in server.active_associations:
+            association.abort()
+
+    def _entity(self, pynetdicom: Any, max_pdu_bytes: int) -> Any:  # noqa: ANN401
+        receive = self._config.receive
+        entity = pynetdicom.AE(self._config.ae_title)
+        entity.implementation_class_uid = arrivals.IMPLEMENTATION_UID
+        entity.implementation_version_name = f"MEDIMG_{version('medimg')}"[:16]
+        entity.maximum_associations = receive.max_associations
+        entity.maximum_pdu_size = max_pdu_bytes
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = receive.network_timeout_s
+        entity.require_called_aet = True
+        entity.require_calling_aet = [peer.ae_title for peer in self._config.peers]
+        for sop_class in receive.sop_classes:
+            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        entity.add_supported_context("1.2.840.10008.1.1")
+        return entity
+
+    def _handlers(self, events: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
+        return [
+            (events.EVT_C_ECHO, self._on_echo),
+            (events.EVT_C_STORE, self._on_store),
+            (events.EVT_REJECTED, self._on_rejected),
+        ]
+
+    def _on_rejected(self, event: Any) -> None:  # noqa: ANN401
+        self._counters.add("associations_rejected")
+        self._audit_refusal(_sender(event.assoc), "association rejected", {})
+
+    def _on_echo(self, event: Any) -> int:  # noqa: ANN401
+        return SUCCESS if self._is_accepted(event.assoc) else NOT_AUTHORIZED
+
+    def _on_store(self, event: Any) -> int:  # noqa: ANN401
+        received_at, started = time.time(), time.monotonic()
+        uid = str(event.request.AffectedSOPInstanceUID)[:64]
+        try:
+            self._receive(event, received_at)
+        except Refusal as refusal:
+            self._counters.add("refused", reason=f"{refusal.status:04X}")
+            fields = {"sop_instance_uid": uid, "status": f"{refusal.status:04X}"}
+            self._audit_refusal(_sender(event.assoc), refusal.reason, fields)
+            return refusal.status
+        self._slow_down(started)
+        return SUCCESS
+
+    def _receive(self, event: Any, received_at: float) -> None:  # noqa: ANN401
+        """Make one image durable."""
+        from medimg.runtime.node import transport
+
+        if not self._is_accepted(event.assoc):
+            raise Refusal(NOT_AUTHORIZED, "this AE title is not accepted from this address")
+        content = event.request.DataSet.getvalue()
+        if isinstance(event.request.DataSet, transport.Dropped) or len(content) > self._max_bytes:
+            raise Refusal(OUT_OF_RESOURCES, f"larger than {self._max_bytes:,} bytes")
+        self._require_space(len(content))
+        arrival = self._arrival(event, content, received_at)
+        meta = arrivals.file_meta(arrival, event.context.transfer_syntax, event.assoc.requestor.ae_title)
+        try:
+            temporary = write_temporary(self._store.images, meta, content)
+            audited = arrivals.describe(arrival, patient_names=self._config.audit.patient_names)
+            added = self._store.add(arrival, temporary, audited)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise Refusal(OUT_OF_RESOURCES, f"cannot be stored ({error})") from None
+        except sqlite3.Error as error:
+            self.failure = error
+            raise Refusal(OUT_OF_RESOURCES, f"the queue is damaged ({error})") from None
+        if added == "other content":
+            raise Refusal(DUPLICATE, "its SOP instance UID is here with another data set")
+        self._counters.add("received" if added == "stored" else "received_again")
+        if added == "stored":
+            self._on_stored(arrival.series_uid)
+
+    def _arrival(self, event: Any, content: bytes, received_at: float) -> Arrival:  # noqa: ANN401
+        try:
+            arrival = arrivals.read_arrival(
+                content,
+                event.context.transfer_syntax,
+                sender=_sender(event.assoc),
+                received_at=received_at,
+                max_bytes=self._max_bytes,
+            )
+        except arrivals.UnusableError as error:
+            raise Refusal(CANNOT_UNDERSTAND, str(error)) from None
+        request = event.request
+        if (arrival.sop_uid, arrival.sop_class) != (
+            str(request.AffectedSOPInstanceUID),
+            str(request.AffectedSOPClassUID),
+        ):
+            raise Refusal(DOES_NOT_MATCH, "its UIDs are not those of the request")
+        return arrival
+
+    def _require_space(self, needed_bytes: int) -> None:
+        free_bytes = shutil.disk_usage(self._store.folder).free
+        if free_bytes - needed_bytes < self._config.receive.reserve_mb * 1e6:
+            raise Refusal(OUT_OF_RESOURCES, f"{free_bytes / 1e6:,.0f} MB are free on the disk")
+
+    def _slow_down(self, started: float) -> None:
+        rate = self._config.receive.images_per_s
+        if rate:
+            time.sleep(max(0.0, started + 1 / rate - time.monotonic()))
+
+    def _is_accepted(self, association: Any) -> bool:  # noqa: ANN401
+        requestor = association.requestor
+        return is_accepted(self._config.peers, str(requestor.ae_title), str(requestor.address))
+
+    def _is_known_address(self, address: str) -> bool:
+        titles = {peer.ae_title for peer in self._config.peers} or {""}
+        return any(is_accepted(self._config.peers, title, address) for title in titles)
+
+    def _audit_refusal(self, sender: str, reason: str, fields: Mapping[str, object]) -> None:
+        _LOG.warning("%s: %s", printable(sender), printable(reason))
+        try:
+            self._store.audit("refused", sender=sender, reason=reason, **fields)
+        except sqlite3.Error as error:
+            _LOG.error("the audit log cannot be written: %s", error)
+
+
+def is_accepted(peers: tuple[Peer, ...], ae_title: str, address: str) -> bool:
+    """Whether a sender may send: by title and address, or from this machine if no peers are configured."""
+    found = ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    if not peers:
+        return found.is_loopback
+    return any(
+        peer.ae_title == ae_title.strip() and any(found in ip_network(network) for network in peer.addresses)
+        for peer in peers
+    )
+
+
+def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
+    """Make a TLS context in which both sides show certificates of the same authorities.
+
+    Raises:
+        UsageError: one of the files cannot be used.
+    """
+    try:
+        purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
+        context = ssl.create_default_context(purpose, cafile=tls.authorities)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as error:
+        files = ", ".join(Path(name).name for name in (tls.certificate, tls.key, tls.authorities))
+        raise UsageError(f"TLS with {files}: {error}") from None
+    return context
+
+
+def _sender(association: Any) -> str:  # noqa: ANN401
+    requestor = association.requestor
+    return printable(f"{requestor.ae_title}@{requestor.address}")

@@ -1,0 +1,284 @@
+"""The node as one process: its threads, its signals, its end."""
+
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from medimg.runtime.errors import CheckFailedError
+from medimg.runtime.node import arrivals
+from medimg.runtime.node.audit import Checkpoints
+from medimg.runtime.node.config import NodeConfig
+from medimg.runtime.node.counters import Counters
+from medimg.runtime.node.delivery import Deliverer, make_senders
+from medimg.runtime.node.files import make_folder
+from medimg.runtime.node.health import Snapshot, StatusServer
+from medimg.runtime.node.journal import Journal
+from medimg.runtime.node.models import Models
+from medimg.runtime.node.receiver import Receiver
+from medimg.runtime.node.series import SeriesReporter
+from medimg.runtime.node.store import Store
+from medimg.runtime.node.worker import Worker
+from medimg.runtime.optional import require
+from medimg.runtime.text import printable
+
+_LOG = logging.getLogger(__name__)
+
+_ROUND_S = 0.2
+"""How often a thread without work looks for some."""
+STALLED_S = 60.0
+"""A thread that has not made its round for so long is taken to hang."""
+_CLEAN_S = 600.0
+
+
+class Node:
+    """Receives, classifies, reports and delivers until it is stopped.
+
+    Args:
+        model: an artefact or a bundle.
+        config: the whole configuration.
+        threads: processor threads for inference.
+
+    Raises:
+        MedimgError: the model, a key, a certificate or a port cannot be had.
+    """
+
+    def __init__(self, model: Path, config: NodeConfig, threads: int) -> None:
+        # Here, since imports by several threads at once can meet modules that are half made.
+        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr"):
+            require(module, "node")
+        folder = Path(config.folder)
+        self._config = config
+        self._lock_file = _sole_user(make_folder(folder))
+        self.counters = Counters()
+        self.store = Store(folder, config.deliver.names())
+        self._results = Journal(folder / "results", "results", self.store)
+        self._audit = Journal(folder / "audit", "audit", self.store)
+        self._checkpoints = _checkpoints(config)
+        public_key = Path(config.public_key) if config.public_key else None
+        self.models = Models(model, public_key, self.store, threads)
+        self._adopt_files()
+        self._worker = Worker(self.store, self.models, config.inference, self.counters, self._catch_up)
+        self._series = SeriesReporter(self.store, config.inference, config.codes, self._on_reported)
+        self._deliverers = [
+            Deliverer(sender, self.store, config.deliver, self.counters)
+            for sender in make_senders(config, self.store)
+        ]
+        self.receiver = Receiver(config, self.store, self.counters, self._on_stored)
+        self._status = StatusServer(config.status_port, self.snapshot, self.counters)
+        self._stopping, self._ended = threading.Event(), threading.Event()
+        self._signals: list[Callable[[], object]] = []
+        self._rounds: dict[str, float] = {}
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+
+    @property
+    def status_port(self) -> int:
+        """The port of metrics, health and status page; 0 if there is none."""
+        return self._status.port
+
+    def start(self) -> None:
+        """Begin all work, receiving last."""
+        self.store.audit("started", model_sha256=self.models.current.sha256)
+        self._begin("classify", self._worker.work, self._worker.wait)
+        self._begin("series", self._series.work, self._pause)
+        for deliverer in self._deliverers:
+            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.wait)
+        self._begin("keep", self._keep, self._pause)
+        self.receiver.start()
+        self._status.start()
+
+    def run(self) -> None:
+        """Work until a signal asks for the end, then finish what is under way.
+
+        Raises:
+            CheckFailedError: the node cannot go on; a new start repairs it.
+        """
+        for number, action in (
+            (signal.SIGTERM, self._stopping.set),
+            (signal.SIGINT, self._stopping.set),
+            (signal.SIGHUP, lambda: self._signals.append(self._reload)),
+            (signal.SIGUSR2, lambda: self._signals.append(self.models.rollback)),
+        ):
+            signal.signal(number, lambda *_, act=action: act())
+        self.start()
+        notify("READY=1")
+        while not self._stopping.wait(_ROUND_S):
+            while self._signals:
+                self._signals.pop(0)()
+            problem = self.problem()
+            if self._failure or self.receiver.failure:
+                break
+            if problem is None:
+                notify("WATCHDOG=1")
+        notify("STOPPING=1")
+        self.stop()
+        if failure := self._failure or self.receiver.failure:
+            raise CheckFailedError(f"the node ended: {printable(str(failure))}")
+
+    def stop(self) -> None:
+        """Receive nothing more, work off the queue within the limit, and end."""
+        end = time.monotonic() + self._config.drain_s
+        self.receiver.stop(self._config.drain_s)
+        self._worker.wake()
+        while time.monotonic() < end and not self._failure and self.store.counts()["received"]:
+            time.sleep(0.02)
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(timeout=self._config.drain_s)
+        self.store.audit("stopped")
+        self._catch_up()
+        self._sign(now=True)
+        self._status.stop()
+        self.models.close()
+        self.store.close()
+        os.close(self._lock_file)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has been told to end."""
+        return self._ended.is_set()
+
+    def problem(self) -> str | None:
+        """Say what is wrong; nothing while every thread makes its rounds."""
+        now = time.monotonic()
+        late = [name for name, at in self._rounds.items() if now - at > STALLED_S]
+        if late:
+            return f"no sign of life from: {', '.join(late)}"
+        return str(self._failure or self.receiver.failure) if self._failure or self.receiver.failure else None
+
+    def snapshot(self) -> Snapshot:
+        """Say how things are, for the status page."""
+        model = self.models.current
+        return Snapshot(
+            problem=self.problem(),
+            counts=self.store.counts(),
+            associations=self.receiver.associations,
+            last_results=tuple(self.store.last_results(20)),
+            model_name=model.name,
+            model_sha256=model.sha256,
+            precision=model.classifier.backend.precision,
+            backend=f"{model.classifier.backend.name} on {model.classifier.backend.device}",
+            intended_use=model.classifier.spec.intended_use,
+            ae_title=self._config.ae_title,
+        )
+
+    def _begin(self, name: str, work: Callable[[], int], wait: Callable[[float], object]) -> None:
+        """Start a thread that works while there is work, and waits otherwise."""
+
+        def rounds() -> None:
+            while not self._ended.is_set():
+                self._rounds[name] = time.monotonic()
+                try:
+                    if work() == 0:
+                        wait(_ROUND_S)
+                except sqlite3.DatabaseError as error:
+                    if not isinstance(error, sqlite3.OperationalError):
+                        self._failure = error
+                        return
+                    self._retry_later(name, error)
+                except Exception as error:  # noqa: BLE001  the work stays queued, and the cause may pass
+                    self._retry_later(name, error)
+
+        self._rounds[name] = time.monotonic()
+        thread = threading.Thread(target=rounds, name=f"medimg-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _retry_later(self, name: str, error: Exception) -> None:
+        _LOG.error("%s: %s: %s; again in 1 s", name, type(error).__name__, printable(str(error)))
+        self.counters.add("errors", thread=name)
+        self._ended.wait(1.0)
+
+    def _pause(self, timeout_s: float) -> None:
+        self._ended.wait(timeout_s)
+
+    def _on_stored(self, series_uid: str) -> None:
+        self._series.touch(series_uid)
+        self._worker.wake()
+
+    def _on_reported(self) -> None:
+        self._catch_up()
+        for deliverer in self._deliverers:
+            deliverer.wake()
+
+    def _catch_up(self) -> None:
+        self._results.catch_up()
+        self._audit.catch_up()
+
+    def _keep(self) -> int:
+        """Keep the logs up to date and the disk free."""
+        self._catch_up()
+        self._sign()
+        now = time.monotonic()
+        if now >= self._next_clean:
+            keep = self._config.retention
+            self.store.clean(time.time() - 3600 * keep.images_h, time.time() - 86400 * keep.results_days)
+            self._next_clean = now + _CLEAN_S
+        return 0
+
+    _next_clean = 0.0
+
+    def _sign(self, *, now: bool = False) -> None:
+        if self._checkpoints:
+            self._checkpoints.work(*self._audit.position, now=now)
+
+    def _reload(self) -> None:
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.models.reload()
+        notify("READY=1")
+
+    def _adopt_files(self) -> None:
+        """Queue images whose files are in place and whose rows were lost."""
+        known = self.store.known_files()
+        for path in sorted(self.store.images.glob("*.dcm")):
+            if path.name in known:
+                continue
+            try:
+                arrival = arrivals.read_file_arrival(path, int(self._config.receive.max_instance_mb * 1e6))
+            except arrivals.UnusableError as error:
+                _LOG.error("%s: %s", path, printable(str(error)))
+                continue
+            self.store.adopt(arrival, path)
+            self.counters.add("recovered")
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it started this process, by the protocol of sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.connect("\0" + address[1:] if address.startswith("@") else address)
+            connection.sendall(message.encode())
+        except OSError as error:
+            _LOG.warning("systemd cannot be told: %s", error)
+
+
+def _sole_user(folder: Path) -> int:
+    """Lock the state against a second process."""
+    import fcntl
+
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise CheckFailedError(
+            f"{folder}: another node works there: stop it, or use another folder"
+        ) from None
+    return descriptor
+
+
+def _checkpoints(config: NodeConfig) -> Checkpoints | None:
+    rule = config.audit
+    if rule.key is None:
+        return None
+    folder = Path(rule.checkpoints) if rule.checkpoints else Path(config.folder) / "checkpoints"
+    return Checkpoints(folder, Path(rule.key), rule.every_s)

@@ -1,0 +1,238 @@
+"""A series' result as a DICOM structured report: Comprehensive SR by template TID 1500 (PS3.16)."""
+
+import hashlib
+import json
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from io import BytesIO
+from typing import Any
+
+from medimg.runtime.node.arrivals import IMPLEMENTATION_UID
+from medimg.runtime.node.config import LabelCode
+from medimg.runtime.node.store import Member
+from medimg.runtime.node.worker import NOT_DIAGNOSTIC
+from medimg.runtime.optional import require
+from medimg.runtime.spec import ModelSpec
+
+SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
+TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"
+_SCHEME = "99MEDIMG"
+_LONGEST_TEXT = 1024
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a series that have one kind of answer from one model."""
+
+    model_name: str
+    model_sha256: str
+    spec: ModelSpec
+    members: tuple[Member, ...]
+    scores: tuple[float, ...] | None
+    """Of the series, by the rule `combine`; None where the images were not classified."""
+    combine: str
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report says; the same content always gives the same bytes."""
+
+    report_uid: str
+    series_uid: str
+    study_uid: str
+    header: Mapping[str, str]
+    """Patient and study."""
+    groups: tuple[Group, ...]
+    predecessor: str | None
+    codes: Mapping[str, LabelCode]
+
+
+def derived_uid(*parts: object) -> str:
+    """Derive a UID (PS3.5 B.2) from values: the same values always give the same one."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+
+
+def report_uid(series_uid: str, members: Sequence[Member]) -> str:
+    """Derive a report's UID from the models that answered, the series and the sorted instances."""
+    models = sorted({member.model for member in members})
+    return derived_uid("report", models, series_uid, sorted(member.sop_uid for member in members))
+
+
+def write_report(content: ReportContent) -> bytes:
+    """Write the report as a DICOM file."""
+    _quiet_highdicom()
+    sr = require("highdicom.sr", "node")
+    members = [member for group in content.groups for member in group.members]
+    written_at = datetime.fromtimestamp(max(member.received_at for member in members), timezone.utc)
+    report = sr.ComprehensiveSR(
+        evidence=[_evidence(member, content) for member in members],
+        content=_content(sr, content)[0],
+        series_instance_uid=derived_uid("series", content.series_uid),
+        series_number=9000,
+        sop_instance_uid=content.report_uid,
+        instance_number=1,
+        manufacturer="medimg",
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        previous_versions=[_predecessor(content)] if content.predecessor else None,
+        series_description=f"Classification by medimg. {NOT_DIAGNOSTIC}"[:64],
+        manufacturer_model_name="medimg",
+        software_versions=version("medimg"),
+        device_serial_number="0",
+        content_date=written_at.date(),
+        content_time=written_at.time(),
+        coding_schemes=[_coding_scheme()],
+        specific_character_set="ISO_IR 192",
+    )
+    # highdicom writes the present time here, which would be another each time.
+    report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
+    for equipment in report.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = written_at.strftime("%Y%m%d%H%M%S.%f")
+    report.TimezoneOffsetFromUTC = "+0000"
+    report.PreliminaryFlag = "PRELIMINARY"
+    report.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    report.file_meta.ImplementationVersionName = "MEDIMG"
+    written = BytesIO()
+    report.save_as(written)
+    return written.getvalue()
+
+
+def _quiet_highdicom() -> None:
+    """Keep its remarks on names out of the log, which would name patients."""
+    # Not catch_warnings, which threads would undo for one another.
+    if not any(rule[0] == "ignore" and "highdicom" in str(rule[3]) for rule in warnings.filters):
+        warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
+
+
+def _content(sr: Any, content: ReportContent) -> Any:  # noqa: ANN401  highdicom, which is optional
+    codes = require("pydicom.sr.codedict", "node").codes
+    device = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid("device", *sorted({group.model_sha256 for group in content.groups})),
+            name="medimg",
+            manufacturer_name="medimg",
+            model_name=content.groups[0].model_name[:64],
+        ),
+    )
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=device),
+        procedure_reported=sr.CodedConcept("363679005", "SCT", "Imaging procedure"),
+        imaging_measurements=[_group(sr, codes, group, content) for group in content.groups],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+
+
+def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
+    members = group.members
+    identity = (content.report_uid, group.model_sha256, members[0].outcome)
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=derived_uid("tracking", *identity), identifier=f"{members[0].outcome} series"
+        ),
+        algorithm_id=sr.AlgorithmIdentification(
+            name=group.model_name[:64],
+            version=f"SHA-256 {group.model_sha256}",
+            parameters=_parameters(group),
+        ),
+        measurements=_measurements(sr, codes, group, content) or None,
+        finding_type=_finding(sr, group, content),
+        qualitative_evaluations=_evaluations(sr, group) or None,
+        source_images=[
+            sr.SourceImageForMeasurementGroup(member.sop_class, member.sop_uid) for member in members
+        ],
+    )
+
+
+def _parameters(group: Group) -> list[str]:
+    spec = group.spec
+    lines = [NOT_DIAGNOSTIC, f"Intended use: {spec.intended_use or 'not stated'}"]
+    if spec.simulated_data:
+        lines.append("Trained on simulated images")
+    if group.scores is not None:
+        lines.append(f"Score of the series: {group.combine} of the scores of its images, class by class")
+    lines += sorted({f"{member.outcome}: {member.reason}" for member in group.members if member.reason})[:8]
+    return [_plain(line) for line in lines]
+
+
+def _measurements(sr: Any, codes: Any, group: Group, content: ReportContent) -> list[Any]:  # noqa: ANN401
+    scores = dict(zip(group.spec.labels, group.scores or (), strict=False))
+    return [
+        sr.Measurement(
+            name=_code(sr, label, group.spec, content.codes),
+            value=round(score, 6),
+            unit=codes.UCUM.NoUnits,
+        )
+        for label, score in scores.items()
+    ]
+
+
+def _finding(sr: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
+    """Give the most likely class, where exactly one class holds."""
+    if group.scores is None or group.spec.task != "multiclass":
+        return None
+    best = group.spec.labels[group.scores.index(max(group.scores))]
+    return _code(sr, best, group.spec, content.codes)
+
+
+def _evaluations(sr: Any, group: Group) -> list[Any]:  # noqa: ANN401
+    """Say why there are no scores, or how they stand to the operating points."""
+    if group.scores is None:
+        outcome = group.members[0].outcome
+        value = sr.CodedConcept(outcome.replace(" ", "_").upper(), _SCHEME, outcome.capitalize())
+        return [sr.QualitativeEvaluation(sr.CodedConcept("ANSWER", _SCHEME, "Answer"), value)]
+    spec, scores = group.spec, dict(zip(group.spec.labels, group.scores, strict=True))
+    evaluations = []
+    for point in spec.operating_points:
+        if point.label in scores:
+            word = "Reached" if scores[point.label] >= point.threshold else "Not reached"
+            name = sr.CodedConcept(
+                f"OP{spec.labels.index(point.label)}", _SCHEME, _plain(f"Operating point: {point.label}", 64)
+            )
+            value = sr.CodedConcept(word.replace(" ", "_").upper(), _SCHEME, f"{word} ({point.threshold:g})")
+            evaluations.append(sr.QualitativeEvaluation(name, value))
+    return evaluations
+
+
+def _code(sr: Any, label: str, spec: ModelSpec, codes: Mapping[str, LabelCode]) -> Any:  # noqa: ANN401
+    if label in codes:
+        return sr.CodedConcept(codes[label].value, codes[label].scheme, codes[label].meaning)
+    return sr.CodedConcept(f"CLASS{spec.labels.index(label)}", _SCHEME, _plain(label, 64) or "unnamed")
+
+
+def _coding_scheme() -> Any:  # noqa: ANN401
+    item = require("highdicom.coding_schemes", "node").CodingSchemeIdentificationItem
+    return item(designator=_SCHEME, name="Codes of medimg", responsible_organization="medimg")
+
+
+def _evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401
+    evidence = _dataset()
+    for name, value in content.header.items():
+        setattr(evidence, name, value)
+    evidence.SpecificCharacterSet = "ISO_IR 192"
+    evidence.StudyInstanceUID, evidence.SeriesInstanceUID = content.study_uid, content.series_uid
+    evidence.SOPInstanceUID, evidence.SOPClassUID = member.sop_uid, member.sop_class
+    evidence.Modality = "OT"
+    return evidence
+
+
+def _predecessor(content: ReportContent) -> Any:  # noqa: ANN401
+    predecessor = _evidence(content.groups[0].members[0], content)
+    predecessor.SeriesInstanceUID = derived_uid("series", content.series_uid)
+    predecessor.SOPInstanceUID, predecessor.SOPClassUID = content.predecessor, SOP_CLASS
+    return predecessor
+
+
+def _dataset() -> Any:  # noqa: ANN401
+    return require("pydicom", "node").Dataset()
+
+
+def _plain(text: str, longest: int = _LONGEST_TEXT) -> str:
+    """Give text that a DICOM value can hold."""
+    return "".join(char for char in text if char.isprintable() and char != "\\")[:longest]

@@ -1,0 +1,314 @@
+"""What is received, what is refused and how, with dcmtk's storescu as the peer."""
+
+import random
+import re
+import socket
+import ssl
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from medimg.runtime.node.config import Peer, Reception, Tls
+
+from .conftest import PROPOSALS, Start, make_config, make_image, make_series, storescu, uid_of, wait_for
+
+
+def answers(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """Give the node's answers as storescu shows them."""
+    return re.findall(r"Received Store Response \((.*)\)", done.stderr)
+
+
+def stored(node: object) -> set[str]:
+    """UIDs of all images in a node's queue."""
+    return {row[0] for row in node.store._rows("SELECT sop_uid FROM instances")}  # type: ignore[attr-defined]
+
+
+def refusals(node: object) -> list[str]:
+    return [
+        text
+        for (text,) in node.store._rows(  # type: ignore[attr-defined]
+            "SELECT text FROM lines WHERE stream = 'audit' AND text LIKE '%refused%'"
+        )
+    ]
+
+
+def test_an_acknowledged_image_is_queued_with_its_file(start: Start, tmp_path: Path) -> None:
+    node = start()
+    image = make_image(tmp_path / "a.dcm")
+    done = storescu(node.receiver.port, image)
+    assert done.returncode == 0, done.stderr
+    uid = uid_of(image)
+    assert stored(node) == {uid}
+    kept = pydicom.dcmread(node.store.image_path(uid))
+    assert kept.PixelData == pydicom.dcmread(image).PixelData
+    assert kept.file_meta.SourceApplicationEntityTitle == "STORESCU"
+
+
+def test_echo(start: Start) -> None:
+    node = start()
+    done = subprocess.run(["echoscu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)], check=False)
+    assert done.returncode == 0
+
+
+def test_the_same_image_again_is_a_success_without_work(start: Start, tmp_path: Path) -> None:
+    node = start()
+    image = make_image(tmp_path / "a.dcm")
+    for _ in range(2):
+        assert storescu(node.receiver.port, image).returncode == 0
+    assert node.counters.total("received") == 1
+    assert node.counters.total("received_again") == 1
+
+
+def test_a_uid_never_has_two_contents(start: Start, tmp_path: Path) -> None:
+    node = start()
+    image = make_image(tmp_path / "a.dcm")
+    other = make_image(tmp_path / "b.dcm", number=2, SOPInstanceUID=uid_of(image))
+    assert storescu(node.receiver.port, image).returncode == 0
+    done = storescu(node.receiver.port, other)
+    assert answers(done) == ["Unknown Status: 0x111"]
+    kept = pydicom.dcmread(node.store.image_path(uid_of(image)))
+    assert kept.PixelData == pydicom.dcmread(image).PixelData
+
+
+@pytest.mark.real
+def test_every_real_image_is_queued_and_answered(start: Start, real_data: Path) -> None:
+    """Under new instance UIDs, in each transfer syntax that storescu can propose."""
+    node = start()
+    sent = []
+    for file in sorted((real_data / "dicom").rglob("*.dcm")):
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        syntax = header.file_meta.TransferSyntaxUID
+        # Structured reports are not images; storescu proposes no retired JPEG.
+        if header.Modality != "SR" and syntax[-2:] not in ("53", "55", "57"):
+            done = storescu(node.receiver.port, "+II", PROPOSALS.get(syntax, "-xe"), file)
+            assert answers(done) == ["Success"], done.stderr
+            sent.append(syntax)
+    assert len(set(sent)) >= 12
+    wait_for(lambda: node.counters.total("answered") == len(sent))
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "succeeds"),
+    [("CT1", "MEDIMG", True), ("CT2", "MEDIMG", False), ("CT1", "OTHER", False)],
+)
+def test_unknown_titles_are_rejected(
+    start: Start, tmp_path: Path, calling: str, called: str, succeeds: bool
+) -> None:
+    node = start(make_config(tmp_path, peers=(Peer("CT1"),)))
+    image = make_image(tmp_path / "a.dcm")
+    done = storescu(node.receiver.port, "-aet", calling, image, called=called)
+    assert (done.returncode == 0) == succeeds
+    if not succeeds:
+        assert "Rejected" in done.stderr + done.stdout
+        wait_for(lambda: refusals(node))
+    assert len(stored(node)) == succeeds
+
+
+def test_an_unknown_address_gets_no_association(start: Start, tmp_path: Path) -> None:
+    node = start(make_config(tmp_path, peers=(Peer("STORESCU", ("192.0.2.0/24",)),)))
+    assert storescu(node.receiver.port, make_image(tmp_path / "a.dcm")).returncode != 0
+    assert stored(node) == set()
+
+
+def test_a_title_is_bound_to_its_address(start: Start, tmp_path: Path) -> None:
+    peers = (Peer("STORESCU", ("192.0.2.1",)), Peer("OTHER"))
+    node = start(make_config(tmp_path, peers=peers))
+    storescu(node.receiver.port, make_image(tmp_path / "a.dcm"))
+    assert stored(node) == set()
+    assert '"status":"0124"' in refusals(node)[0]
+
+
+def test_oversized_images_are_refused_and_not_kept_in_memory(start: Start, tmp_path: Path) -> None:
+    receive = Reception(max_instance_mb=0.5, reserve_mb=1)
+    node = start(make_config(tmp_path, receive=receive))
+    large, small = make_image(tmp_path / "a.dcm", size=1024), make_image(tmp_path / "b.dcm")
+    done = storescu(node.receiver.port, large, small)
+    assert answers(done)[0] == "Refused: OutOfResources"
+    assert storescu(node.receiver.port, small).returncode == 0
+    assert stored(node) == {uid_of(small)}
+
+
+def test_a_disk_down_to_its_reserve_refuses_and_recovers(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    image = make_image(tmp_path / "a.dcm")
+    usage = type("Usage", (), {"free": 1000})
+    with monkeypatch.context() as full:
+        full.setattr("medimg.runtime.node.receiver.shutil.disk_usage", lambda _: usage)
+        done = storescu(node.receiver.port, image)
+        assert answers(done) == ["Refused: OutOfResources"]
+    assert storescu(node.receiver.port, image).returncode == 0
+
+
+@pytest.mark.parametrize("tag", ["SeriesInstanceUID", "StudyInstanceUID"])
+@pytest.mark.parametrize("value", ["../../etc/passwd", "1.2/../3", "", "1.2\x1b[31m"])
+def test_uids_that_are_none_are_refused(start: Start, tmp_path: Path, tag: str, value: str) -> None:
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    node = start()
+    with pydicom.config.disable_value_validation():
+        image = make_image(tmp_path / "a.dcm", **{tag: value})
+    done = storescu(node.receiver.port, image)
+    assert answers(done) == ["Error: CannotUnderstand"]
+    assert stored(node) == set()
+
+
+def test_names_of_files_are_hashes(start: Start, tmp_path: Path) -> None:
+    node = start()
+    for path in make_series(tmp_path / "series", 2):
+        storescu(node.receiver.port, path)
+    names = [path.name for path in node.store.images.iterdir()]
+    assert len(names) == 2
+    assert all(len(name) == 64 + 4 and set(name[:64]) <= set("0123456789abcdef") for name in names)
+
+
+def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
+    """Make a key and a certificate with openssl."""
+    key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
+    make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
+    if signed_by is None:
+        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
+    else:
+        authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
+        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
+        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
+    for step in steps:
+        subprocess.run(step, check=True, capture_output=True)
+    return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
+
+
+def test_tls_takes_only_certificates_of_its_authority(start: Start, tmp_path: Path) -> None:
+    for authority in ("ca", "rogue"):
+        certificate(tmp_path, authority)
+    ours, theirs = certificate(tmp_path, "node", "ca"), certificate(tmp_path, "client", "ca")
+    wrong = certificate(tmp_path, "thief", "rogue")
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, tls=ours, network_timeout_s=3)))
+    port, image = node.receiver.port, make_image(tmp_path / "a.dcm")
+    assert storescu(port, image).returncode != 0
+    with_wrong = storescu(port, "+tls", wrong.key, wrong.certificate, "+cf", theirs.authorities, image)
+    assert with_wrong.returncode != 0
+    assert stored(node) == set()
+    good = storescu(port, "+tls", theirs.key, theirs.certificate, "+cf", theirs.authorities, image)
+    assert good.returncode == 0, good.stderr
+    assert stored(node) == {uid_of(image)}
+
+
+def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
+    certificate(tmp_path, "ca")
+    ours = certificate(tmp_path, "node", "ca")
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, tls=ours, network_timeout_s=2)))
+    address = ("127.0.0.1", node.receiver.port)
+    context = ssl.create_default_context(cafile=ours.authorities)
+    context.check_hostname = False
+    context.load_cert_chain(ours.certificate, ours.key)
+    # The first never begins its handshake; the second's goes through.
+    with (
+        socket.create_connection(address),
+        socket.create_connection(address, timeout=5) as second,
+        context.wrap_socket(second) as connection,
+    ):
+        assert connection.version()
+
+
+def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    node = start(make_config(tmp_path, receive=replace(Reception(reserve_mb=1), max_associations=2)))
+    entity = AE("MANY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    held = [entity.associate("127.0.0.1", node.receiver.port, ae_title="MEDIMG") for _ in range(3)]
+    assert [association.is_established for association in held] == [True, True, False]
+    assert held[2].is_rejected
+    for association in held[:2]:
+        association.release()
+
+
+def recorded_association(port: int, image: Path) -> bytes:
+    """Give the bytes that storescu sends for one image, taken on their way to the node."""
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as relay:
+        sent = bytearray()
+
+        def pass_on() -> None:
+            client, _ = relay.accept()
+            with client, socket.create_connection(("127.0.0.1", port)) as node:
+                answers = threading.Thread(target=pump, args=(node, client, None))
+                answers.start()
+                pump(client, node, sent)
+                answers.join()
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        storescu(relay.getsockname()[1], image)
+        thread.join()
+    return bytes(sent)
+
+
+def pump(source: socket.socket, target: socket.socket, record: bytearray | None) -> None:
+    try:
+        while piece := source.recv(65536):
+            if record is not None:
+                record += piece
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def send_raw(port: int, content: bytes) -> None:
+    """Send bytes and end the connection in the middle of whatever comes."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(0.05)
+            connection.recv(4096)
+    except OSError:
+        pass
+
+
+def fuzz(start: Start, folder: Path, count: int) -> None:
+    node = start(
+        make_config(folder, receive=Reception(reserve_mb=1, network_timeout_s=1, max_associations=64))
+    )
+    first = make_image(folder / "a.dcm", size=16)
+    stream = recorded_association(node.receiver.port, first)
+    assert stored(node) == {uid_of(first)}
+    generator = random.Random(0)
+    for _ in range(count):
+        mutated = bytearray(stream)
+        for _ in range(generator.choice((1, 1, 4, 32))):
+            mutated[generator.randrange(len(mutated))] = generator.randrange(256)
+        if generator.random() < 0.3:
+            del mutated[generator.randrange(len(mutated)) :]
+        send_raw(node.receiver.port, bytes(mutated))
+    wait_for(lambda: node.receiver.associations == 0, 60)
+    last = make_image(folder / "b.dcm", SOPInstanceUID=generate_uid())
+    assert storescu(node.receiver.port, last).returncode == 0
+    assert node.problem() is None
+
+
+def test_damaged_associations_harm_nobody_else(start: Start, tmp_path: Path) -> None:
+    fuzz(start, tmp_path, 100)
+
+
+@pytest.mark.soak
+def test_many_damaged_associations(start: Start, tmp_path: Path) -> None:
+    fuzz(start, tmp_path, 5000)
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+def test_a_pdu_of_absurd_length_is_not_read(start: Start, kind: int) -> None:
+    node = start()
+    with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=2) as connection:
+        connection.sendall(bytes([kind, 0]) + (2**32 - 1).to_bytes(4, "big") + bytes(4096))
+        try:
+            answer = connection.recv(4096)
+        except ConnectionResetError:
+            answer = b""
+    assert answer == b""

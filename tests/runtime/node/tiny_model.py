@@ -1,0 +1,41 @@
+"""A classifier of a few nodes, so that the node's tests need no framework but onnx."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from medimg.runtime.containers import embed_in_onnx
+from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
+
+LABELS = ("cyst", "normal", "solid")
+
+
+def write_tiny_model(path: Path, *, seed: int = 0, allowed: Allowed | None = None, rows: int = 32) -> Path:
+    """Write the softmax of a linear function of the image's mean and centre."""
+    weights = np.random.default_rng(seed).normal(size=(3, 3)).astype(np.float32) / 64
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", rows, rows, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    spec = ModelSpec(
+        LABELS,
+        ImageRule(rows, rows),
+        Intensity.named("raw"),
+        operating_points=(OperatingPoint("solid", 0.9, "sensitivity 0.95 on validation"),),
+        intended_use="Tests of the node; <b>nothing else</b>",
+        allowed=allowed or Allowed(),
+    )
+    path.write_bytes(embed_in_onnx(model.SerializeToString(), spec))
+    return path
