@@ -4,10 +4,10 @@ A hash of 256 bits stands for what is seen at a coarse scale: the signs, about t
 lowest frequencies of the grey image's cosine transform. Hashes that differ in few bits are near duplicates.
 
 Source:
-    C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, diploma thesis, University
-    of Applied Sciences Hagenberg, 2010, 3.2.1 (the DCT hash, of 8 x 8 frequencies there). Medical images of
-    one kind are more alike than photographs, hence the finer hash: of 64 bits it takes most chest X-rays for
-    copies of others.
+    C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, diploma thesis, Upper
+    Austria University of Applied Sciences, Hagenberg, 2010 (the DCT hash, there of 8 x 8 frequencies).
+    Medical images of one kind are more alike than photographs, hence the finer hash: of 64 bits it takes
+    most chest X-rays for copies of others.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from medimg.train.progress import Progress
 NEAR_BITS = 26
 """A tenth of the hash. Copies of brain MRI slices, saved as JPEG at quality 20, halved, or with other
 brightness, contrast or gamma differ in 18 at most; the two most alike chest X-rays of different parts of
-pneumoniamnist in 48. Mirrored, turned or clearly cropped copies are not found."""
+pneumoniamnist in 48 or more. Mirrored, turned or clearly cropped copies are not found."""
 LISTED = 50
 
 _SIDE, _FREQUENCIES = 64, 16
@@ -57,7 +57,7 @@ class Duplicates:
     exact: int
     """Images of `part` that are in `other` to the pixel."""
     near: int
-    """Further ones that are there but for compression, size or brightness."""
+    """Further ones that are there but for compression, size or brightness, or as the slice next to theirs."""
     contradictory: int
     """Those of both kinds whose copy has another label."""
     listed: tuple[Duplicate, ...]
