@@ -41,7 +41,7 @@ REAL_SETS = {
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "tune", "augment", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "tune", "check", "augment", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "compare"),
