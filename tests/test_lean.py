@@ -28,7 +28,7 @@ ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {
     "medimg-run": (("predict",), ("inspect",), ("doctor",)),
     "medimg-export": ((),),
-    "medimg-train": (("fit",), ("tune",), ("evaluate",), ("simulate",)),
+    "medimg-train": (("fit",), ("tune",), ("check",), ("evaluate",), ("simulate",)),
     "medimg-bench": (("run",),),
 }
 HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]

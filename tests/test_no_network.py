@@ -69,6 +69,7 @@ def test_no_command_connects(
             for name in ("openvino", "onnxruntime")
         ),
         ("medimg-export", small_model, "--output", tmp_path, *int8, "--calibration", pictures),
+        ("medimg-train", "check", pictures),
         ("medimg-train", "evaluate", small_artefact, pictures),
         ("medimg-train", "simulate", tmp_path / "simulated", *simulated),
         ("medimg-train", "tune", pictures, "--output", tmp_path / "search", *one_trial),

@@ -54,6 +54,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
         )
     root = tmp_path / "set"
     (root / "b" / "notes.txt").write_text("about b")
+    (root / "DICOMDIR").write_bytes(b"the index of a DICOM medium")
+    (root / "b" / "DICOMDIR").write_bytes(b"the index of a DICOM medium")
     (root / "b" / "1.2.840.113619.2").write_bytes(b"a DICOM file named by its UID")
     (root / "b" / "IM0001").write_bytes(b"a DICOM file without a suffix")
     found = read_data(root)

@@ -145,16 +145,30 @@ def test_dicom_files_of_one_patient_and_damaged_ones(scans: Path) -> None:
     assert patients.count("one") == 8
 
 
+def test_dicom_files_that_all_name_one_patient(scans: Path) -> None:
+    from pydicom import dcmread
+
+    for path in scans.rglob("IM*"):
+        file = dcmread(path)
+        file.PatientID = "ANONYMOUS"
+        file.save_as(path)
+    with pytest.raises(DataError, match="all DICOM files name the same patient") as caught:
+        read_division(scans, FitOptions(), 2)
+    assert "ANONYMOUS" not in str(caught.value)
+    assert len(read_division(scans, FitOptions(group_by="(.+)"), 2).train) == 12
+
+
 def test_images_that_a_table_leaves_out(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "c.PNG", "more/d.png", "elsewhere/e.png"):
+    for name in ("a.png", "b.png", "c.JPG", "more/d.png", "elsewhere/e.png"):
         picture(tmp_path / name)
+    (tmp_path / "README").touch()
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".hidden.png").touch()
     table = tmp_path / "set.csv"
     table.write_text("path,label\na.png,x\nmore/../b.png,y\n")
-    with pytest.raises(DataError, match=r"no row for 1 images beside those it lists \(c\.PNG\)"):
+    with pytest.raises(DataError, match=r"no row for 1 images beside those it lists \(c\.JPG\)"):
         read_division(table, FitOptions(), 1)
-    table.write_text("path,label\nc.PNG,x\nmore/d.png,y\n")
+    table.write_text("path,label\nc.JPG,x\nmore/d.png,y\n")
     with pytest.raises(DataError, match=r"no row for 2 images .* \(a\.png, b\.png\): .* --allow-unlisted"):
         read_division(table, FitOptions(), 1)
     assert len(read_labelled(table, FitOptions(allow_unlisted=True), 1)) == 2

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medimg.runtime.data import DataSet, Split, Task
-from medimg.runtime.data_readers import SPLITS, Found, class_names
+from medimg.runtime.data_readers import IMAGE_SUFFIXES, SPLITS, Found, class_names
 from medimg.runtime.errors import DataError
 from medimg.runtime.paths import visible
 
@@ -36,7 +36,7 @@ def read_table(path: Path, *, labelled: bool, task: Task) -> list[Found]:
 
 
 def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
-    """Find images without a row: files beside listed ones, of a suffix that listed ones have.
+    """Find images without a row: files beside listed ones, of a suffix that images have.
 
     Args:
         path: the CSV file.
@@ -48,7 +48,8 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
     listed = {
         os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
     }
-    suffixes = {Path(name).suffix.lower() for name in listed}
+    # A file without a suffix counts only where listed images have none.
+    suffixes = IMAGE_SUFFIXES - {""} | {Path(name).suffix.lower() for name in listed}
     return sorted(
         os.path.relpath(entry, path.parent)
         for folder in {Path(name).parent for name in listed}

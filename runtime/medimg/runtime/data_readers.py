@@ -25,7 +25,7 @@ SPLITS: dict[str, Split] = {
 """Names of folders, and values of a CSV's split column, that name a part."""
 
 _LOG = logging.getLogger(__name__)
-_IMAGE_SUFFIXES = {
+IMAGE_SUFFIXES = {
     ".png",
     ".jpg",
     ".jpeg",
@@ -201,8 +201,11 @@ def _may_hold_images(entry: Path) -> bool:
 
 
 def _looks_like_image(path: Path) -> bool:
-    """By its name; DICOM files often have none but a UID, whose last part is a number."""
-    return path.suffix.lower() in _IMAGE_SUFFIXES or path.suffix[1:].isdigit()
+    """By its name; DICOM files often have none but a UID, whose last part is a number.
+
+    DICOMDIR is the index of a DICOM medium (PS3.10, 8.6).
+    """
+    return path.name != "DICOMDIR" and (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix[1:].isdigit())
 
 
 def _require_classes(dataset: DataSet, path: Path) -> None:

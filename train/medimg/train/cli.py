@@ -190,7 +190,8 @@ def fit(
     """Train a classifier on DATA and save it as a float32 Keras model.
 
     DATA is a folder with a folder per class (or train/, val/ and test/ each holding such), a CSV with
-    path,label[,patient][,split], a CIFAR-10 folder or a MedMNIST .npz. A test part is never looked at.
+    path,label[,patient][,split], a CIFAR-10 folder or a MedMNIST .npz. Images of a test part are never
+    looked at.
     """
     from medimg.train.fitting import fit as run_fit
     from medimg.train.summary import fit_lines

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, Sample, Split
+from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import read_patient
 from medimg.runtime.ordered import in_order, worker_threads
@@ -23,16 +23,15 @@ def with_patients(dataset: DataSet, group_by: str | None, threads: int) -> DataS
         threads: files opened at a time.
 
     Raises:
-        DataError: the pattern does not fit every path, or one patient has images in two parts.
+        DataError: the pattern does not fit every path, all headers name one patient, or one patient has
+            images in two parts.
     """
     if group_by is not None:
         found = _by_path(dataset, re.compile(group_by))
     elif any(sample.patient for sample in dataset.samples):
         found = dataset
     else:
-        with worker_threads(threads, "patients") as pool:
-            patients = in_order(pool, _from_header, dataset.samples, 4 * threads)
-            found = _named(dataset, list(patients))
+        found = _by_header(dataset, threads)
     _require_one_part_each(found)
     return found
 
@@ -46,6 +45,17 @@ def _by_path(dataset: DataSet, pattern: re.Pattern[str]) -> DataSet:
         raise DataError(
             f"--group-by {pattern.pattern!r} finds no patient in {len(missed)} of {len(dataset)} paths "
             f"({', '.join(missed[:_SHOWN])})"
+        )
+    return _named(dataset, patients)
+
+
+def _by_header(dataset: DataSet, threads: int) -> DataSet:
+    with worker_threads(threads, "patients") as pool:
+        patients = list(in_order(pool, _from_header, dataset.samples, 4 * threads))
+    if len(set(patients)) == 1 and patients[0] and len(patients) > 1:
+        raise DataError(
+            "all DICOM files name the same patient, as some do after names were removed: tell patients apart "
+            "by --group-by, or take every file for a patient by --group-by '(.+)'"
         )
     return _named(dataset, patients)
 
@@ -79,5 +89,4 @@ def _require_one_part_each(dataset: DataSet) -> None:
 
 
 def _place(sample: Sample) -> str:
-    part: Split | str = sample.split or "no part"
-    return f"{sample.name} (in {part})"
+    return f"{sample.name} (in {sample.split})"
