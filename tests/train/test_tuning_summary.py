@@ -8,7 +8,7 @@ from medimg.train import FitOptions, TuneOptions, TuneResult
 from medimg.train.search_space import Choice, SearchSpace, default_space
 from medimg.train.tuning_picture import draw
 from medimg.train.tuning_result import TrialResult, ranked
-from medimg.train.tuning_summary import WIDTH, tune_lines
+from medimg.train.tuning_summary import UNUSABLE, WIDTH, tune_lines
 
 SPACE = SearchSpace({**default_space(FitOptions()).parameters, "dense_units": Choice(("none", 64, 256))})
 VALUES = {
@@ -94,3 +94,5 @@ def test_a_deployed_trial_shows_what_it_cost() -> None:
     )
     head = next(line for line in lines if line.startswith("trial"))
     assert [name for name in ("deployed", "INT8", "ms", "export s") if name not in head] == []
+    assert UNUSABLE in lines
+    assert len(UNUSABLE) <= WIDTH

@@ -58,7 +58,7 @@ def _draw_panel(panel: Any, name: str, parameter: Parameter, trials: tuple[Trial
     for trial in failed:
         panel.scatter(place(trial.values[name]), 0.03, marker="x", color=FAILED_COLOR, transform=foot)
     if isinstance(parameter, Range):
-        panel.set_xscale(parameter.sampling)
+        _mark_range(panel, parameter)
     else:
         # A dollar sign in a label would start a formula.
         labels = [printable(str(choice)).replace("$", r"\$") for choice in parameter.choices]
@@ -68,6 +68,20 @@ def _draw_panel(panel: Any, name: str, parameter: Parameter, trials: tuple[Trial
     panel.grid(visible=True, axis="y", color="#e6e9ee")
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_range(panel: Any, parameter: Range) -> None:  # noqa: ANN401
+    """Show the whole range; its ends and its middle are marked, which never run into one another."""
+    panel.set_xscale(parameter.sampling)
+    panel.minorticks_off()
+    low, high = parameter.low, parameter.high
+    if parameter.sampling == "log":
+        middle, edge = math.sqrt(low * high), (high / low) ** 0.08
+        panel.set_xlim(low / edge, high * edge)
+    else:
+        middle, edge = (low + high) / 2, 0.08 * (high - low)
+        panel.set_xlim(low - edge, high + edge)
+    panel.set_xticks([low, middle, high], [f"{value:.3g}" for value in (low, middle, high)])
 
 
 def _places(parameter: Parameter) -> Any:  # noqa: ANN401  a function from a value to where it is drawn

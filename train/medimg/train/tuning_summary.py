@@ -14,6 +14,7 @@ from medimg.train.tuning_result import TrialResult, TuneResult
 WIDTH = 80
 SHOWN = 20
 """Trials in the table; all are in the JSON."""
+UNUSABLE = "below 0: over the budget, or not exported: over 0.02 below the best so far"
 SHORT = {"val-accuracy": "acc", "val-auc": "AUC", "val-loss": "loss", "int8-accuracy": "INT8"}
 
 
@@ -56,6 +57,7 @@ def tune_lines(result: TuneResult) -> list[str]:
         f"plot:  {result.picture}",
         f"same:  {result.command}",
         f"next:  medimg-train evaluate {model} {data}",
+        f"       medimg-export {model} --precision int8 --calibration {data}",
     ]
 
 
@@ -86,7 +88,9 @@ def _table(result: TuneResult) -> list[str]:
         lines += [*([""] if lines else []), *table([tuple(head), *body])]
         columns = columns[taken:]
     hidden = len(result.trials) - len(result.failed) - len(shown)
-    return lines + ([f"… and {hidden} more, in --json"] if hidden else [])
+    lines += [f"… and {hidden} more, in --json"] if hidden else []
+    unusable = result.tuning.objective == "deployed" and any((trial.score or 0) < 0 for trial in shown)
+    return lines + ([UNUSABLE] if unusable else [])
 
 
 def _figure_columns(result: TuneResult, trials: list[TrialResult]) -> list[list[str]]:
