@@ -19,6 +19,7 @@ import driver_figures  # noqa: F401  its figures are registered as it is read
 import export_figures  # noqa: F401
 import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
+import training_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
@@ -28,20 +29,15 @@ from medimg.runtime.commandline import write_json
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
-from registry import FIGURES, ROOT, SCRATCH, Figure, figure
+from registry import FIGURES, REAL_SETS, ROOT, SCRATCH, Figure, figure
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
 
-REAL_SETS = {
-    "brain-mri": "images/brain-mri",
-    "pneumoniamnist": "images/pneumoniamnist-subset.npz",
-    "cifar-10": "images/cifar-10-batches-py",
-}
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "calibrate", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor"),
     "medimg-bench": ("", "run", "sweep", "compare"),

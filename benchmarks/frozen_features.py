@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +14,14 @@ from numpy.typing import NDArray
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import read_data
 from medimg.runtime.spec import JpegRule
+from medimg.train.base import PretrainedBase
+from medimg.train.cache import DecodedImages, cache_images
 from medimg.train.keras_setup import choose_policy, start_keras
-from medimg.train.networks import POOL, build, view
+from medimg.train.networks import POOL
 from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part, Parts
 from medimg.train.progress import Progress
-from medimg.train.weights import load_weights
+from medimg.train.store import open_store
 
 
 def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> NDArray[np.bool_]:
@@ -36,26 +38,20 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
     from sklearn.linear_model import LogisticRegression
 
     start_keras(usable_cpus(), 0)
-    from medimg.train.batches import Batches, Part
-    from medimg.train.cache import cache_images, cache_outputs
-    from medimg.train.finetune import image_transform
-
     options, dataset = FitOptions(jpeg=jpeg), read_data(data)
-    network = build(options, len(dataset.labels), choose_policy("auto"))
-    load_weights(network, weights)
-    base = view(network, "image", POOL)
-    parts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(options, Path(folder), usable_cpus(), Progress())
-        for split in ("train", "test"):
-            part = dataset.part(split)
-            images = Part(cache_images(part, job, split), part.truth, np.ones(len(part), np.float32))
-            batches = Batches(images, options.batch_size, image_transform(options))
-            features = cache_outputs(base, batches, job, f"{split} features")
-            parts[split] = features.astype(np.float32), part.truth
-    values, truth = parts["test"]
-    found = LogisticRegression(max_iter=2000).fit(*parts["train"]).predict(values)
-    return np.asarray(found == truth, bool)
+    base = PretrainedBase(weights, options, choose_policy("auto"))
+    with open_store(None) as store:
+        job = Job(options, store, usable_cpus(), Progress())
+        train, test = (_part(cache_images(dataset.part(name), job, name)) for name in ("train", "test"))
+        features = base.outputs(Parts(train, test), POOL, job)
+        values = [part.inputs.astype(np.float32) for part in (features.train, features.validation)]
+    found = LogisticRegression(max_iter=2000).fit(values[0], train.truth).predict(values[1])
+    return np.asarray(found == test.truth, bool)
+
+
+def _part(decoded: DecodedImages) -> Part:
+    truth = decoded.dataset.truth
+    return Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
 
 
 def main() -> None:

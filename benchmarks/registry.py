@@ -8,6 +8,13 @@ ROOT = Path(__file__).parent.parent
 SCRATCH = Path("build") / "figures"
 """Ignored by git; relative to the repository's root, where the commands run."""
 
+REAL_SETS = {
+    "brain-mri": "images/brain-mri",
+    "pneumoniamnist": "images/pneumoniamnist-subset.npz",
+    "cifar-10": "images/cifar-10-batches-py",
+}
+"""In the folder that MEDIMG_TEST_DATA points to."""
+
 Figure = Callable[[], dict[str, Any]]
 FIGURES: dict[str, Figure] = {}
 

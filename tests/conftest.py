@@ -13,10 +13,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "MEDIMG_TEST_DATA" in os.environ:
-        return
     for item in items:
-        if item.get_closest_marker("real"):
+        # A file's tests run in one worker, and so do all that need the trained VGG16: it is made once.
+        shared = {"brain_model", "brain_artefacts"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("brain" if shared else str(item.path)))
+        if "MEDIMG_TEST_DATA" not in os.environ and item.get_closest_marker("real"):
             item.add_marker(
                 pytest.mark.skip(reason="needs MEDIMG_TEST_DATA, the folder with the real data sets")
             )

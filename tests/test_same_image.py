@@ -15,6 +15,7 @@ from medimg.runtime.spec import ImageRule
 from medimg.train.cache import cache_images
 from medimg.train.options import FitOptions, Job
 from medimg.train.progress import Progress
+from medimg.train.store import ArrayStore
 
 SIZE = 32
 
@@ -58,8 +59,8 @@ def written(folder: Path) -> list[Path]:
 
 def check(paths: list[Path], small_artefact: Path, folder: Path) -> None:
     samples = tuple(Sample(path.name, path, label=0) for path in paths)
-    job = Job(FitOptions(image_size=SIZE), folder, 2, Progress())
-    trained = cache_images(DataSet(("one",), samples), job, "images")
+    job = Job(FitOptions(image_size=SIZE), ArrayStore(folder), 2, Progress())
+    trained = cache_images(DataSet(("one",), samples), job, "images").images
     with Classifier(small_artefact) as classifier:
         assert classifier.spec.image == ImageRule(SIZE, SIZE) == job.options.image
         recorder = Recorder()

@@ -241,6 +241,33 @@ def test_tables_that_are_wrong(text: str, reason: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(str(tmp_path))
 
 
+MANY = "path,label,patient\na.png,mass | edema,P1\nb.png,,P2\nsub/c.png,edema,P3\na.png,edema|mass,P1\n"
+
+
+def test_a_table_with_several_labels_an_image(tmp_path: Path) -> None:
+    found = read_data(table(tmp_path, MANY), task="multilabel")
+    assert (found.task, found.labels) == ("multilabel", ("edema", "mass"))
+    assert [sample.classes for sample in found.samples] == [(0, 1), (), (0,)]
+    assert found.targets.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert found.part("train").task == "multilabel"
+    with pytest.raises(DataError, match=r"any number of classes .* exactly one is wanted"):
+        _ = found.truth
+    wider = found.relabelled(("cyst", "mass", "edema"))
+    assert wider.targets.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match="no image shows any class"):
+        read_data(table(tmp_path, "path,label\na.png,\nb.png,|\n"), task="multilabel")
+    with pytest.raises(DataError, match="line 3 has no label"):
+        read_data(table(tmp_path, MANY))
+
+
+def test_a_folder_per_class_has_no_several_labels(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png"):
+        picture(tmp_path / name)
+    with pytest.raises(DataError, match="a folder gives every image one class"):
+        read_data(tmp_path, task="multilabel")
+    assert read_data(tmp_path).targets.tolist() == [[1, 0], [0, 1]]
+
+
 def test_a_table_in_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_data(table(tmp_path, "path,label\na.png,tumör\n", "latin-1"))
@@ -466,6 +493,20 @@ def test_medmnist_without_labels(tmp_path: Path) -> None:
         read_data(path)
 
 
+def test_medmnist_with_several_labels_an_image(tmp_path: Path) -> None:
+    shown = np.zeros((4, 14), np.uint8)
+    shown[0, [3, 13]] = shown[2, 0] = 1
+    path = medmnist(tmp_path / "chestmnist.npz", train_images=GREYS, train_labels=shown)
+    found = read_data(path, task="multilabel")
+    assert found.labels[3] == "infiltration"
+    assert len(found.labels) == 14
+    np.testing.assert_array_equal(found.targets, shown)
+    for labels, reason in ((BINARY * 2, "holds 0 to 2"), (BINARY[:3], "4 rows"), (BINARY[:, 0], "4 rows")):
+        wrong = medmnist(tmp_path / "wrong.npz", train_images=GREYS, train_labels=labels)
+        with pytest.raises(DataError, match=reason):
+            read_data(wrong, task="multilabel")
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
@@ -641,6 +682,28 @@ def test_patients_are_shared_out_near_the_fraction() -> None:
     larger, smaller = stratified_split(dataset, 0.3, 1)
     assert (len(larger), len(smaller)) == (280, 120)
     assert np.bincount(smaller.truth).tolist() == [60, 60]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 1000))
+def test_a_multi_label_split_keeps_shares_and_patients(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shown = random.random((600, 6)) < (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
+    shown[:12, 5] = True
+    samples = tuple(
+        Sample(f"{index}", Path(f"{index}.png"), patient=f"P{index // 3}", classes=tuple(np.flatnonzero(row)))
+        for index, row in enumerate(shown)
+    )
+    dataset = DataSet(tuple("abcdef"), samples, "multilabel")
+    sides = stratified_split(dataset, 0.3, seed)
+    assert sides == stratified_split(dataset, 0.3, seed)
+    assert sorted(names(sides[0]) + names(sides[1])) == sorted(names(dataset))
+    patients = [{sample.patient for sample in side.samples} for side in sides]
+    assert not patients[0] & patients[1]
+    shares = sides[1].targets.sum(axis=0) / dataset.targets.sum(axis=0)
+    np.testing.assert_allclose(shares[:4], 0.3, atol=0.05)
+    np.testing.assert_allclose(shares[4:], 0.3, atol=0.15)
+    assert len(sides[1]) / 600 == pytest.approx(0.3, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """Small simulated data, and small models trained on them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from medimg.runtime.data import DataSet, Sample, Task, read_data
 from medimg.train import FitOptions, FitResult, fit, simulate
-from medimg.train.networks import CONVOLUTIONS
+from medimg.train.answers import Answers, one_hot
+from medimg.train.network_options import NetworkOptions
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +64,7 @@ def write_weights(path: Path) -> None:
     random = np.random.default_rng(0)
     channels = 3
     with h5py.File(path, "w") as file:
-        for block, (filters, count) in enumerate(CONVOLUTIONS["vgg16"], start=1):
+        for block, (filters, count) in enumerate(NetworkOptions().convolutions, start=1):
             for number in range(1, count + 1):
                 name = f"block{block}_conv{number}"
                 scale = np.sqrt(2 / (9 * channels))
@@ -69,3 +73,47 @@ def write_weights(path: Path) -> None:
                 group[f"{name}_W_1:0"] = kernel.astype(np.float32)
                 group[f"{name}_b_1:0"] = np.float32(0.01) * random.standard_normal(filters, np.float32)
                 channels = filters
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[..., Answers]:
+    """Makes the answers of a model that knows the odds, and overstates them where `sharpness` is above 1."""
+
+    def make(
+        classes: int, images: int, seed: int, task: Task = "multiclass", sharpness: float = 1.0
+    ) -> Answers:
+        random = np.random.default_rng(seed)
+        logits = 1.5 * random.normal(size=(images, classes))
+        if task == "multilabel":
+            shown = random.random((images, classes)) < 1 / (1 + np.exp(-logits))
+            probabilities = 1 / (1 + np.exp(-sharpness * logits))
+        else:
+            odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            truth = (odds.cumsum(axis=1) < random.random((images, 1))).sum(axis=1)
+            shown = one_hot(np.minimum(truth, classes - 1), classes)
+            probabilities = odds**sharpness / (odds**sharpness).sum(axis=1, keepdims=True)
+        samples = tuple(Sample(f"{number}.png", np.zeros((1, 1), np.uint8)) for number in range(images))
+        labels = ("cyst", "normal", "solid")[:classes]
+        return Answers(labels, task, shown, probabilities.astype(np.float32), samples, "keras", "fp32")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def regression(real_data: Path) -> tuple[Answers, Answers]:
+    """Logistic regression on the pixels of pneumoniamnist: its answers on the parts val and test."""
+    from sklearn.linear_model import LogisticRegression
+
+    data = read_data(real_data / "images" / "pneumoniamnist-subset.npz")
+
+    def pixels(part: DataSet) -> NDArray[np.float64]:
+        return np.stack([np.asarray(sample.source).ravel() for sample in part.samples]) / 255
+
+    train = data.part("train")
+    model = LogisticRegression(C=100, tol=1e-2, max_iter=1000).fit(pixels(train)[::4], train.truth[::4])
+
+    def answers(part: DataSet) -> Answers:
+        found = model.predict_proba(pixels(part)).astype(np.float32)
+        return Answers(data.labels, "multiclass", part.targets > 0, found, part.samples, "sklearn", "fp64")
+
+    return answers(data.part("val")), answers(data.part("test"))

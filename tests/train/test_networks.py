@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from medimg.train.networks import LAST_FROZEN, POOL, build, view
+from medimg.train.networks import POOL, build, last_frozen, view
 from medimg.train.options import FitOptions
 from medimg.train.weights import load_weights
 
 
-@pytest.mark.parametrize("arch", ["vgg16", "vgg-bn"])
+@pytest.mark.parametrize("arch", ["vgg16", "vgg-bn", "cnn"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_networks_are_flat_and_end_in_float32_probabilities(arch: str, policy: str) -> None:
     network = build(FitOptions(arch=arch, image_size=32, dense_units=4), 3, policy)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_views_share_layers_and_together_are_the_network() -> None:
     network = build(FitOptions(image_size=32), 2, "float32")
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     values = images
-    for after, until in (("image", LAST_FROZEN), (LAST_FROZEN, POOL), (POOL, None)):
+    for after, until in (("image", last_frozen(1)), (last_frozen(1), POOL), (POOL, None)):
         values = view(network, after, until).predict_on_batch(values)
     np.testing.assert_allclose(values, network.predict_on_batch(images), atol=1e-6)
 

@@ -1,12 +1,17 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
-from medimg.train.batches import Batches, Part, as_float
+from medimg.train.batches import Batches, as_float
+from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part
 from medimg.train.phases import Plan, run_phase
 from medimg.train.progress import Progress
+from medimg.train.store import ArrayStore
 
 PLAN = Plan("test", epochs=6, patience=6, learning_rate=0.05)
 
@@ -17,6 +22,10 @@ def model() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
 
 
+def job(**options: Any) -> Job:
+    return Job(FitOptions(**options), ArrayStore(Path()), 1, Progress())
+
+
 def data(seed: int, *, inverted: bool = False) -> Batches:
     values = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)
     truth = (values[:, 0] > 0).astype(np.int64)
@@ -25,7 +34,7 @@ def data(seed: int, *, inverted: bool = False) -> Batches:
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(model: keras.Model) -> None:
-    phase = run_phase(model, data(0), data(1), PLAN, Progress())
+    phase = run_phase(model, data(0), data(1), PLAN, job())
     losses = [epoch.val_loss for epoch in phase.epochs]
     assert phase.best_epoch == 1 + int(np.argmin(losses))
     assert model.evaluate(data(1), verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
@@ -34,22 +43,20 @@ def test_the_weights_kept_are_those_of_the_best_epoch(model: keras.Model) -> Non
 
 def test_an_early_best_epoch_is_gone_back_to(model: keras.Model) -> None:
     """Training on the opposite of the validation classes makes every epoch worse than the one before."""
-    phase = run_phase(model, data(0), data(1, inverted=True), PLAN, Progress())
+    phase = run_phase(model, data(0), data(1, inverted=True), PLAN, job())
     assert phase.best_epoch == 1
     assert model.evaluate(data(1, inverted=True), verbose=0)[0] == pytest.approx(phase.epochs[0].val_loss)
 
 
 def test_it_stops_when_patience_ends(model: keras.Model) -> None:
-    phase = run_phase(
-        model, data(0), data(1, inverted=True), replace(PLAN, epochs=50, patience=2), Progress()
-    )
+    phase = run_phase(model, data(0), data(1, inverted=True), replace(PLAN, epochs=50, patience=2), job())
     assert len(phase.epochs) == 3
 
 
 def test_the_start_is_kept_where_nothing_is_better(model: keras.Model) -> None:
     before = model.get_weights()
     phase = run_phase(
-        model, data(0), data(1, inverted=True), replace(PLAN, patience=2, may_keep_start=True), Progress()
+        model, data(0), data(1, inverted=True), replace(PLAN, patience=2, may_keep_start=True), job()
     )
     assert phase.best_epoch == 0
     for old, new in zip(before, model.get_weights(), strict=True):

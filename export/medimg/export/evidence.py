@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from medimg.export.errors import PreprocessingError
 from medimg.export.sources.base import Source
-from medimg.export.verify import as_probabilities
 from medimg.runtime import metrics
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import to_network_input
+from medimg.runtime.probabilities import as_probabilities
 from medimg.runtime.spec import (
     ColorOrder,
     Head,

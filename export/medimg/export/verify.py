@@ -15,7 +15,8 @@ from medimg.runtime.backends import Probabilities, choose_backend
 from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import Head, ModelSpec, Precision, Verdict, Verification
+from medimg.runtime.probabilities import as_probabilities, with_temperature
+from medimg.runtime.spec import ModelSpec, Precision, Verdict, Verification
 
 FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""
@@ -212,29 +213,6 @@ def _reference(source: Source, spec: ModelSpec, batch: NDArray[Any]) -> Probabil
     else:
         network_input = to_network_input(batch.astype(np.uint8), spec.intensity)
     return with_temperature(as_probabilities(source.predict(network_input), spec.head), spec)
-
-
-def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
-    """Turn the last layer's outputs, `(batch, units)`, into `(batch, classes)` as an artefact gives them."""
-    if head == "logits" and outputs.shape[1] == 1:
-        outputs, head = np.asarray(1 / (1 + np.exp(-outputs)), np.float32), "sigmoid"
-    if head == "sigmoid":
-        return np.concatenate([1 - outputs, outputs], axis=1)
-    if head == "logits":
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
-    return outputs
-
-
-def with_temperature(probabilities: Probabilities, spec: ModelSpec) -> Probabilities:
-    """Divide the logits behind probabilities by the spec's temperature."""
-    if spec.temperature == 1:
-        return probabilities
-    raised = probabilities.astype(np.float64) ** (1 / spec.temperature)
-    if spec.task == "multilabel":
-        others = (1 - probabilities.astype(np.float64)) ** (1 / spec.temperature)
-        return np.asarray(raised / (raised + others), np.float32)
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def _synthetic_batches(spec: ModelSpec) -> Batches:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -86,12 +87,21 @@ def write_json(result: object, destination: str | None, **head: object) -> None:
     """
     if destination is None:
         return
-    text = json.dumps({**head, **to_plain(result)}, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_nan_as_null({**head, **to_plain(result)}), indent=1, ensure_ascii=False) + "\n"
     if destination == "-":
         click.echo(text, nl=False)
         return
     with written_whole(Path(destination)) as path:
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _nan_as_null(value: Any) -> Any:  # noqa: ANN401  plain values, at any depth
+    """Replace what is no number: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _nan_as_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_as_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextlib.contextmanager

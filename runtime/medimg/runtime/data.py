@@ -1,6 +1,6 @@
 """DATA: labelled images in any of the layouts that the commands take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,22 @@ from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule
 
 Split: TypeAlias = Literal["train", "val", "test"]
-__all__ = ["DataSet", "Sample", "Split", "load_batches", "read_data", "stratified_split", "walk_images"]
+Task: TypeAlias = Literal["multiclass", "multilabel"]
+"""Whether an image shows exactly one class, or any number of them."""
+
+__all__ = [
+    "DataSet",
+    "Sample",
+    "Split",
+    "Task",
+    "load_batches",
+    "read_data",
+    "stratified_split",
+    "walk_images",
+]
+
+
+_SEVERAL = "the images show any number of classes (multi-label), where exactly one is wanted"
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,10 @@ class Sample:
     """Whose image it is; images of one patient never stand on both sides of a split."""
     split: Split | None = None
     """The part that the data set itself puts it into."""
+    classes: tuple[int, ...] | None = None
+    """In a multi-label set, in place of the label: every class that the image shows, maybe none."""
+    attributes: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What else a table says of it, by column, such as `sex` or `scanner`."""
 
     def load(self, rule: ImageRule) -> Image:
         """Give the network's input, `(rule.rows, rule.columns, 3)` uint8 RGB.
@@ -56,25 +75,46 @@ class DataSet:
     labels: tuple[str, ...]
     """One name a class; empty where nothing is labelled."""
     samples: tuple[Sample, ...]
+    task: Task = "multiclass"
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def part(self, split: Split) -> "DataSet":
         """Give the part that the data set itself calls `train`, `val` or `test`; it may be empty."""
-        return DataSet(self.labels, tuple(sample for sample in self.samples if sample.split == split))
+        return self.with_samples(sample for sample in self.samples if sample.split == split)
+
+    def with_samples(self, samples: Iterable[Sample]) -> "DataSet":
+        """Give a data set of the same classes with other samples."""
+        return replace(self, samples=tuple(samples))
 
     @property
     def truth(self) -> NDArray[np.int64]:
         """True class of each image, `(images,)`.
 
         Raises:
-            DataError: an image has no label.
+            DataError: an image has no label, or the set is multi-label.
         """
         for sample in self.samples:
             if sample.label is None:
-                raise DataError(f"{sample.name}: has no label")
+                raise DataError(f"{sample.name}: has no label" if sample.classes is None else _SEVERAL)
         return np.array([sample.label for sample in self.samples], np.int64)
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """What a perfect model would answer, `(images, classes)`: 1 for each class that the image shows.
+
+        Raises:
+            DataError: an image has no label.
+        """
+        if self.task == "multiclass":
+            return np.eye(len(self.labels), dtype=np.float32)[self.truth]
+        targets = np.zeros((len(self), len(self.labels)), np.float32)
+        for row, sample in zip(targets, self.samples, strict=True):
+            if sample.classes is None:
+                raise DataError(f"{sample.name}: has no label")
+            row[list(sample.classes)] = 1
+        return targets
 
     def relabelled(self, labels: tuple[str, ...]) -> "DataSet":
         """Number the classes as a model does.
@@ -91,13 +131,17 @@ class DataSet:
             )
         numbers = [labels.index(label) for label in self.labels]
         samples = (
-            sample if sample.label is None else replace(sample, label=numbers[sample.label])
+            replace(
+                sample,
+                label=None if sample.label is None else numbers[sample.label],
+                classes=None if sample.classes is None else tuple(numbers[index] for index in sample.classes),
+            )
             for sample in self.samples
         )
-        return DataSet(labels, tuple(samples))
+        return DataSet(labels, tuple(samples), self.task)
 
 
-def read_data(path: str | Path, *, labelled: bool = True) -> DataSet:
+def read_data(path: str | Path, *, labelled: bool = True, task: Task = "multiclass") -> DataSet:
     """Read a data set, whichever layout it has; images in files are found, not yet opened.
 
     - a folder with a folder per class, or `train/ val/ test/` each holding such;
@@ -111,13 +155,16 @@ def read_data(path: str | Path, *, labelled: bool = True) -> DataSet:
     Args:
         path: the folder or file.
         labelled: whether every image must have a label, and there must be two classes or more.
+        task: `multilabel` takes a CSV whose labels are joined by `|`, or none, or a MedMNIST archive with a
+            column of 0 and 1 for each class.
 
     Raises:
-        DataError: the layout is none of these, or it holds no images, or (labelled) fewer than two classes.
+        DataError: the layout is none of these, or it holds no images, or (labelled) fewer than two classes,
+            or its labels are not those of the task.
     """
     from medimg.runtime import data_readers
 
-    return data_readers.read(Path(path), labelled=labelled)
+    return data_readers.read(Path(path), labelled=labelled, task=task)
 
 
 def load_batches(
@@ -148,7 +195,8 @@ def stratified_split(dataset: DataSet, fraction: float = 0.3, seed: int = 0) -> 
 
     Images of one patient stay together: patients are drawn, not images, among those whose images show the
     same classes, so that the shares are as near to `fraction` as whole patients allow. An image without a
-    patient counts as a patient of its own. Both parts keep the order of the data set.
+    patient counts as a patient of its own. Both parts keep the order of the data set. A multi-label set is
+    divided class by class, the rarest first.
 
     Args:
         dataset: labelled images.
@@ -161,56 +209,7 @@ def stratified_split(dataset: DataSet, fraction: float = 0.3, seed: int = 0) -> 
     Raises:
         DataError: a class has too few images or patients to be in both parts.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"the share {fraction} of a split is not between 0 and 1")
-    truth = dataset.truth
-    random = np.random.default_rng(seed)
-    drawn: set[int] = set()
-    for groups in _strata(dataset, truth):
-        drawn.update(_draw([groups[index] for index in random.permutation(len(groups))], fraction))
-    second = np.isin(np.arange(len(dataset)), list(drawn))
-    _require_every_class(dataset, truth, second)
-    parts = (
-        tuple(
-            sample for sample, is_second in zip(dataset.samples, second, strict=True) if is_second == wanted
-        )
-        for wanted in (False, True)
-    )
-    first_part, second_part = (DataSet(dataset.labels, part) for part in parts)
-    return first_part, second_part
+    from medimg.runtime import data_split
 
-
-def _strata(dataset: DataSet, truth: NDArray[np.int64]) -> list[list[list[int]]]:
-    """Group image indices by patient, and the patients by the classes that their images show."""
-    patients: dict[tuple[str, str | int], list[int]] = {}
-    for index, sample in enumerate(dataset.samples):
-        key = ("image", index) if sample.patient is None else ("patient", sample.patient)
-        patients.setdefault(key, []).append(index)
-    strata: dict[tuple[int, ...], list[list[int]]] = {}
-    for indices in patients.values():
-        strata.setdefault(tuple(sorted({int(truth[index]) for index in indices})), []).append(indices)
-    return [strata[classes] for classes in sorted(strata)]
-
-
-def _draw(groups: list[list[int]], fraction: float) -> list[int]:
-    """Take groups in order while that brings the count nearer to the target; of several, some but not all."""
-    target = fraction * sum(map(len, groups))
-    taken: list[list[int]] = []
-    for group in groups:
-        if sum(map(len, taken)) + len(group) / 2 <= target:
-            taken.append(group)
-    if not taken and len(groups) > 1:
-        taken = [min(groups, key=len)]
-    elif len(taken) == len(groups):
-        taken = taken[:-1]
-    return [index for group in taken for index in group]
-
-
-def _require_every_class(dataset: DataSet, truth: NDArray[np.int64], second: NDArray[np.bool_]) -> None:
-    for index, label in enumerate(dataset.labels):
-        chosen = second[truth == index]
-        if chosen.all() or not chosen.any():
-            raise DataError(
-                f"class {label!r} has {len(chosen)} image(s), too few (or all of one patient) to be in both "
-                "parts of a split: add images, or put them into train/ and val/ yourself"
-            )
+    first, second = data_split.divide(dataset, fraction, seed)
+    return dataset.with_samples(first), dataset.with_samples(second)

@@ -5,24 +5,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medimg.runtime.data import Split
-from medimg.runtime.data_readers import SPLITS, Found
+from medimg.runtime.data import Split, Task
+from medimg.runtime.data_readers import SPLITS, Found, class_names
 from medimg.runtime.errors import DataError
 
 _COLUMNS = ("path", "label", "patient", "split")
 
 
-def read_table(path: Path, *, labelled: bool) -> list[Found]:
+def read_table(path: Path, *, labelled: bool, task: Task) -> list[Found]:
     """Read the rows of a CSV file, in its order; paths are relative to the file.
 
-    Rows that say the same twice count once. Other columns are left alone.
+    Rows that say the same twice count once. Other columns are kept as attributes. In multi-label data
+    an empty label says that the image shows no class.
 
     Raises:
         DataError: a column or a value is missing, files do not exist, one file has two labels, or a patient
             has images in two parts.
     """
     rows: dict[str, tuple[int, Found]] = {}
-    for line, found in _rows(path, labelled=labelled):
+    for line, found in _rows(path, labelled=labelled, task=task):
         key = os.path.normpath(found.path)
         first_line, first = rows.setdefault(key, (line, found))
         if (first.label, first.patient, first.split) != (found.label, found.patient, found.split):
@@ -33,7 +34,7 @@ def read_table(path: Path, *, labelled: bool) -> list[Found]:
     return table
 
 
-def _rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, Found]]:
+def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, Found]]:
     wanted = _COLUMNS[:2] if labelled else _COLUMNS[:1]
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
@@ -49,26 +50,31 @@ def _rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, Found]]:
             for row in reader:
                 if any(cell.strip() for cell in row):
                     cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-                    yield reader.line_num, _found(path, reader.line_num, cells, wanted)
+                    yield reader.line_num, _found(path, reader.line_num, cells, task, labelled=labelled)
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({error})") from None
 
 
-def _found(path: Path, line: int, cells: dict[str, str], wanted: tuple[str, ...]) -> Found:
-    if empty := [name for name in wanted if not cells.get(name)]:
+def _found(path: Path, line: int, cells: dict[str, str], task: Task, *, labelled: bool) -> Found:
+    needed = _COLUMNS[:2] if labelled and task == "multiclass" else _COLUMNS[:1]
+    if empty := [name for name in needed if not cells.get(name)]:
         raise DataError(f"{path}: line {line} has no {empty[0]}")
     name = cells["path"]
     if "\0" in name:
         raise DataError(f"{path}: line {line} has a path with a zero byte")
+    label = cells.get("label", "")
+    if task == "multilabel":
+        label = "|".join(sorted(class_names(label, task)))
     split = cells.get("split") or None
     return Found(
         path.parent / name,
         name,
-        cells.get("label") or None,
+        label or ("" if labelled else None),
         cells.get("patient") or None,
         None if split is None else _split(path, line, split),
+        {column: value for column, value in cells.items() if column not in _COLUMNS},
     )
 
 

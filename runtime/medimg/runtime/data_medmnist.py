@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.data import Task
 from medimg.runtime.errors import DataError
 
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -54,6 +55,22 @@ _CLASSES: dict[str, tuple[str, ...]] = {
         "normal colon mucosa",
         "cancer-associated stroma",
         "colorectal adenocarcinoma epithelium",
+    ),
+    "chestmnist": (
+        "atelectasis",
+        "cardiomegaly",
+        "effusion",
+        "infiltration",
+        "mass",
+        "nodule",
+        "pneumonia",
+        "pneumothorax",
+        "consolidation",
+        "edema",
+        "emphysema",
+        "fibrosis",
+        "pleural",
+        "hernia",
     ),
     "dermamnist": (
         "actinic keratoses and intraepithelial carcinoma",
@@ -101,20 +118,20 @@ class Part:
     images: NDArray[np.uint8]
     """`(images, rows, columns)` or `(images, rows, columns, 3)`."""
     labels: NDArray[np.int64] | None
-    """`(images,)`; None where the archive holds no labels for this part."""
+    """`(images,)`, or `(images, classes)` of 0 and 1 in multi-label data; None where the part has none."""
 
 
-def read_parts(path: Path) -> list[Part]:
+def read_parts(path: Path, task: Task) -> list[Part]:
     """Read an archive.
 
     Raises:
-        DataError: it is damaged, holds pickled objects, or is not 2D images with one class each.
+        DataError: it is damaged, holds pickled objects, or is not 2D images with labels of this task.
     """
     try:
         # No pickles: an archive from elsewhere must not be able to run code.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
-            parts = [_read_part(archive, name, path) for name in PARTS if f"{name}_images" in names]
+            parts = [_read_part(archive, name, path, task) for name in PARTS if f"{name}_images" in names]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except _UNREADABLE as error:
@@ -134,7 +151,12 @@ def class_names(path: Path, classes: int) -> tuple[str, ...]:
     return known if len(known) >= classes else tuple(str(index) for index in range(classes))
 
 
-def _read_part(archive: Any, name: Literal["train", "val", "test"], path: Path) -> Part:  # noqa: ANN401  an NpzFile
+def _read_part(
+    archive: Any,  # noqa: ANN401  an NpzFile
+    name: Literal["train", "val", "test"],
+    path: Path,
+    task: Task,
+) -> Part:
     images = archive[f"{name}_images"]
     if images.dtype != np.uint8 or not (
         images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
@@ -145,14 +167,27 @@ def _read_part(archive: Any, name: Literal["train", "val", "test"], path: Path) 
         )
     if f"{name}_labels" not in archive.files:
         return Part(name, images, None)
-    return Part(
-        name, images, _single_labels(archive[f"{name}_labels"], len(images), f"{path}: {name}_labels")
-    )
+    check = _multi_labels if task == "multilabel" else _single_labels
+    return Part(name, images, check(archive[f"{name}_labels"], len(images), f"{path}: {name}_labels"))
+
+
+def _multi_labels(labels: NDArray[Any], images: int, where: str) -> NDArray[np.int64]:
+    if labels.ndim != 2 or len(labels) != images or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where} is {labels.dtype} of shape {labels.shape}; "
+            f"a column of 0 and 1 for each class is wanted for multi-label data, {images} rows"
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"{where} holds {labels.min()} to {labels.max()}; multi-label data hold 0 and 1")
+    return labels.astype(np.int64)
 
 
 def _single_labels(labels: NDArray[Any], images: int, where: str) -> NDArray[np.int64]:
     if labels.ndim == 2 and labels.shape[1] != 1:
-        raise DataError(f"{where} gives {labels.shape[1]} labels an image; one class an image is wanted")
+        raise DataError(
+            f"{where} gives {labels.shape[1]} labels an image; one class an image is wanted, "
+            "unless the task is multi-label"
+        )
     if labels.size != images or labels.ndim > 2 or labels.dtype.kind not in "iu":
         raise DataError(f"{where} is {labels.dtype} of shape {labels.shape}; {images} integers are wanted")
     flat = cast("NDArray[np.int64]", labels.reshape(-1).astype(np.int64))

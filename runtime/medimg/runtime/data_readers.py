@@ -1,12 +1,14 @@
 """One reader for each layout of DATA."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from medimg.runtime import data_cifar, data_medmnist
-from medimg.runtime.data import DataSet, Sample, Split
+from medimg.runtime.data import DataSet, Sample, Split, Task
 from medimg.runtime.errors import DataError
 from medimg.runtime.paths import visible, walk_images
 from medimg.runtime.text import printable
@@ -48,13 +50,21 @@ class Found:
     name: str
     """Path relative to the data set's root."""
     label: str | None = None
+    """Its class; in multi-label data its classes joined by `|`, empty for none of them."""
     patient: str | None = None
     split: Split | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What other columns of a table say of it."""
 
 
-def read(path: Path, *, labelled: bool) -> DataSet:
+def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
     """Read a data set; see `medimg.runtime.data.read_data`."""
     suffix = path.suffix.lower()
+    if task == "multilabel" and path.is_dir():
+        raise DataError(
+            f"{path}: a folder gives every image one class: multi-label data are a CSV whose labels are "
+            "joined by |, or a MedMNIST .npz"
+        )
     try:
         if path.is_dir():
             dataset = read_cifar(path) if data_cifar.is_cifar(path) else _read_folder(path, labelled=labelled)
@@ -63,9 +73,9 @@ def read(path: Path, *, labelled: bool) -> DataSet:
         elif suffix == ".csv":
             from medimg.runtime.data_csv import read_table
 
-            dataset = from_found(read_table(path, labelled=labelled))
+            dataset = from_found(read_table(path, labelled=labelled, task=task), task)
         elif suffix == ".npz":
-            dataset = read_medmnist(path)
+            dataset = read_medmnist(path, task)
         else:
             raise DataError(f"{path}: not a data set: {_WANTED} is wanted")
     except OSError as error:
@@ -91,41 +101,53 @@ def read_cifar(folder: Path) -> DataSet:
     return DataSet(labels, tuple(samples))
 
 
-def read_medmnist(path: Path) -> DataSet:
+def read_medmnist(path: Path, task: Task = "multiclass") -> DataSet:
     """Read a MedMNIST archive, whose classes have numbers unless the file's name tells the set."""
     samples: list[Sample] = []
-    for part in data_medmnist.read_parts(path):
-        labels: list[int | None] = [None] * len(part.images)
+    classes = 0
+    for part in data_medmnist.read_parts(path, task):
+        samples += (_archived(part, index) for index in range(len(part.images)))
         if part.labels is not None:
-            labels = part.labels.tolist()
-        samples += (
-            Sample(f"{part.name}[{index}]", pixels, label, None, part.name)
-            for index, (pixels, label) in enumerate(zip(part.images, labels, strict=True))
-        )
-    classes = 1 + max((sample.label for sample in samples if sample.label is not None), default=-1)
-    return DataSet(data_medmnist.class_names(path, classes) if classes else (), tuple(samples))
+            highest = int(part.labels.max(initial=-1))
+            classes = max(classes, part.labels.shape[1] if part.labels.ndim == 2 else highest + 1)
+    return DataSet(data_medmnist.class_names(path, classes) if classes else (), tuple(samples), task)
 
 
-def from_found(found: Sequence[Found]) -> DataSet:
+def _archived(part: data_medmnist.Part, index: int) -> Sample:
+    sample = Sample(f"{part.name}[{index}]", part.images[index], split=part.name)
+    if part.labels is None:
+        return sample
+    if part.labels.ndim == 1:
+        return replace(sample, label=int(part.labels[index]))
+    return replace(sample, classes=tuple(np.flatnonzero(part.labels[index]).tolist()))
+
+
+def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
     """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
-    names = {item.label for item in found if item.label is not None}
+    names = {name for item in found for name in class_names(item.label, task)}
     for name in names:
         if not name.isprintable():
             raise DataError(f"the class {printable(name)!r} has a name that is not UTF-8 text: rename it")
     numbers = all(name.isascii() and name.isdigit() for name in names)
     labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
     index_of = {label: index for index, label in enumerate(labels)}
-    samples = (
-        Sample(
-            item.name,
-            item.path,
-            None if item.label is None else index_of[item.label],
-            item.patient,
-            item.split,
-        )
-        for item in found
-    )
-    return DataSet(tuple(labels), tuple(samples))
+
+    def sample(item: Found) -> Sample:
+        made = Sample(item.name, item.path, None, item.patient, item.split, attributes=item.attributes)
+        if item.label is None:
+            return made
+        if task == "multiclass":
+            return replace(made, label=index_of[item.label])
+        return replace(made, classes=tuple(sorted(index_of[name] for name in class_names(item.label, task))))
+
+    return DataSet(tuple(labels), tuple(map(sample, found)), task)
+
+
+def class_names(label: str | None, task: Task) -> set[str]:
+    """Give the classes that a label names."""
+    if label is None:
+        return set()
+    return {label} if task == "multiclass" else {name.strip() for name in label.split("|")} - {""}
 
 
 def _read_folder(root: Path, *, labelled: bool) -> DataSet:
@@ -186,9 +208,13 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def _require_classes(dataset: DataSet, path: Path) -> None:
-    without = [sample.name for sample in dataset.samples if sample.label is None]
+    without = [sample.name for sample in dataset.samples if sample.label is None and sample.classes is None]
     if without:
         raise DataError(f"{path}: {len(without)} image(s) have no label ({', '.join(without[:3])})")
+    if dataset.task == "multilabel":
+        if not dataset.targets.any():
+            raise DataError(f"{path}: no image shows any class")
+        return
     present = sorted({dataset.labels[int(label)] for label in set(dataset.truth.tolist())})
     if len(present) < 2:
         raise DataError(f"{path}: shows only the class {present[0]!r}; two or more are wanted")

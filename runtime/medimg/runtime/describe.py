@@ -24,6 +24,13 @@ def _facts(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         yield "threshold", f"{point.label}: {point.threshold:g} ({point.chosen_for})"
     if spec.intended_use:
         yield "intended use", spec.intended_use
+    for name, values in (
+        ("modality", spec.allowed.modality),
+        ("body part", spec.allowed.body_part),
+        ("photometric", spec.allowed.photometric_interpretation),
+    ):
+        if values:
+            yield name, f"{', '.join(values)} only"
     if spec.simulated_data:
         yield "trained on", "simulated images"
     if spec.source:

@@ -10,17 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medimg.train.calibration import CalibrationResult, calibrate
     from medimg.train.evaluation import ModelEvaluation, evaluate
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
     from medimg.train.simulation import SimulatedSet, simulate
+    from medimg.train.usage import Usage
     from medimg.train.weights import imagenet_weights
 
 _HOMES = {
+    "CalibrationResult": "calibration",
     "FitOptions": "options",
     "FitResult": "fitting",
     "ModelEvaluation": "evaluation",
     "SimulatedSet": "simulation",
+    "Usage": "usage",
+    "calibrate": "calibration",
     "evaluate": "evaluation",
     "fit": "fitting",
     "imagenet_weights": "weights",
@@ -28,10 +33,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "CalibrationResult",
     "FitOptions",
     "FitResult",
     "ModelEvaluation",
     "SimulatedSet",
+    "Usage",
+    "calibrate",
     "evaluate",
     "fit",
     "imagenet_weights",

@@ -2,35 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from keras.utils import PyDataset
 from numpy.typing import NDArray
 
-from medimg.runtime.metrics import Labels
+from medimg.train.parts import Part
 
 Transform = Callable[[NDArray[Any]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The training or the validation part, as arrays."""
-
-    inputs: NDArray[Any]
-    """`(images, …)`: images, or what a frozen part of the network gave for them."""
-    truth: Labels
-    """`(images,)` true classes."""
-    weights: NDArray[np.float32]
-    """`(images,)` what each image counts in the loss."""
-
-    def with_inputs(self, inputs: NDArray[Any]) -> "Part":
-        """The same images, seen further down the network."""
-        return Part(inputs, self.truth, self.weights)
-
-    def __len__(self) -> int:
-        return len(self.truth)
 
 
 class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
@@ -51,7 +31,7 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
     def __len__(self) -> int:
         return math.ceil(len(self._part) / self._size)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], Labels, NDArray[np.float32]]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32]]:
         rows = self._order[index * self._size : (index + 1) * self._size]
         if self._random is not None:
             rows = np.sort(rows)

@@ -1,26 +1,22 @@
 """`evaluate`: the figures of a model, Keras file or exported artefact, on labelled images."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-from medimg.runtime.classifier import Classifier
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, Split, load_batches, read_data
-from medimg.runtime.errors import DataError, ModelError
-from medimg.runtime.metrics import Evaluation, Probabilities
-from medimg.runtime.metrics import evaluate as score
-from medimg.runtime.preprocess import Images, to_network_input
-from medimg.runtime.spec import Intensity, ModelSpec
-from medimg.train.keras_files import SUFFIXES, load_float32
-from medimg.train.keras_setup import start_keras
-from medimg.train.networks import Network
+from medimg.runtime.data import DataSet, Split, read_data
+from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.metrics import Evaluation
+from medimg.runtime.metrics import evaluate as count
+from medimg.runtime.spec import ModelSpec
+from medimg.train.answers import Answers, ask
+from medimg.train.bootstrap import Resamples, Resampling
+from medimg.train.operating_points import PointScores, measure_point
 from medimg.train.progress import Progress
+from medimg.train.reliability import Reliability, measure_reliability
+from medimg.train.scores import Scores, score
 from medimg.train.simulation import is_simulated
 
 
@@ -38,18 +34,14 @@ class ModelEvaluation:
     """`keras`, or the runtime's back end."""
     precision: str
     """What really ran."""
-    evaluation: Evaluation
-
-
-Answer: TypeAlias = Callable[[Images], Probabilities]
-"""From `(batch, rows, columns, 3)` uint8 RGB to `(batch, classes)` float32."""
-
-
-@dataclass(frozen=True)
-class _Runner:
-    answer: Answer
-    backend: str
-    precision: str
+    evaluation: Evaluation | None
+    """Counts; None with several labels an image."""
+    resampling: Resampling
+    """What the 95 % intervals of all that follows come from."""
+    scores: Scores
+    reliability: Reliability
+    operating_points: tuple[PointScores, ...]
+    """Those of the model's spec, on these images."""
 
 
 def evaluate(
@@ -57,6 +49,7 @@ def evaluate(
     data: str | Path,
     *,
     split: Split | None = None,
+    positive: str | None = None,
     batch_size: int = 32,
     backend: str = "auto",
     threads: int | None = None,
@@ -68,6 +61,7 @@ def evaluate(
         model: a Keras file that carries a spec, or an artefact of medimg-export.
         data: a data set; its labels must be the model's, by name.
         split: the part to use; by default `test`, or everything where the data are not divided.
+        positive: of two classes the one whose areas under the curves count; by default the last.
         batch_size: images at once.
         backend: the runtime's back end for an exported artefact.
         threads: processor threads; by default those this process may use.
@@ -77,21 +71,29 @@ def evaluate(
         DataError: the data lack that part, or hold a class that the model does not know.
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
+        UsageError: the model has no class of that name.
     """
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
-    dataset, part = choose_part(read_data(data), split, str(data))
     spec = ModelSpec.read(model)
-    if spec.intensity.rule == "unspecified":
-        raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
-    known = dataset.relabelled(spec.labels)
-    batches = load_batches(known.samples, spec.image, batch_size, threads)
-    steps = math.ceil(len(known) / batch_size)
-    with _open(model, spec, backend, threads) as runner:
-        tracked = progress.track(batches, f"evaluate on {len(known)} images", steps)
-        predicted = np.concatenate([runner.answer(batch).argmax(axis=1) for batch in tracked])
-    figures = score(known.truth, predicted, spec.labels)
+    dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
+    if positive is not None and positive not in spec.labels:
+        raise UsageError(f"class {positive!r} is not one of the model's: {', '.join(spec.labels)}")
+    answers = ask(
+        model, spec, dataset, batch_size=batch_size, backend=backend, threads=threads, progress=progress
+    )
+    resamples = Resamples(answers.patients)
     return ModelEvaluation(
-        str(model), str(data), part, is_simulated(data), runner.backend, runner.precision, figures
+        str(model),
+        str(data),
+        part,
+        is_simulated(data),
+        answers.backend,
+        answers.precision,
+        _counts(answers),
+        resamples.resampling,
+        score(answers, resamples, positive),
+        measure_reliability(answers, resamples),
+        tuple(measure_point(answers, point, resamples) for point in spec.operating_points),
     )
 
 
@@ -116,22 +118,7 @@ def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataS
     return wanted, split or "test"
 
 
-def keras_answer(network: Network, intensity: Intensity) -> Answer:
-    """Give a Keras model, in float32, as a function of image batches."""
-
-    def answer(images: Images) -> Probabilities:
-        probabilities: Probabilities = network.predict_on_batch(to_network_input(images, intensity))
-        return probabilities
-
-    return answer
-
-
-@contextmanager
-def _open(path: Path, spec: ModelSpec, backend: str, threads: int) -> Iterator[_Runner]:
-    if path.suffix in SUFFIXES:
-        start_keras(threads)
-        yield _Runner(keras_answer(load_float32(path), spec.intensity), "keras", "fp32")
-        return
-    with Classifier(path, backend=backend, threads=threads) as classifier:
-        used = classifier.backend
-        yield _Runner(classifier.probabilities, used.name, used.precision)
+def _counts(answers: Answers) -> Evaluation | None:
+    if answers.task == "multilabel":
+        return None
+    return count(np.argmax(answers.shown, axis=1), np.argmax(answers.decided, axis=1), answers.labels)

@@ -1,17 +1,36 @@
-"""The two ways to train: a pretrained VGG16 in two phases, or a whole network from scratch."""
+"""Training on prepared images: a pretrained VGG16 in two phases, or a whole network from scratch.
 
-from dataclasses import dataclass
+Imports Keras: load it after `start_keras`.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.errors import UsageError
+from medimg.runtime.metrics import Probabilities
 from medimg.runtime.preprocess import to_network_input
-from medimg.train.batches import Batches, Part, Transform, as_float
-from medimg.train.cache import cache_outputs
-from medimg.train.networks import LAST_FROZEN, POOL, PROBABILITIES, Network, view
+from medimg.train.base import PretrainedBase
+from medimg.train.batches import Batches, Transform, as_float
+from medimg.train.keras_setup import start_keras
+from medimg.train.networks import (
+    IMAGE,
+    LAST_POOL,
+    POOL,
+    PROBABILITIES,
+    Network,
+    as_columns,
+    build,
+    copy_weights,
+    last_frozen,
+    view,
+)
 from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part, Parts
 from medimg.train.phases import Phase, Plan, run_phase
+from medimg.train.preparation import Prepared, require_head
 
 HEAD_EPOCHS = 60
 HEAD_PATIENCE = 6
@@ -22,55 +41,62 @@ SMALLEST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a model is trained on and judged by."""
+class Trained:
+    """A network that has been trained, from the layer on that training began at."""
 
-    train: Part
-    validation: Part
+    network: Network
+    """From that layer's output to the probabilities, in the precision of training."""
+    phases: tuple[Phase, ...]
+    validation: Batches
+    """What that layer gives for the validation images."""
+    options: FitOptions
+
+    def validation_probabilities(self) -> Probabilities:
+        """Give `(images, classes)` for the validation images, in the precision of training."""
+        return as_columns(self.network.predict(self.validation, verbose=0), self.options.head)
 
 
-def train_from_scratch(network: Network, parts: Parts, job: Job) -> tuple[Phase, ...]:
-    """Train every layer.
+def train(prepared: Prepared, job: Job) -> Trained:
+    """Train a network.
+
+    On a pretrained base: a new head on the frozen base, then, unless the base stays as it is, the head and
+    the last blocks at a small rate. Blocks that stay frozen see every image once, in whatever trial or run
+    first needs them; a head alone is trained without them. Otherwise every layer is trained from scratch.
 
     Args:
-        network: with random weights; it is left with those of the best epoch.
-        parts: `(images, rows, columns, 3)` uint8 RGB.
-        job: rates, epochs, folder.
+        prepared: the images.
+        job: its options may differ from those of the preparation in all but the images and the base.
+
+    Returns:
+        The network with the weights of the best epoch.
 
     Raises:
         DivergedError: the loss is no number.
+        UsageError: the head does not suit the data, the images are of another size, or the activations do not
+            fit on the disk.
     """
     options = job.options
-    epochs = options.epochs or SCRATCH_EPOCHS
-    plan = Plan("whole network", epochs, SCRATCH_PATIENCE, options.learning_rate, decay=True)
-    return (_run_phase(network, parts, plan, job, image_transform(options)),)
-
-
-def fine_tune(network: Network, parts: Parts, job: Job) -> tuple[Phase, ...]:
-    """Train a new head on the frozen base, then the head and the last block at a small fixed rate.
-
-    The blocks that stay frozen see every image once; both phases train on what they gave.
-
-    Args:
-        network: vgg16 with pretrained weights; it is left with those of the best epoch.
-        parts: `(images, rows, columns, 3)` uint8 RGB.
-        job: rates, epochs, folder.
-
-    Raises:
-        DivergedError: the loss is no number.
-        UsageError: the activations do not fit on the disk.
-    """
-    options = job.options
-    frozen, last_block = view(network, "image", LAST_FROZEN), view(network, LAST_FROZEN, POOL)
-    activations = _compute(frozen, parts, job, "activations", image_transform(options))
-    features = _compute(last_block, activations, job, "features", as_float)
-    head = _train_head(network, features, job)
-    if not options.fine_tune_epochs:
-        return (head,)
-    plan = Plan(
-        "last block", options.fine_tune_epochs, TAIL_PATIENCE, options.fine_tune_rate, may_keep_start=True
+    require_head(options, prepared.classes)
+    if options.image_size != prepared.image_size:
+        raise UsageError(
+            f"image size {options.image_size}: the images were prepared at {prepared.image_size} pixels"
+        )
+    images = Parts(
+        _weighted(prepared.images.train, prepared, options),
+        _weighted(prepared.images.validation, prepared, options),
     )
-    return head, _run_phase(view(network, LAST_FROZEN), activations, plan, job, as_float)
+    if prepared.base:
+        return _fine_tune(prepared.base, images, prepared, job)
+    return _train_from_scratch(images, prepared, job)
+
+
+def assemble(trained: Trained, prepared: Prepared) -> Network:
+    """Give the whole trained network in float32, from the image to the probabilities."""
+    network = build(trained.options, prepared.classes, "float32")
+    if prepared.base:
+        copy_weights(prepared.base.network, network)
+    copy_weights(trained.network, network)
+    return network
 
 
 def image_transform(options: FitOptions) -> Transform:
@@ -78,17 +104,51 @@ def image_transform(options: FitOptions) -> Transform:
     return lambda images: to_network_input(images, options.intensity)
 
 
-def _compute(network: Network, parts: Parts, job: Job, what: str, transform: Transform) -> Parts:
-    size = job.options.batch_size
-    train, validation = (
-        part.with_inputs(cache_outputs(network, Batches(part, size, transform), job, f"{name} {what}"))
-        for name, part in (("training", parts.train), ("validation", parts.validation))
+def _train_from_scratch(images: Parts, prepared: Prepared, job: Job) -> Trained:
+    options = job.options
+    start_keras(seed=options.seed)
+    network = build(options, prepared.classes, prepared.policy)
+    plan = Plan(
+        "whole network",
+        options.epochs or SCRATCH_EPOCHS,
+        SCRATCH_PATIENCE,
+        options.learning_rate,
+        schedule=options.schedule or "cosine",
     )
-    return Parts(train, validation)
+    train, validation = _batches(images, options, image_transform(options))
+    phase = run_phase(network, train, validation, plan, job)
+    return Trained(network, (phase,), validation, options)
 
 
-def _train_head(network: Network, features: Parts, job: Job) -> Phase:
+def _fine_tune(base: PretrainedBase, images: Parts, prepared: Prepared, job: Job) -> Trained:
+    options = job.options
+    pooled = POOL if options.pooling == "average" else LAST_POOL
+    start = last_frozen(options.unfreeze_blocks) if options.fine_tunes else pooled
+    activations = base.outputs(images, start, job)
+    start_keras(seed=options.seed)
+    shape = activations.train.inputs.shape[1:]
+    network = build(options, prepared.classes, prepared.policy, after=start, shape=shape)
+    transform = image_transform(options) if start == IMAGE else as_float
+    train, validation = _batches(activations, options, transform)
+    if start == pooled:
+        return Trained(network, (_train_head(network, activations, job),), validation, options)
+    copy_weights(base.network, network)
+    features = base.outputs(images, pooled, job, computed=(start, activations))
+    head = _train_head(view(network, pooled), features, job)
+    plan = Plan(
+        "last block" if options.unfreeze_blocks == 1 else f"last {options.unfreeze_blocks} blocks",
+        options.fine_tune_epochs,
+        TAIL_PATIENCE,
+        options.fine_tune_rate,
+        schedule=options.schedule or "fixed",
+        may_keep_start=True,
+    )
+    return Trained(network, (head, run_phase(network, train, validation, plan, job)), validation, options)
+
+
+def _train_head(head: Network, features: Parts, job: Job) -> Phase:
     """Train the head on standardised features, then fold the standardisation into its first dense layer."""
+    options = job.options
     values = as_float(features.train.inputs)
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     deviation[deviation < SMALLEST_DEVIATION] = 1
@@ -96,17 +156,40 @@ def _train_head(network: Network, features: Parts, job: Job) -> Phase:
     def standardise(values: NDArray[Any]) -> NDArray[np.float32]:
         return np.asarray((as_float(values) - mean) / deviation, np.float32)
 
-    plan = Plan("head", job.options.epochs or HEAD_EPOCHS, HEAD_PATIENCE, job.options.learning_rate)
-    phase = _run_phase(view(network, POOL), features, plan, job, standardise)
-    first = network.get_layer("dense1" if job.options.hidden_units else PROBABILITIES)
+    plan = Plan("head", options.epochs or HEAD_EPOCHS, HEAD_PATIENCE, options.learning_rate)
+    phase = run_phase(head, *_batches(features, options, standardise), plan, job)
+    first = head.get_layer("dense1" if options.hidden_units else PROBABILITIES)
     kernel, bias = first.get_weights()
-    kernel /= deviation[:, None]
-    first.set_weights([kernel, bias - mean @ kernel])
+    kernel /= deviation.reshape(-1, 1)
+    first.set_weights([kernel, bias - mean.reshape(-1) @ kernel])
+    # Its penalty was meant for standardised features.
+    first.kernel.regularizer = None
     return phase
 
 
-def _run_phase(model: Network, parts: Parts, plan: Plan, job: Job, transform: Transform) -> Phase:
-    options = job.options
+def _batches(parts: Parts, options: FitOptions, transform: Transform) -> tuple[Batches, Batches]:
     train = Batches(parts.train, options.batch_size, transform, options.seed)
-    validation = Batches(parts.validation, options.batch_size, transform)
-    return run_phase(model, train, validation, plan, job.progress)
+    return train, Batches(parts.validation, options.batch_size, transform)
+
+
+def _weighted(part: Part, prepared: Prepared, options: FitOptions) -> Part:
+    """Let every image count as its class does in the training part."""
+    counts = class_weights(prepared.images.train.truth, prepared.classes, options)
+    return replace(part, weights=counts[part.truth])
+
+
+def class_weights(truth: NDArray[np.int64], classes: int, options: FitOptions) -> NDArray[np.float32]:
+    """Decide what an image of each class counts in the loss.
+
+    Args:
+        truth: `(images,)` classes of the training part.
+        classes: number of labels.
+        options: `balanced` or `none`.
+
+    Returns:
+        `(classes,)`, with a mean of 1 over the images.
+    """
+    if options.class_weights == "none":
+        return np.ones(classes, np.float32)
+    images = np.bincount(truth, minlength=classes)
+    return (len(truth) / (classes * images)).astype(np.float32)

@@ -4,27 +4,33 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, read_data, stratified_split
-from medimg.runtime.errors import DataError
+from medimg.runtime.data import read_data
 from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.spec import ModelSpec
-from medimg.train.cache import BATCH, cache_images, work_folder
-from medimg.train.evaluation import keras_answer
+from medimg.train.answers import keras_answer
+from medimg.train.cache import BATCH
+from medimg.train.division import Division, divide
 from medimg.train.keras_files import check_output, save
-from medimg.train.keras_setup import Policy, choose_policy, start_keras
-from medimg.train.networks import Network, build
+from medimg.train.keras_setup import Policy
+from medimg.train.networks import Network, as_columns
 from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part
 from medimg.train.phases import Phase
+from medimg.train.preparation import Prepared, prepare
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
-from medimg.train.weights import LoadedWeights, imagenet_weights, load_weights
+from medimg.train.store import open_store
+from medimg.train.weights import LoadedWeights
+
+if TYPE_CHECKING:
+    from medimg.train.finetune import Trained
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,6 @@ class FitResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Division:
-    """The images a model is trained on and judged by; never those of a test part."""
-
-    train: DataSet
-    validation: DataSet
-    validation_from: str
-
-
 def fit(
     data: str | Path,
     output: str | Path,
@@ -78,7 +75,7 @@ def fit(
         output: the Keras file to write, `.h5` or `.keras`.
         options: architecture, rates, epochs, split.
         threads: processor threads; by default those this process may use.
-        cache_dir: where decoded images and activations are kept meanwhile.
+        cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         progress: shows how far it has come.
 
     Returns:
@@ -96,17 +93,17 @@ def fit(
     output = Path(output)
     check_output(output)
     division = divide(read_data(data), options)
-    pretrained = _find_weights(options)
-    with work_folder(Path(cache_dir) if cache_dir else None) as folder:
-        trained = _train(division, pretrained, Job(options, folder, threads, progress))
+    with open_store(Path(cache_dir) if cache_dir else None) as store:
+        prepared, trained, network, figures = _train(division, Job(options, store, threads, progress))
     spec = ModelSpec(
         division.train.labels,
         options.image,
         options.intensity,
+        head=options.head,
         simulated_data=is_simulated(data),
         tools={name: version(name) for name in ("medimg", "keras", "tensorflow")},
     )
-    save(trained.network, spec, output)
+    save(network, spec, output)
     return FitResult(
         output=str(output),
         output_sha256=file_sha256(output),
@@ -116,88 +113,29 @@ def fit(
         validation_images=len(division.validation),
         validation_from=division.validation_from,
         simulated_data=spec.simulated_data,
-        precision_policy=trained.policy,
-        weights=trained.weights,
+        precision_policy=prepared.policy,
+        weights=prepared.base.loaded if prepared.base else None,
         phases=trained.phases,
-        validation=trained.validation,
+        validation=figures,
         seconds=time.perf_counter() - started,
     )
 
 
-def divide(dataset: DataSet, options: FitOptions) -> Division:
-    """Choose training and validation images: the data's own parts, or a seeded, stratified split.
-
-    Raises:
-        DataError: a class lacks images in either part.
-    """
-    unassigned = DataSet(dataset.labels, tuple(sample for sample in dataset.samples if sample.split is None))
-    train, validation = dataset.part("train"), dataset.part("val")
-    train = train if len(train) else unassigned
-    if not len(train):
-        raise DataError("the data have no training part: name one train, or leave the images undivided")
-    if not len(validation):
-        larger, smaller = stratified_split(train, options.validation_fraction, options.seed)
-        return Division(larger, smaller, "split")
-    for name, part in (("train", train), ("val", validation)):
-        if missing := set(range(len(part.labels))) - set(part.truth.tolist()):
-            raise DataError(f"class {part.labels[min(missing)]!r} has no image in the part {name}")
-    return Division(train, validation, "val")
-
-
-def class_weights(dataset: DataSet, options: FitOptions) -> NDArray[np.float32]:
-    """Decide what an image of each class counts in the loss.
-
-    Args:
-        dataset: the training part.
-        options: `balanced` or `none`.
-
-    Returns:
-        `(classes,)`, with a mean of 1 over the images.
-    """
-    if options.class_weights == "none":
-        return np.ones(len(dataset.labels), np.float32)
-    images = np.bincount(dataset.truth, minlength=len(dataset.labels))
-    return (len(dataset) / (len(dataset.labels) * images)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Trained:
-    network: Network
-    policy: Policy
-    weights: LoadedWeights | None
-    phases: tuple[Phase, ...]
-    validation: Evaluation
-
-
-def _train(division: Division, pretrained: Path | None, job: Job) -> _Trained:
-    start_keras(job.threads, job.options.seed)
-    from medimg.train.batches import Part
-    from medimg.train.finetune import Parts, fine_tune, train_from_scratch
-
-    options, classes = job.options, len(division.train.labels)
-    policy = choose_policy(options.precision_policy)
-    network = build(options, classes, policy)
-    weights = load_weights(network, pretrained) if pretrained else None
-    counts = class_weights(division.train, options)
-    train, validation = (
-        Part(cache_images(part, job, f"{name} images"), part.truth, counts[part.truth])
-        for name, part in (("training", division.train), ("validation", division.validation))
-    )
-    method = fine_tune if weights else train_from_scratch
-    phases = method(network, Parts(train, validation), job)
-    final = build(options, classes, "float32")
-    final.set_weights(network.get_weights())
-    answer = keras_answer(final, options.intensity)
-    starts = range(0, len(validation), BATCH)
+def judge(network: Network, images: Part, labels: tuple[str, ...], job: Job) -> Evaluation:
+    """Measure a float32 network on images; all its figures are those of the saved model."""
+    answer = keras_answer(network, job.options.intensity)
+    starts = range(0, len(images), BATCH)
     predicted = [
-        answer(validation.inputs[start : start + BATCH]).argmax(axis=1)
+        as_columns(answer(images.inputs[start : start + BATCH]), job.options.head).argmax(axis=1)
         for start in job.progress.track(starts, "judge in float32", len(starts))
     ]
-    judged = score(validation.truth, np.concatenate(predicted), division.train.labels)
-    return _Trained(final, policy, weights, phases, judged)
+    return score(images.truth, np.concatenate(predicted), labels)
 
 
-def _find_weights(options: FitOptions) -> Path | None:
-    if options.pretrained == "imagenet":
-        return imagenet_weights()
-    return Path(options.pretrained) if options.pretrained else None
+def _train(division: Division, job: Job) -> tuple[Prepared, "Trained", Network, Evaluation]:
+    prepared = prepare(division, job)
+    from medimg.train.finetune import assemble, train
+
+    trained = train(prepared, job)
+    network = assemble(trained, prepared)
+    return prepared, trained, network, judge(network, prepared.images.validation, prepared.labels, job)

@@ -1,9 +1,12 @@
 """Keras model files with a spec: written whole, read back in float32."""
 
+import shutil
+import zipfile
+from copy import copy as copy_of
 from pathlib import Path
 from typing import Any
 
-from medimg.runtime.containers import HDF5_SUFFIXES, replaced, write_spec
+from medimg.runtime.containers import HDF5_SUFFIXES, KERAS_MEMBER, replaced, write_spec
 from medimg.runtime.errors import ModelError, UsageError
 from medimg.runtime.spec import ModelSpec
 from medimg.train.keras_setup import start_keras
@@ -42,6 +45,29 @@ def save(network: Network, spec: ModelSpec, path: Path) -> None:
             write_spec(temporary, spec)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def rewrite_spec(model: Path, spec: ModelSpec, output: Path) -> None:
+    """Copy a Keras file with another spec in it; the copy appears whole or not at all, also over the file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        with replaced(output) as temporary:
+            copy = _copy_without_spec if model.suffix == ".keras" else shutil.copyfile
+            copy(model, temporary)
+            write_spec(temporary, spec)
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written ({error.strerror or error})") from None
+
+
+def _copy_without_spec(archive: Path, copy: Path) -> None:
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(copy, "w") as new:
+        for member in old.infolist():
+            if member.filename != KERAS_MEMBER:
+                with old.open(member) as source, new.open(copy_of(member), "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target)
 
 
 def load_float32(path: Path) -> Network:

@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.train.errors import DivergedError
+from medimg.train.network_options import Head
 from medimg.train.networks import Network
-from medimg.train.progress import Progress
+from medimg.train.options import FitOptions, Job, Schedule
 
 if TYPE_CHECKING:
     from medimg.train.batches import Batches
+
+
+PLATEAU_FACTOR = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class Plan:
     patience: int
     """Epochs without a lower validation loss after which it stops."""
     learning_rate: float
-    decay: bool = False
-    """Whether the rate falls to nothing over the epochs along a cosine (arXiv:1608.03983)."""
+    schedule: Schedule = "fixed"
+    """`cosine`: the rate falls to nothing over the epochs (arXiv:1608.03983); `plateau`: to a fifth each time
+    that half the patience passes without a lower validation loss."""
     may_keep_start: bool = False
     """Whether the start counts as a candidate for the best epoch."""
 
@@ -53,9 +58,7 @@ class Phase:
     seconds: float
 
 
-def run_phase(
-    model: Network, train: "Batches", validation: "Batches", plan: Plan, progress: Progress
-) -> Phase:
+def run_phase(model: Network, train: "Batches", validation: "Batches", plan: Plan, job: Job) -> Phase:
     """Train a model and leave it with the weights of its best epoch, by validation loss.
 
     Args:
@@ -63,31 +66,31 @@ def run_phase(
         train: batches to train on.
         validation: batches to judge by.
         plan: rate, epochs and patience.
-        progress: takes a line an epoch.
+        job: optimizer, head; its progress takes a line an epoch.
 
     Raises:
         DivergedError: the loss is no number.
     """
-    from keras import callbacks, optimizers
+    from keras import callbacks
 
     started = time.perf_counter()
-    rate: Any = plan.learning_rate
-    if plan.decay:
-        rate = optimizers.schedules.CosineDecay(rate, plan.epochs * len(train))
     # Compiling by XLA takes longer than it saves on these networks.
-    model.compile(
-        optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
-    )
+    model.compile(_optimizer(plan, job.options, len(train)), **_loss(job.options.head), jit_compile=False)
     before = model.evaluate(validation, verbose=0)[0] if plan.may_keep_start else math.inf
     best = _Best(before, 0, model.get_weights())
+    lowered = max(1, plan.patience // 2)
 
     def end_epoch(epoch: int, logs: dict[str, float]) -> None:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in logs.items())
-        progress.note(f"{plan.name}: epoch {epoch + 1}/{plan.epochs}  {figures}")
+        job.progress.note(f"{plan.name}: epoch {epoch + 1}/{plan.epochs}  {figures}")
         if logs["val_loss"] < best.val_loss:
             best.val_loss, best.epoch, best.weights = logs["val_loss"], epoch + 1, model.get_weights()
-        elif epoch + 1 - best.epoch >= plan.patience:
+            return
+        without_gain = epoch + 1 - best.epoch
+        if without_gain >= plan.patience:
             model.stop_training = True
+        elif plan.schedule == "plateau" and without_gain % lowered == 0:
+            model.optimizer.learning_rate = float(model.optimizer.learning_rate) * PLATEAU_FACTOR
 
     history = model.fit(
         train,
@@ -99,6 +102,23 @@ def run_phase(
     ).history
     model.set_weights(best.weights)
     return Phase(plan.name, _epochs(history, plan), best.epoch, time.perf_counter() - started)
+
+
+def _optimizer(plan: Plan, options: FitOptions, steps: int) -> Any:  # noqa: ANN401  Keras is untyped
+    from keras import optimizers
+
+    rate: Any = plan.learning_rate
+    if plan.schedule == "cosine":
+        rate = optimizers.schedules.CosineDecay(rate, plan.epochs * steps)
+    return optimizers.SGD(rate, options.momentum) if options.optimizer == "sgd" else optimizers.Adam(rate)
+
+
+def _loss(head: Head) -> dict[str, Any]:
+    from keras import metrics
+
+    if head == "softmax":
+        return {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    return {"loss": "binary_crossentropy", "metrics": [metrics.BinaryAccuracy(name="accuracy")]}
 
 
 @dataclass

@@ -9,7 +9,6 @@ from medimg.runtime.metrics import Evaluation
 from medimg.runtime.text import printable
 
 if TYPE_CHECKING:
-    from medimg.train.evaluation import ModelEvaluation
     from medimg.train.fitting import FitResult
     from medimg.train.phases import Phase
     from medimg.train.simulation import SimulatedSet
@@ -39,16 +38,6 @@ def fit_lines(result: "FitResult", data: str) -> list[str]:
         f"saved: {result.output}",
         f"next:  medimg-train evaluate {model} {images}",
         f"       medimg-export {model} --precision fp32 --precision int8 --calibration {images}",
-    ]
-
-
-def evaluation_lines(result: "ModelEvaluation") -> list[str]:
-    """Show a model's figures."""
-    part = "all images" if result.part == "all" else f"the part {result.part}"
-    return [
-        f"{result.model} on {part} of {result.data} ({result.backend}, {result.precision}):",
-        *_figures(result.evaluation),
-        *(["", SIMULATED] if result.simulated_data else []),
     ]
 
 
@@ -85,14 +74,14 @@ def _figures(evaluation: Evaluation) -> list[str]:
     return [
         f"accuracy {evaluation.accuracy:.3f} on {evaluation.images} images",
         "",
-        *_table([("class", "images", "recall", "precision", "F1"), *classes]),
+        *table([("class", "images", "recall", "precision", "F1"), *classes]),
         "",
         "true \\ predicted",
-        *_table([("", *labels), *counts]),
+        *table([("", *labels), *counts]),
     ]
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align columns: the first to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [

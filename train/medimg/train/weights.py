@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from medimg.runtime.containers import file_sha256, replaced
 from medimg.runtime.optional import require
 from medimg.train.errors import WeightsError
-from medimg.train.networks import CONVOLUTIONS, Network
+from medimg.train.network_options import NetworkOptions
+from medimg.train.networks import Network
 
 IMAGENET_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/"
@@ -76,8 +77,7 @@ def load_weights(network: Network, path: Path) -> LoadedWeights:
             values that are no numbers.
     """
     h5py = require("h5py", "train")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; weights are imagenet, none or the path of an .h5 file")
+    require_file(path)
     try:
         with h5py.File(path, "r") as file:
             layers = file.get("model_weights", file)
@@ -88,8 +88,18 @@ def load_weights(network: Network, path: Path) -> LoadedWeights:
     return LoadedWeights(path.name, file_sha256(path))
 
 
+def require_file(path: Path) -> None:
+    """Check that there is a file.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; weights are imagenet, none or the path of an .h5 file")
+
+
 def _convolution_names() -> list[str]:
-    blocks = enumerate(CONVOLUTIONS["vgg16"], start=1)
+    blocks = enumerate(NetworkOptions().convolutions, start=1)
     return [f"block{index}_conv{number}" for index, (_, count) in blocks for number in range(1, count + 1)]
 
 

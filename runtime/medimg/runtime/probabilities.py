@@ -1,0 +1,33 @@
+"""From a Keras model's outputs to the probabilities that its artefact gives."""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.spec import Head, ModelSpec
+
+Probabilities: TypeAlias = NDArray[np.float32]
+
+
+def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
+    """Turn the last layer's outputs, `(batch, units)`, into `(batch, classes)` as an artefact gives them."""
+    if head == "logits" and outputs.shape[1] == 1:
+        outputs, head = np.asarray(1 / (1 + np.exp(-outputs)), np.float32), "sigmoid"
+    if head == "sigmoid":
+        return np.concatenate([1 - outputs, outputs], axis=1)
+    if head == "logits":
+        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+    return outputs
+
+
+def with_temperature(probabilities: Probabilities, spec: ModelSpec) -> Probabilities:
+    """Divide the logits behind probabilities by the spec's temperature."""
+    if spec.temperature == 1:
+        return probabilities
+    raised = probabilities.astype(np.float64) ** (1 / spec.temperature)
+    if spec.task == "multilabel":
+        others = (1 - probabilities.astype(np.float64)) ** (1 / spec.temperature)
+        return np.asarray(raised / (raised + others), np.float32)
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)

@@ -1,0 +1,179 @@
+"""`calibrate`: a temperature, operating points and the intended use, written into a Keras file's spec."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medimg.runtime.containers import file_sha256
+from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.data import DataSet, read_data
+from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.probabilities import with_temperature
+from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
+from medimg.train.answers import Answers, ask
+from medimg.train.bootstrap import Resamples, Resampling
+from medimg.train.division import divide
+from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
+from medimg.train.operating_points import PointScores, choose_point, measure_point
+from medimg.train.options import FitOptions
+from medimg.train.progress import Progress
+from medimg.train.reliability import Reliability, fit_temperature, measure_reliability
+from medimg.train.simulation import is_simulated
+from medimg.train.usage import CalibrationPart, Usage
+
+DEFAULTS = FitOptions()
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What was written into a model's spec, and what it does on the images that it was chosen on."""
+
+    model: str
+    output: str
+    output_sha256: str
+    data: str
+    chosen_on: str
+    """The images, in words."""
+    images: int
+    simulated_data: bool
+    """Whether the images are simulated."""
+    resampling: Resampling
+    """What the intervals come from."""
+    temperature: float
+    before: Reliability
+    """At temperature 1."""
+    after: Reliability
+    """At the temperature written."""
+    operating_points: tuple[PointScores, ...]
+    """Those chosen now; on the images that chose them, the sensitivity is flattered a little."""
+    dropped_points: tuple[OperatingPoint, ...]
+    """Earlier ones, which were thresholds on probabilities at another temperature."""
+    intended_use: str | None
+    allowed: Allowed
+
+
+def calibrate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    output: str | Path | None = None,
+    part: CalibrationPart = "val",
+    use_test: bool = False,
+    fit_the_temperature: bool = True,
+    sensitivities: Mapping[str, float] | None = None,
+    usage: Usage | None = None,
+    validation_fraction: float = DEFAULTS.validation_fraction,
+    seed: int = DEFAULTS.seed,
+    batch_size: int = 32,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CalibrationResult:
+    """Fit a temperature and choose operating points on validation images; write them into the model's spec.
+
+    Export folds the temperature into the graph, so the points hold for the artefacts too.
+
+    Args:
+        model: a Keras file that carries a spec.
+        data: the data that it was trained on, or a set of validation images alone (with `part="all"`).
+        output: the file to write; by default the model itself, replaced whole.
+        part: `val`, as `fit` takes it: the part named so, or what it holds out of the training part; `all`.
+        use_test: whether images of a part named test may choose; figures on them mean little afterwards.
+        fit_the_temperature: otherwise the spec's own stays.
+        sensitivities: the wanted sensitivity of each class that gets an operating point.
+        usage: intended use and what the model may be given.
+        validation_fraction: as given to `fit`.
+        seed: as given to `fit`.
+        batch_size: images at once.
+        threads: processor threads; by default those this process may use.
+        progress: shows how far it has come.
+
+    Raises:
+        DataError: the data lack that part, or cannot tell a temperature or a threshold.
+        ImageError: an image cannot be read.
+        ModelError: the model cannot be used.
+        UsageError: options make no sense, or the output cannot be written.
+    """
+    model, threads = Path(model), threads or usable_cpus()
+    output = Path(output) if output else model
+    _check(model, output, part, use_test=use_test)
+    spec = ModelSpec.read(model)
+    found = read_data(data, task=spec.task)
+    dataset, chosen_on = _choose(
+        found, part, FitOptions(validation_fraction=validation_fraction, seed=seed), use_test=use_test
+    )
+    plain = ask(
+        model,
+        spec.with_(temperature=1.0),
+        dataset,
+        batch_size=batch_size,
+        backend="auto",
+        threads=threads,
+        progress=progress or Progress(),
+    )
+    temperature = fit_temperature(plain) if fit_the_temperature else spec.temperature
+    tempered = _at(plain, spec.with_(temperature=temperature))
+    points = tuple(
+        choose_point(tempered, label, wanted, chosen_on) for label, wanted in (sensitivities or {}).items()
+    )
+    stale = spec.operating_points if temperature != spec.temperature else ()
+    kept = () if stale else spec.operating_points
+    chosen = {point.label: point for point in (*kept, *points)}
+    spec = spec.with_(temperature=temperature, operating_points=tuple(chosen.values()))
+    spec = (usage or Usage()).applied(spec)
+    rewrite_spec(model, spec, output)
+    resamples = Resamples(plain.patients)
+    return CalibrationResult(
+        str(model),
+        str(output),
+        file_sha256(output),
+        str(data),
+        chosen_on,
+        len(dataset),
+        is_simulated(data),
+        resamples.resampling,
+        temperature,
+        measure_reliability(plain, resamples),
+        measure_reliability(tempered, resamples),
+        tuple(measure_point(tempered, point, resamples) for point in points),
+        tuple(point for point in stale if point.label not in {new.label for new in points}),
+        spec.intended_use,
+        spec.allowed,
+    )
+
+
+def _check(model: Path, output: Path, part: CalibrationPart, *, use_test: bool) -> None:
+    """Refuse before the work what cannot end well."""
+    if model.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{model}: an exported artefact is not changed: calibrate the Keras file, and export it again"
+        )
+    if output.suffix != model.suffix:
+        raise UsageError(f"{output}: must end in {model.suffix}, as {model} does")
+    if part == "test" and not use_test:
+        raise UsageError(
+            "what is chosen on the part test makes every figure on it too good: "
+            "use validation images, or say --use-test"
+        )
+    check_output(output)
+
+
+def _choose(
+    dataset: DataSet, part: CalibrationPart, options: FitOptions, *, use_test: bool
+) -> tuple[DataSet, str]:
+    """Choose the images to calibrate on, and say which they are."""
+    if part == "val":
+        division = divide(dataset, options)
+        held_out = f"validation images held out with seed {options.seed}"
+        return division.validation, "the part val" if division.validation_from == "val" else held_out
+    if part == "all":
+        if len(dataset.part("test")) and not use_test:
+            raise UsageError("the data have a part named test, which may not choose anything: say --use-test")
+        return dataset, "all images given"
+    chosen = dataset.part(part)
+    if not len(chosen):
+        raise DataError(f"the data have no part named {part}")
+    return chosen, f"the part {part}"
+
+
+def _at(answers: Answers, spec: ModelSpec) -> Answers:
+    return replace(answers, probabilities=with_temperature(answers.probabilities, spec))
