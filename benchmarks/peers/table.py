@@ -33,7 +33,7 @@ SECONDS = float(os.environ.get("MEDIMG_PEER_SECONDS", "10"))
 IMAGES = 64
 BATCH = 8
 Figures = Mapping[str, Any]
-"""`p50_ms` of one image after another, and `throughput_per_s`; of medimg also the precision that ran, `ran_in`."""
+"""`p50_ms` of one image after another and `throughput_per_s`; of medimg also what ran, `ran_in`."""
 
 
 @dataclass(frozen=True)
