@@ -61,10 +61,13 @@ def test_trtexecs_words_are_read(
 def test_the_table_takes_its_place_and_the_text_around_it_stays(tmp_path: Path) -> None:
     docs = tmp_path / "benchmarks.md"
     docs.write_text(f"before\n\n{table.START}\nold\n{table.END}\n\nafter\n")
-    ours = [{"p50_ms": 20.0, "throughput_per_s": 50.0}, {"p50_ms": 22.0, "throughput_per_s": 52.0}]
+    ours = [
+        {"p50_ms": 20.0, "throughput_per_s": 50.0, "ran_in": "fp32"},
+        {"p50_ms": 22.0, "throughput_per_s": 52.0, "ran_in": "fp32"},
+    ]
     theirs = [{"p50_ms": 42.0, "throughput_per_s": 25.5}]
     rows = [
-        table._row("medimg, openvino", "int8", ours, None, ""),
+        table._row("medimg, openvino", "fp16", ours, None, ""),
         table._row("a peer", "int8", theirs, ours, "openvino"),
     ]
     result = {"rounds": 2, "seconds_a_run": 1.0, "images": 8, "batch": 8, "rows": rows}
@@ -74,7 +77,7 @@ def test_the_table_takes_its_place_and_the_text_around_it_stays(tmp_path: Path) 
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| medimg, openvino | int8 | 21 | 51 |  |  |" in text
+    assert "| medimg, openvino | fp16 (runs in fp32) | 21 | 51 |  |  |" in text
     assert "| a peer | int8 | 42 | 25.5 | 2.00 (openvino) | 2.00 (openvino) |" in text
     assert text.count(table.START) == 1
 

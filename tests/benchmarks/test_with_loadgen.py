@@ -14,9 +14,10 @@ import pytest
 
 from medimg.benchmarks import native, with_loadgen
 from medimg.benchmarks.load import Load, poisson_arrivals_ns
+from medimg.benchmarks.measuring import Settings, measure
 from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import make_queries
-from medimg.benchmarks.results import ScenarioName
+from medimg.benchmarks.results import ScenarioName, Validity
 from medimg.benchmarks.system import System
 from medimg.benchmarks.validity import upper_bound
 from medimg.runtime.errors import BackendError
@@ -167,4 +168,26 @@ def test_an_error_in_the_detail_log_is_found(tmp_path: Path) -> None:
     ]
     log = tmp_path / "detail.txt"
     log.write_text("".join(f":::MLLOG {json.dumps(line)}\n" for line in lines))
-    assert with_loadgen.read_detail(log).errors == ("error_runtime: ran out of queries",)
+    found = with_loadgen.read_detail(log)
+    assert found.errors == ("error_runtime: ran out of queries",)
+    assert found.validity() == Validity(False, found.errors, None)
+
+
+def test_a_system_much_faster_than_in_the_warm_up_is_run_again(tiny_spec: ModelSpec) -> None:
+    calls = 0
+
+    def infer(images: Images) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        # Slow for as long as the warm-up takes.
+        time.sleep(0.1 if calls <= 10 else 0.0005)
+        return np.full((len(images), 3), 1 / 3, np.float32)
+
+    (run,) = measure(
+        {"single-stream": Pipeline(infer, tiny_spec)},
+        make_queries(tiny_spec.image),
+        [("single-stream", 1)],
+        Settings(0.6, threads=1, driver="loadgen"),
+    )
+    assert run.validity.valid, run.validity
+    assert run.at_s[-1] > 0.5

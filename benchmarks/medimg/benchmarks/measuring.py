@@ -126,12 +126,11 @@ class _OneRun:
         self.settings.progress(f"{self.scenario}, batch {self.load.batch_size}: {step}")
 
     def _warm_up(self) -> WarmUp:
-        if self.scenario in ("offline", "server"):
-            warm, last = warm_up(partial(native.offline, self.system), self.load, time_a_query)
-        else:
-            following = partial(native.follow_one_another, self.system)
-            warm, last = warm_up(following, self.load, median_latency)
-        self.load = replace(self.load, expected_query_s=last.elapsed_ns / 1e9 / len(last.latencies_ns))
+        one_by_one = self.scenario in ("single-stream", "multi-stream")
+        scenario = native.follow_one_another if one_by_one else native.offline
+        figure = median_latency if one_by_one else time_a_query
+        warm, last = warm_up(partial(scenario, self.system), self.load, figure)
+        self.load = replace(self.load, expected_query_s=figure(last) / 1e9)
         return warm
 
     def _check_duration(self) -> None:
