@@ -90,10 +90,10 @@ def test_help_and_version_import_no_framework(arguments: list[str]) -> None:
 def test_the_options_offer_what_can_be_measured() -> None:
     from medimg.benchmarks.cli import BACKENDS, SCENARIOS
     from medimg.benchmarks.scenarios import SCENARIOS as DRIVERS
-    from medimg.runtime.backends import NAMES
+    from medimg.runtime.backends import ENGINE_NAMES, NAMES
 
     assert tuple(DRIVERS) == SCENARIOS
-    assert set(BACKENDS) == {"auto", *NAMES}
+    assert set(BACKENDS) == {"auto", *NAMES, *ENGINE_NAMES}
 
 
 def test_the_affinity_of_the_process_sets_its_threads(tiny_artefact: Path) -> None:
