@@ -48,17 +48,21 @@ class Clock:
 
 
 def by_medimg(model: Path, samples: tuple[Sample, ...], rule: ImageRule, out: Path) -> Quantized:
-    """Take entropy ranges and quantise, as `medimg-export` does for one method."""
+    """Equalise, take entropy ranges and quantise, as `medimg-export` does for one method."""
     import onnx
 
     from medimg.export import graph
     from medimg.export.calibration import collect, ends, entropy_threshold
+    from medimg.export.equalize import equalize
+    from medimg.export.int8 import EQUALIZING_IMAGES
     from medimg.export.to_int8 import to_int8
     from medimg.runtime.containers import open_onnx
 
     clock = Clock()
     network = graph.check(onnx.load_from_string(open_onnx(model).content))
     clock.lap("read")
+    first = load_batches(samples[:EQUALIZING_IMAGES], rule, 1, usable_cpus())
+    network = equalize(network, first, usable_cpus())
     histograms = collect(network, load_batches(samples, rule, 1, usable_cpus()), usable_cpus())
     ranges = {name: entropy_threshold(found) for name, found in histograms.items()}
     quantized = to_int8(network, ranges, ends(network))

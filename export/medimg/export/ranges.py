@@ -35,6 +35,8 @@ MOST_TO_HOLD_BACK = 100
 FEWEST_TO_HOLD_BACK = 20
 """With fewer images all of them give ranges and judge the methods."""
 BATCH = 8
+SMALLEST = np.finfo(np.float32).tiny
+"""A probability of 0 in float32 counts as this."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class MethodScore:
 
     method: str
     top1_agreement: float
-    mean_abs_diff: float
+    log_rms: float
+    """Root mean square difference of log probabilities: on images of which the network is sure, probabilities
+    themselves hardly move."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def choose_ranges(
         network: the checked float32 graph.
         spec: its spec.
         feeding: images for the histograms, one at a time.
-        judging: images for the choice; top-1 agreement decides, then the mean difference.
+        judging: images for the choice; top-1 agreement decides, then the difference of log probabilities.
         threads: processor threads.
     """
     kept = ends(network)
@@ -106,11 +110,13 @@ def choose_ranges(
     scores = []
     for name, found in candidates.items():
         given = answers(to_int8(network, found, kept), spec, judging.batches, threads)
-        scores.append(_score(name, given, judging.reference))
-    best = max(scores, key=lambda score: (score.top1_agreement, -score.mean_abs_diff))
+        scores.append(score(name, given, judging.reference))
+    best = max(scores, key=lambda found: (found.top1_agreement, -found.log_rms))
     return Ranges(best.method, candidates[best.method], tuple(scores))
 
 
-def _score(method: str, found: Probabilities, reference: Probabilities) -> MethodScore:
-    difference = float(np.abs(found - reference).mean())
+def score(method: str, found: Probabilities, reference: Probabilities) -> MethodScore:
+    """Compare INT8 answers with those of float32, both `(images, classes)`."""
+    given, wanted = (np.log(np.maximum(values, SMALLEST)) for values in (found, reference))
+    difference = float(np.sqrt(np.mean((given - wanted) ** 2)))
     return MethodScore(method, metrics.top1_agreement(reference, found), difference)

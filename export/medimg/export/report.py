@@ -119,8 +119,8 @@ def _differences(artefacts: Sequence[ArtefactFile]) -> Iterator[Block]:
 
 def _quantization(found: Quantization) -> Iterator[Block]:
     yield f"Ranges come from {len(found.images)} images by {found.method}, which agreed best with float32."
-    rows = tuple((s.method, f"{s.top1_agreement:.4f}", f"{s.mean_abs_diff:.2e}") for s in found.scores)
-    yield Table("Methods, on held-back images", ("method", "top-1 agreement", "mean |Δp|"), rows)
+    rows = tuple((s.method, f"{s.top1_agreement:.4f}", f"{s.log_rms:.2e}") for s in found.scores)
+    yield Table("Methods, on held-back images", ("method", "top-1 agreement", "RMS Δ log p"), rows)
     if found.layers:
         names = [layer.layer for layer in found.layers]
         restored = tuple(
