@@ -105,11 +105,11 @@ def test_the_options_offer_what_can_be_measured() -> None:
     from medimg.benchmarks.cli import BACKENDS, PERCENTILES, SCENARIOS
     from medimg.benchmarks.native import SCENARIOS as DRIVERS
     from medimg.benchmarks.percentiles import SHARES
-    from medimg.runtime.backends import NAMES
+    from medimg.runtime.backends import ENGINE_NAMES, NAMES
 
     assert tuple(DRIVERS) == SCENARIOS
     assert tuple(SHARES) == PERCENTILES
-    assert set(BACKENDS) == {"auto", *NAMES}
+    assert set(BACKENDS) == {"auto", *NAMES, *ENGINE_NAMES}
 
 
 def test_the_affinity_of_the_process_sets_its_threads(tiny_artefact: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from medimg.export import to_tensorrt
+from medimg.export import pipeline, to_tensorrt
 from medimg.export.cli import cli
+from medimg.export.options import ExportOptions
 from medimg.runtime.containers import open_onnx
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.golden import GoldenCheck, read_golden
 from medimg.runtime.engines.make import EngineFile
-from medimg.runtime.errors import MedimgError, MissingDependencyError
+from medimg.runtime.errors import MedimgError, MissingDependencyError, UsageError
+from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FRAMEWORKS = (
     "tensorflow",
     "keras",
@@ -166,11 +166,8 @@ def test_without_tensorrt_the_onnx_file_is_ready(monkeypatch: pytest.MonkeyPatch
     assert "ready: on the device, run medimg-export model.fp16.onnx --to tensorrt" in str(caught.value)
 
 
-def test_golden_inputs_need_a_known_scaling(run: Run, small_model: Path, tmp_path: Path) -> None:
-    import keras
-
-    foreign = tmp_path / "foreign.keras"
-    keras.models.load_model(small_model).save(foreign)
-    done = run("medimg-export", foreign, "--golden", "4")
-    assert done.returncode == 2
-    assert "--golden writes images as the network takes them" in done.stderr
+def test_golden_inputs_need_a_known_scaling() -> None:
+    floats = ModelSpec(("a", "b"), ImageRule(8, 8), Intensity("unspecified"))
+    with pytest.raises(UsageError, match="--golden writes images as the network takes them"):
+        pipeline._refuse_golden_floats(floats, ExportOptions(golden=4))
+    pipeline._refuse_golden_floats(floats, ExportOptions())

@@ -19,8 +19,9 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Compile:
         target = folder / f"{name}.so"
         if not target.exists():
             source = FAKES / f"{name}.c"
-            command = ["cc", "-std=c11", "-Wall", "-O1", "-shared", "-fPIC", "-o", str(target), str(source)]
-            subprocess.run(command, check=True)
+            # TensorFlow has functions of the same names, and must not take their place within the library.
+            flags = ["-std=c11", "-Wall", "-O1", "-shared", "-fPIC", "-Wl,-Bsymbolic"]
+            subprocess.run(["cc", *flags, "-o", str(target), str(source)], check=True)
         return target
 
     return compiled

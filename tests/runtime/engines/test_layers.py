@@ -1,4 +1,7 @@
-"""The precision of an engine's convolutions, read from layer lists as TensorRT's inspector writes them."""
+"""The precision of an engine's convolutions, read from layer lists as TensorRT's inspector writes them.
+
+Proves that both layouts are read; a layout of another version would count as unknown, and be said to be.
+"""
 
 import json
 from typing import Any

@@ -1,4 +1,8 @@
-"""From an ONNX file to an engine in its place, with the fake TensorRT: order, checks, files, notes."""
+"""From an ONNX file to an engine in its place, with the fake TensorRT: order, checks, files, notes.
+
+Proves that each version's names suffice for the whole way, and that an engine which is not what was asked for
+is not written. Does not prove what a real TensorRT builds: that it builds, `test_tensorrt_parser.py` shows.
+"""
 
 import json
 from collections.abc import Callable

@@ -95,6 +95,7 @@ def test_no_record(artefact: Artefact) -> None:
         (b'{"schema": 9}', "schema 9, this version reads up to 1: pip install --upgrade"),
         (b'{"schema": 1, "engine": 1}', "unknown field 'engine'"),
         (b'{"schema": 1}', "missing"),
+        (b'{"schema": 1, "profile": {"least": 9, "best": 1, "most": 1}}', "batch sizes 9,1,1"),
     ],
 )
 def test_records_that_are_none(artefact: Artefact, text: bytes, message: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import PLAN_SUFFIX, Artefact, replaced
 from medimg.runtime.engines import trust
-from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError, UsageError
+from medimg.runtime.errors import IntegrityError, MedimgError, ModelError, NoSpecError, UsageError
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 
 SCHEMA = 1
@@ -126,7 +126,11 @@ def read_record(path: Path) -> tuple[EngineRecord, bytes]:
             f"{sidecar}: written with schema {schema}, this version reads up to {SCHEMA}: "
             "pip install --upgrade medimg"
         )
-    return from_plain(EngineRecord, fields, str(sidecar)), text
+    try:
+        return from_plain(EngineRecord, fields, str(sidecar)), text
+    except MedimgError as error:
+        # A value out of its range does not know which file it stands in.
+        raise ModelError(f"{sidecar}: {str(error).removeprefix(f'{sidecar}: ')}") from None
 
 
 def open_plan(path: Path, trusted: Sequence[str] = ()) -> Artefact:
