@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,12 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def make_image(
-    path: Path, *, series: str | None = None, number: int = 1, size: int = 64, **tags: Any
+    path: Path,
+    *,
+    series: str | None = None,
+    number: int = 1,
+    size: int = 64,
+    tags: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a CT image of noise; `tags` are set last."""
     meta = FileMetaDataset()
@@ -107,17 +112,17 @@ def make_image(
     image.WindowCenter, image.WindowWidth = 2048, 4096
     noise = np.random.default_rng(number).integers(0, 4096, (size, size), dtype=np.uint16)
     image.PixelData = noise.tobytes()
-    for name, value in tags.items():
+    for name, value in (tags or {}).items():
         setattr(image, name, value)
     image.save_as(path, enforce_file_format=True)
     return path
 
 
-def make_series(folder: Path, count: int, **tags: Any) -> list[Path]:
+def make_series(folder: Path, count: int) -> list[Path]:
     """Write the images of one new series."""
     folder.mkdir(parents=True, exist_ok=True)
     series = generate_uid()
-    return [make_image(folder / f"{n}.dcm", series=series, number=n, **tags) for n in range(count)]
+    return [make_image(folder / f"{n}.dcm", series=series, number=n) for n in range(count)]
 
 
 PROPOSALS = {

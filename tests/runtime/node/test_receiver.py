@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
 
 from medimg.runtime.node.config import Peer, Reception, Tls
 
@@ -66,7 +65,7 @@ def test_the_same_image_again_is_a_success_without_work(start: Start, tmp_path: 
 def test_a_uid_never_has_two_contents(start: Start, tmp_path: Path) -> None:
     node = start()
     image = make_image(tmp_path / "a.dcm")
-    other = make_image(tmp_path / "b.dcm", number=2, SOPInstanceUID=uid_of(image))
+    other = make_image(tmp_path / "b.dcm", number=2, tags={"SOPInstanceUID": uid_of(image)})
     assert storescu(node.receiver.port, image).returncode == 0
     done = storescu(node.receiver.port, other)
     assert answers(done) == ["Unknown Status: 0x111"]
@@ -151,7 +150,7 @@ def test_uids_that_are_none_are_refused(start: Start, tmp_path: Path, tag: str, 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     node = start()
     with pydicom.config.disable_value_validation():
-        image = make_image(tmp_path / "a.dcm", **{tag: value})
+        image = make_image(tmp_path / "a.dcm", tags={tag: value})
     done = storescu(node.receiver.port, image)
     assert answers(done) == ["Error: CannotUnderstand"]
     assert stored(node) == set()
@@ -177,7 +176,7 @@ def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
         sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
         steps = [[*make, "-out", request], [*sign, "-days", "2"]]
     for step in steps:
-        subprocess.run(step, check=True, capture_output=True)
+        subprocess.run([str(word) for word in step], check=True, capture_output=True)
     return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
@@ -288,7 +287,7 @@ def fuzz(start: Start, folder: Path, count: int) -> None:
             del mutated[generator.randrange(len(mutated)) :]
         send_raw(node.receiver.port, bytes(mutated))
     wait_for(lambda: node.receiver.associations == 0, 60)
-    last = make_image(folder / "b.dcm", SOPInstanceUID=generate_uid())
+    last = make_image(folder / "b.dcm")
     assert storescu(node.receiver.port, last).returncode == 0
     assert node.problem() is None
 

@@ -57,10 +57,10 @@ class Running:
         self._notices.bind(str(folder / "notify"))
         self._notices.settimeout(30)
         self.log = folder / "node.log"
-        command = [Path(sys.executable).with_name("medimg-run"), "listen", model, "--config", config]
+        program = str(Path(sys.executable).with_name("medimg-run"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "--threads", "1"],
+                [program, "listen", str(model), "--config", str(config), "--threads", "1"],
                 env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
                 stderr=log,
             )
@@ -143,7 +143,10 @@ def test_a_life(tiny_model: Path, tmp_path: Path) -> None:
 def test_the_status_page_in_a_browser(start: Start, tmp_path: Path) -> None:
     port = free_port()
     node = start(make_config(tmp_path, status_port=port))
-    images = [make_image(tmp_path / "a.dcm"), make_image(tmp_path / "bad.dcm", PixelData=b"<script>")]
+    images = [
+        make_image(tmp_path / "a.dcm"),
+        make_image(tmp_path / "bad.dcm", tags={"PixelData": b"<script>"}),
+    ]
     storescu(node.receiver.port, *images)
     wait_for(lambda: node.counters.total("answered") == 2)
     profile = tmp_path / "profile"
