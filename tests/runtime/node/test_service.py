@@ -137,7 +137,10 @@ def test_a_life(tiny_model: Path, tmp_path: Path) -> None:
         answered = {line.get("sop_instance_uid") for line in node.lines("results")}
         assert {uid_of(image) for image in images} <= answered
         assert node.lines("audit")[-1]["event"] == "stopped"
-        assert "Traceback" not in node.log.read_text()
+        logged = [json.loads(line) for line in node.log.read_text().splitlines()]
+        assert [line["message"] for line in logged if line["level"] == "INFO"][-1] == "stopped"
+        assert any("the model stays" in line["message"] for line in logged if line["level"] == "ERROR")
+        assert not any("traceback" in line for line in logged)
 
 
 def test_the_status_page_in_a_browser(start: Start, tmp_path: Path) -> None:

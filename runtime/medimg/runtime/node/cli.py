@@ -1,5 +1,6 @@
 """The commands of the node: listen, audit, bundle, sbom."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +23,17 @@ def listen(model: Path, config_file: Path, ae_title: str | None, port: int | Non
     """
     from medimg.runtime.errors import ModelError, UsageError
     from medimg.runtime.node.config import read_config
+    from medimg.runtime.node.logs import log_json_lines
     from medimg.runtime.node.service import Node
 
+    log_json_lines()
     config = read_config(config_file)
     try:
         config = replace(config, ae_title=ae_title or config.ae_title, port=port or config.port)
     except ModelError as error:
         raise UsageError(str(error)) from None
     if not config.public_key:
-        click.echo("warning: no public_key is configured, so MODEL need not be signed", err=True)
+        logging.getLogger(__name__).warning("no public_key is configured, so MODEL need not be signed")
     Node(model, config, threads).run()
 
 

@@ -97,6 +97,7 @@ class Node:
         self._begin("keep", self._keep, self._pause)
         self.receiver.start()
         self._status.start()
+        _LOG.info("%s listens on %s:%d", self._config.ae_title, self._config.address, self.receiver.port)
 
     def run(self) -> None:
         """Work until a signal asks for the end, then finish what is under way.
@@ -137,6 +138,7 @@ class Node:
         for thread in self._threads:
             thread.join(timeout=self._config.drain_s)
         self.store.audit("stopped")
+        _LOG.info("stopped")
         self._catch_up()
         self._sign(now=True)
         self._status.stop()
