@@ -18,7 +18,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medimg.runtime.node.config import Inference, NodeConfig, Reception
+from medimg.runtime.node.config import Inference, NodeConfig, Reception, Tls
 from medimg.runtime.node.service import Node
 
 from .tiny_model import write_tiny_model
@@ -152,6 +152,23 @@ def storescu(port: int, *arguments: str | Path, called: str = "MEDIMG") -> "subp
 
 def uid_of(path: Path) -> str:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
+def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
+    """Make a key and a certificate with openssl."""
+    key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
+    make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    if signed_by is None:
+        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
+    else:
+        authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
+        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
+        sign += ["-copy_extensions", "copy"]
+        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
+    for step in steps:
+        subprocess.run([str(word) for word in step], check=True, capture_output=True)
+    return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
 class Orthanc:

@@ -12,9 +12,19 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination
+from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination, Reception
 
-from .conftest import Orthanc, Start, free_port, make_config, make_series, storescu, uid_of, wait_for
+from .conftest import (
+    Orthanc,
+    Start,
+    certificate,
+    free_port,
+    make_config,
+    make_series,
+    storescu,
+    uid_of,
+    wait_for,
+)
 
 QUICK = Delivery(first_retry_s=0.2, max_retry_s=0.4, timeout_s=5.0)
 
@@ -67,6 +77,24 @@ def test_a_destination_that_is_down_gets_everything_later(start: Start, tmp_path
         storescp.terminate()
     assert node.store._rows("SELECT DISTINCT state FROM instances") == [("delivered",)]
     assert len(list(kept.iterdir())) == 3
+
+
+def test_reports_travel_by_tls_with_both_certificates(start: Start, tmp_path: Path) -> None:
+    certificate(tmp_path, "ca")
+    ours, theirs = certificate(tmp_path, "node", "ca"), certificate(tmp_path, "archive", "ca")
+    port, kept = free_port(), tmp_path / "kept"
+    kept.mkdir()
+    tls = ["+tls", theirs.key, theirs.certificate, "+cf", theirs.authorities]
+    with subprocess.Popen(["storescp", "-aet", "ORTHANC", *tls, "-od", kept, str(port)]) as storescp:
+        deliver = replace(QUICK, dicom=(replace(archive(port), tls=True),))
+        receive = Reception(reserve_mb=1, tls=ours)
+        node = start(make_config(tmp_path, deliver=deliver, receive=receive))
+        client = ["+tls", theirs.key, theirs.certificate, "+cf", theirs.authorities]
+        sent = storescu(node.receiver.port, *client, *make_series(tmp_path / "series", 1))
+        assert sent.returncode == 0, sent.stderr
+        wait_for(lambda: node.counters.total("delivered") == 1)
+        storescp.terminate()
+    assert len(list(kept.iterdir())) == 1
 
 
 class Service:

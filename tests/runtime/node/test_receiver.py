@@ -11,9 +11,19 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from medimg.runtime.node.config import Peer, Reception, Tls
+from medimg.runtime.node.config import Peer, Reception
 
-from .conftest import PROPOSALS, Start, make_config, make_image, make_series, storescu, uid_of, wait_for
+from .conftest import (
+    PROPOSALS,
+    Start,
+    certificate,
+    make_config,
+    make_image,
+    make_series,
+    storescu,
+    uid_of,
+    wait_for,
+)
 
 
 def answers(done: "subprocess.CompletedProcess[str]") -> list[str]:
@@ -163,21 +173,6 @@ def test_names_of_files_are_hashes(start: Start, tmp_path: Path) -> None:
     names = [path.name for path in node.store.images.iterdir()]
     assert len(names) == 2
     assert all(len(name) == 64 + 4 and set(name[:64]) <= set("0123456789abcdef") for name in names)
-
-
-def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
-    """Make a key and a certificate with openssl."""
-    key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
-    make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
-    if signed_by is None:
-        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
-    else:
-        authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
-        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
-        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
-    for step in steps:
-        subprocess.run([str(word) for word in step], check=True, capture_output=True)
-    return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
 def test_tls_takes_only_certificates_of_its_authority(start: Start, tmp_path: Path) -> None:
