@@ -53,6 +53,7 @@ class Running:
         self.folder, self.port, self.status_port = folder, free_port(), free_port()
         config = folder / "node.toml"
         config.write_text(CONFIG.format(port=self.port, status_port=self.status_port))
+        (folder / "notify").unlink(missing_ok=True)
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(folder / "notify"))
         self._notices.settimeout(30)
@@ -192,6 +193,22 @@ def test_a_hanging_thread_is_unhealthy(start: Start, tmp_path: Path, monkeypatch
         storescu(node.receiver.port, make_image(tmp_path / "a.dcm"))
         assert wait_for(node.problem) == "no sign of life from: classify"
     wait_for(lambda: node.problem() is None)
+
+
+def test_a_database_damaged_under_way_ends_the_node_with_a_message(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tmp_path, tiny_model) as node:
+        assert storescu(node.port, make_image(tmp_path / "a.dcm")).returncode == 0
+        wait_for(lambda: len(node.lines("results")) == 2)
+        for path in (tmp_path / "state").glob("node.db*"):
+            with path.open("r+b") as file:
+                file.write(b"\xff" * path.stat().st_size)
+        storescu(node.port, make_image(tmp_path / "b.dcm"))
+        assert node.process.wait(timeout=30) == 1
+        assert "Traceback" not in node.log.read_text()
+        assert node.log.read_text().splitlines()[-1].startswith("error: ")
+    with running(tmp_path, tiny_model) as node:
+        assert node.get("/health") == "ok\n"
+        assert list((tmp_path / "state").glob("damaged-*"))
 
 
 def test_two_nodes_do_not_share_a_folder(start: Start, tiny_model: Path, tmp_path: Path) -> None:

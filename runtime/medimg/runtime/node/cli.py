@@ -21,7 +21,9 @@ def listen(model: Path, config_file: Path, ae_title: str | None, port: int | Non
 
     SIGTERM finishes what is under way; SIGHUP loads MODEL anew; SIGUSR2 goes back to the model before.
     """
-    from medimg.runtime.errors import ModelError, UsageError
+    import sqlite3
+
+    from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
     from medimg.runtime.node.config import read_config
     from medimg.runtime.node.logs import log_json_lines
     from medimg.runtime.node.service import Node
@@ -34,7 +36,10 @@ def listen(model: Path, config_file: Path, ae_title: str | None, port: int | Non
         raise UsageError(str(error)) from None
     if not config.public_key:
         logging.getLogger(__name__).warning("no public_key is configured, so MODEL need not be signed")
-    Node(model, config, threads).run()
+    try:
+        Node(model, config, threads).run()
+    except (OSError, sqlite3.Error) as error:
+        raise CheckFailedError(f"{config.folder}: {error}: is the disk full, or its owner another?") from None
 
 
 @click.group()

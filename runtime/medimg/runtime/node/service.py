@@ -79,7 +79,7 @@ class Node:
         self._rounds: dict[str, float] = {}
         self._next_tidy = self._next_forget = 0.0
         self._threads: list[threading.Thread] = []
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     @property
     def status_port(self) -> int:
@@ -116,35 +116,40 @@ class Node:
         notify("READY=1")
         while not self._stopping.wait(_ROUND_S):
             while self._signals:
-                self._signals.pop(0)()
-            problem = self.problem()
-            if self._failure or self.receiver.failure:
+                self._obey(self._signals.pop(0))
+            if self.failure:
                 break
-            if problem is None:
+            if self.problem() is None:
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
         self.stop()
-        if failure := self._failure or self.receiver.failure:
-            raise CheckFailedError(f"the node ended: {printable(str(failure))}")
+        if self.failure:
+            raise CheckFailedError(f"the node ended: {printable(str(self.failure))}: start it again")
 
     def stop(self) -> None:
         """Receive nothing more, work off the queue within the limit, and end."""
         end = time.monotonic() + self._config.drain_s
         self.receiver.stop(self._config.drain_s)
         self._worker.wake()
-        while time.monotonic() < end and not self._failure and self.store.counts()["received"]:
+        while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=self._config.drain_s)
-        self.store.audit("stopped")
+        if not self.failure:
+            self.store.audit("stopped")
+            self._catch_up()
+            self._sign(now=True)
         _LOG.info("stopped")
-        self._catch_up()
-        self._sign(now=True)
         self._status.stop()
         self.models.close()
         self.store.close()
         os.close(self._lock_file)
+
+    @property
+    def failure(self) -> Exception | None:
+        """A damaged database, which a new start sets aside; None if there is none."""
+        return self._failure or self.receiver.failure
 
     @property
     def is_stopped(self) -> bool:
@@ -157,7 +162,7 @@ class Node:
         late = [name for name, at in self._rounds.items() if now - at > STALLED_S]
         if late:
             return f"no sign of life from: {', '.join(late)}"
-        return str(self._failure or self.receiver.failure) if self._failure or self.receiver.failure else None
+        return str(self.failure) if self.failure else None
 
     def snapshot(self) -> Snapshot:
         """Say how things are, for the status page."""
@@ -243,6 +248,13 @@ class Node:
     def _sign(self, *, now: bool = False) -> None:
         if self._checkpoints:
             self._checkpoints.work(*self._audit.position, now=now)
+
+    def _obey(self, action: Callable[[], object]) -> None:
+        """Do what a signal asks for; a full disk is no reason to end."""
+        try:
+            action()
+        except (OSError, sqlite3.OperationalError) as error:
+            _LOG.error("a signal could not be obeyed: %s", printable(str(error)))
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
