@@ -208,6 +208,27 @@ def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
         assert connection.version()
 
 
+def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:
+    node = start()
+    series = [make_series(tmp_path / str(number), 3) for number in range(8)]
+    command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
+    sending = [subprocess.Popen([*command, *map(str, images)]) for images in series]
+    assert [sender.wait() for sender in sending] == [0] * 8
+    assert stored(node) == {uid_of(image) for images in series for image in images}
+    wait_for(lambda: node.counters.total("answered") == 24)
+
+
+def test_an_association_is_slowed_to_its_rate(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, images_per_s=0.01)))
+    waits: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("medimg.runtime.node.receiver.time.sleep", waits.append)
+        assert storescu(node.receiver.port, make_image(tmp_path / "a.dcm")).returncode == 0
+    assert 90 < max(waits) <= 100
+
+
 def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:
     from pynetdicom import AE
 
