@@ -177,10 +177,11 @@ class NodeProcess:
             "LOST_WRITES_ROOT": str(self.state.resolve()),
             "LOST_WRITES_SHADOW": str(self._shadow),
         }
-        command = [Path(sys.executable).with_name("medimg-run"), "listen", self._model, "--threads", "1"]
+        program = str(Path(sys.executable).with_name("medimg-run"))
+        options = ("--config", str(self.folder / "node.toml"), "--threads", "1")
         with (self.folder / "node.log").open("a") as log:
             self._process = subprocess.Popen(
-                [*command, "--config", self.folder / "node.toml"], env=environment, stdout=log, stderr=log
+                [program, "listen", str(self._model), *options], env=environment, stdout=log, stderr=log
             )
         self._wait_until_listening()
 

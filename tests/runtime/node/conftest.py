@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medimg.runtime.node.config import Inference, NodeConfig, Reception
+from medimg.runtime.node.config import Inference, NodeConfig, Reception, Tls
 from medimg.runtime.node.service import Node
 
 from .tiny_model import write_tiny_model
@@ -84,7 +84,12 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def make_image(
-    path: Path, *, series: str | None = None, number: int = 1, size: int = 64, **tags: Any
+    path: Path,
+    *,
+    series: str | None = None,
+    number: int = 1,
+    size: int = 64,
+    tags: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a CT image of noise; `tags` are set last."""
     meta = FileMetaDataset()
@@ -107,17 +112,17 @@ def make_image(
     image.WindowCenter, image.WindowWidth = 2048, 4096
     noise = np.random.default_rng(number).integers(0, 4096, (size, size), dtype=np.uint16)
     image.PixelData = noise.tobytes()
-    for name, value in tags.items():
+    for name, value in (tags or {}).items():
         setattr(image, name, value)
     image.save_as(path, enforce_file_format=True)
     return path
 
 
-def make_series(folder: Path, count: int, **tags: Any) -> list[Path]:
+def make_series(folder: Path, count: int) -> list[Path]:
     """Write the images of one new series."""
     folder.mkdir(parents=True, exist_ok=True)
     series = generate_uid()
-    return [make_image(folder / f"{n}.dcm", series=series, number=n, **tags) for n in range(count)]
+    return [make_image(folder / f"{n}.dcm", series=series, number=n) for n in range(count)]
 
 
 PROPOSALS = {
@@ -147,6 +152,23 @@ def storescu(port: int, *arguments: str | Path, called: str = "MEDIMG") -> "subp
 
 def uid_of(path: Path) -> str:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
+def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
+    """Make a key and a certificate with openssl."""
+    key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
+    make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    if signed_by is None:
+        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
+    else:
+        authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
+        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
+        sign += ["-copy_extensions", "copy"]
+        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
+    for step in steps:
+        subprocess.run([str(word) for word in step], check=True, capture_output=True)
+    return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
 class Orthanc:

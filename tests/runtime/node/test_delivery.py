@@ -5,17 +5,28 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pydicom
 import pytest
 
-from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination
+from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination, Reception
 
-from .conftest import Orthanc, Start, free_port, make_config, make_series, storescu, uid_of, wait_for
+from .conftest import (
+    Orthanc,
+    Start,
+    certificate,
+    free_port,
+    make_config,
+    make_series,
+    storescu,
+    uid_of,
+    wait_for,
+)
 
-QUICK = {"first_retry_s": 0.2, "max_retry_s": 0.4, "timeout_s": 5.0}
+QUICK = Delivery(first_retry_s=0.2, max_retry_s=0.4, timeout_s=5.0)
 
 
 def archive(port: int) -> DicomDestination:
@@ -32,7 +43,7 @@ def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
 def test_orthanc_forwards_studies_and_gets_reports_that_resolve(
     start: Start, tmp_path: Path, orthanc: Orthanc
 ) -> None:
-    deliver = Delivery((archive(orthanc.port),), **QUICK)
+    deliver = replace(QUICK, dicom=(archive(orthanc.port),))
     start(make_config(tmp_path, port=orthanc.node_port, deliver=deliver))
     images = make_series(tmp_path / "series", 4)
     wait_for(orthanc.is_up)
@@ -53,7 +64,7 @@ def test_orthanc_forwards_studies_and_gets_reports_that_resolve(
 
 def test_a_destination_that_is_down_gets_everything_later(start: Start, tmp_path: Path) -> None:
     port = free_port()
-    node = start(make_config(tmp_path, deliver=Delivery((archive(port),), **QUICK)))
+    node = start(make_config(tmp_path, deliver=replace(QUICK, dicom=(archive(port),))))
     for number in range(3):
         storescu(node.receiver.port, *make_series(tmp_path / str(number), 2))
     wait_for(lambda: node.counters.total("delivery_failed") >= 2)
@@ -66,6 +77,24 @@ def test_a_destination_that_is_down_gets_everything_later(start: Start, tmp_path
         storescp.terminate()
     assert node.store._rows("SELECT DISTINCT state FROM instances") == [("delivered",)]
     assert len(list(kept.iterdir())) == 3
+
+
+def test_reports_travel_by_tls_with_both_certificates(start: Start, tmp_path: Path) -> None:
+    certificate(tmp_path, "ca")
+    ours, theirs = certificate(tmp_path, "node", "ca"), certificate(tmp_path, "archive", "ca")
+    port, kept = free_port(), tmp_path / "kept"
+    kept.mkdir()
+    tls = ["+tls", theirs.key, theirs.certificate, "+cf", theirs.authorities]
+    with subprocess.Popen(["storescp", "-aet", "ORTHANC", *tls, "-od", kept, str(port)]) as storescp:
+        deliver = replace(QUICK, dicom=(replace(archive(port), tls=True),))
+        receive = Reception(reserve_mb=1, tls=ours)
+        node = start(make_config(tmp_path, deliver=deliver, receive=receive))
+        client = ["+tls", theirs.key, theirs.certificate, "+cf", theirs.authorities]
+        sent = storescu(node.receiver.port, *client, *make_series(tmp_path / "series", 1))
+        assert sent.returncode == 0, sent.stderr
+        wait_for(lambda: node.counters.total("delivered") == 1)
+        storescp.terminate()
+    assert len(list(kept.iterdir())) == 1
 
 
 class Service:
@@ -92,7 +121,7 @@ class Service:
 def test_http_gets_json_lines_until_it_takes_them(start: Start, tmp_path: Path) -> None:
     service = Service(failures=2)
     url = f"http://127.0.0.1:{service.server.server_address[1]}/results"
-    deliver = Delivery((), (HttpDestination("service", url),), **QUICK)
+    deliver = replace(QUICK, http=(HttpDestination("service", url),))
     node = start(make_config(tmp_path, deliver=deliver))
     images = make_series(tmp_path / "series", 2)
     storescu(node.receiver.port, *images)

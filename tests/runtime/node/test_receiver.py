@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
 
-from medimg.runtime.node.config import Peer, Reception, Tls
+from medimg.runtime.node.config import Peer, Reception
 
-from .conftest import PROPOSALS, Start, make_config, make_image, make_series, storescu, uid_of, wait_for
+from .conftest import (
+    PROPOSALS,
+    Start,
+    certificate,
+    make_config,
+    make_image,
+    make_series,
+    storescu,
+    uid_of,
+    wait_for,
+)
 
 
 def answers(done: "subprocess.CompletedProcess[str]") -> list[str]:
@@ -66,7 +75,7 @@ def test_the_same_image_again_is_a_success_without_work(start: Start, tmp_path: 
 def test_a_uid_never_has_two_contents(start: Start, tmp_path: Path) -> None:
     node = start()
     image = make_image(tmp_path / "a.dcm")
-    other = make_image(tmp_path / "b.dcm", number=2, SOPInstanceUID=uid_of(image))
+    other = make_image(tmp_path / "b.dcm", number=2, tags={"SOPInstanceUID": uid_of(image)})
     assert storescu(node.receiver.port, image).returncode == 0
     done = storescu(node.receiver.port, other)
     assert answers(done) == ["Unknown Status: 0x111"]
@@ -151,7 +160,7 @@ def test_uids_that_are_none_are_refused(start: Start, tmp_path: Path, tag: str, 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     node = start()
     with pydicom.config.disable_value_validation():
-        image = make_image(tmp_path / "a.dcm", **{tag: value})
+        image = make_image(tmp_path / "a.dcm", tags={tag: value})
     done = storescu(node.receiver.port, image)
     assert answers(done) == ["Error: CannotUnderstand"]
     assert stored(node) == set()
@@ -164,21 +173,6 @@ def test_names_of_files_are_hashes(start: Start, tmp_path: Path) -> None:
     names = [path.name for path in node.store.images.iterdir()]
     assert len(names) == 2
     assert all(len(name) == 64 + 4 and set(name[:64]) <= set("0123456789abcdef") for name in names)
-
-
-def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
-    """Make a key and a certificate with openssl."""
-    key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
-    make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
-    if signed_by is None:
-        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
-    else:
-        authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
-        sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
-        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
-    for step in steps:
-        subprocess.run(step, check=True, capture_output=True)
-    return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))
 
 
 def test_tls_takes_only_certificates_of_its_authority(start: Start, tmp_path: Path) -> None:
@@ -212,6 +206,27 @@ def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
         context.wrap_socket(second) as connection,
     ):
         assert connection.version()
+
+
+def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:
+    node = start()
+    series = [make_series(tmp_path / str(number), 3) for number in range(8)]
+    command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
+    sending = [subprocess.Popen([*command, *map(str, images)]) for images in series]
+    assert [sender.wait() for sender in sending] == [0] * 8
+    assert stored(node) == {uid_of(image) for images in series for image in images}
+    wait_for(lambda: node.counters.total("answered") == 24)
+
+
+def test_an_association_is_slowed_to_its_rate(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, images_per_s=0.01)))
+    waits: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("medimg.runtime.node.receiver.time.sleep", waits.append)
+        assert storescu(node.receiver.port, make_image(tmp_path / "a.dcm")).returncode == 0
+    assert 90 < max(waits) <= 100
 
 
 def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:
@@ -288,7 +303,7 @@ def fuzz(start: Start, folder: Path, count: int) -> None:
             del mutated[generator.randrange(len(mutated)) :]
         send_raw(node.receiver.port, bytes(mutated))
     wait_for(lambda: node.receiver.associations == 0, 60)
-    last = make_image(folder / "b.dcm", SOPInstanceUID=generate_uid())
+    last = make_image(folder / "b.dcm")
     assert storescu(node.receiver.port, last).returncode == 0
     assert node.problem() is None
 

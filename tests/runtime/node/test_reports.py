@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_what_the_model_is_not_for_is_not_classified(
 
 def test_an_unreadable_image_is_answered_with_its_reason(start: Start, tmp_path: Path) -> None:
     node = start()
-    bad = make_image(tmp_path / "bad.dcm", PixelData=b"short")
+    bad = make_image(tmp_path / "bad.dcm", tags={"PixelData": b"short"})
     good = make_image(tmp_path / "good.dcm")
     storescu(node.receiver.port, bad, good)
     wait_for(lambda: len(lines_of(node, "instance")) == 2)
@@ -232,7 +233,7 @@ def test_images_of_several_associations_share_batches(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    sizes = []
+    sizes: list[int] = []
     take = node.store.take
     monkeypatch.setattr(node.store, "take", lambda limit: noted(take(limit), sizes))
     node._worker._image_s = 1e-3
@@ -249,6 +250,10 @@ def noted(taken: list[Any], sizes: list[int]) -> list[Any]:
     return taken
 
 
+def has_more_series(node: Any, before: int) -> bool:
+    return len(lines_of(node, "series")) > before
+
+
 def test_clock_jumps_change_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Series are idle by the monotonic clock; the wall clock is only written down."""
     import time
@@ -259,5 +264,5 @@ def test_clock_jumps_change_nothing(start: Start, tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("medimg.runtime.node.store.time.time", lambda shift=shift: wall() + shift)
         before = len(lines_of(node, "series"))
         storescu(node.receiver.port, make_image(tmp_path / f"{shift}.dcm"))
-        wait_for(lambda before=before: len(lines_of(node, "series")) == before + 1)
+        wait_for(partial(has_more_series, node, before))
     assert len(lines_of(node, "instance")) == 2

@@ -53,14 +53,15 @@ class Running:
         self.folder, self.port, self.status_port = folder, free_port(), free_port()
         config = folder / "node.toml"
         config.write_text(CONFIG.format(port=self.port, status_port=self.status_port))
+        (folder / "notify").unlink(missing_ok=True)
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(folder / "notify"))
         self._notices.settimeout(30)
         self.log = folder / "node.log"
-        command = [Path(sys.executable).with_name("medimg-run"), "listen", model, "--config", config]
+        program = str(Path(sys.executable).with_name("medimg-run"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "--threads", "1"],
+                [program, "listen", str(model), "--config", str(config), "--threads", "1"],
                 env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
                 stderr=log,
             )
@@ -137,13 +138,19 @@ def test_a_life(tiny_model: Path, tmp_path: Path) -> None:
         answered = {line.get("sop_instance_uid") for line in node.lines("results")}
         assert {uid_of(image) for image in images} <= answered
         assert node.lines("audit")[-1]["event"] == "stopped"
-        assert "Traceback" not in node.log.read_text()
+        logged = [json.loads(line) for line in node.log.read_text().splitlines()]
+        assert [line["message"] for line in logged if line["level"] == "INFO"][-1] == "stopped"
+        assert any("the model stays" in line["message"] for line in logged if line["level"] == "ERROR")
+        assert not any("traceback" in line for line in logged)
 
 
 def test_the_status_page_in_a_browser(start: Start, tmp_path: Path) -> None:
     port = free_port()
     node = start(make_config(tmp_path, status_port=port))
-    images = [make_image(tmp_path / "a.dcm"), make_image(tmp_path / "bad.dcm", PixelData=b"<script>")]
+    images = [
+        make_image(tmp_path / "a.dcm"),
+        make_image(tmp_path / "bad.dcm", tags={"PixelData": b"<script>"}),
+    ]
     storescu(node.receiver.port, *images)
     wait_for(lambda: node.counters.total("answered") == 2)
     profile = tmp_path / "profile"
@@ -186,6 +193,22 @@ def test_a_hanging_thread_is_unhealthy(start: Start, tmp_path: Path, monkeypatch
         storescu(node.receiver.port, make_image(tmp_path / "a.dcm"))
         assert wait_for(node.problem) == "no sign of life from: classify"
     wait_for(lambda: node.problem() is None)
+
+
+def test_a_database_damaged_under_way_ends_the_node_with_a_message(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tmp_path, tiny_model) as node:
+        assert storescu(node.port, make_image(tmp_path / "a.dcm")).returncode == 0
+        wait_for(lambda: len(node.lines("results")) == 2)
+        for path in (tmp_path / "state").glob("node.db*"):
+            with path.open("r+b") as file:
+                file.write(b"\xff" * path.stat().st_size)
+        storescu(node.port, make_image(tmp_path / "b.dcm"))
+        assert node.process.wait(timeout=30) == 1
+        assert "Traceback" not in node.log.read_text()
+        assert node.log.read_text().splitlines()[-1].startswith("error: ")
+    with running(tmp_path, tiny_model) as node:
+        assert node.get("/health") == "ok\n"
+        assert list((tmp_path / "state").glob("damaged-*"))
 
 
 def test_two_nodes_do_not_share_a_folder(start: Start, tiny_model: Path, tmp_path: Path) -> None:

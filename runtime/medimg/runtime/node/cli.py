@@ -1,5 +1,6 @@
 """The commands of the node: listen, audit, bundle, sbom."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,18 +21,25 @@ def listen(model: Path, config_file: Path, ae_title: str | None, port: int | Non
 
     SIGTERM finishes what is under way; SIGHUP loads MODEL anew; SIGUSR2 goes back to the model before.
     """
-    from medimg.runtime.errors import ModelError, UsageError
+    import sqlite3
+
+    from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
     from medimg.runtime.node.config import read_config
+    from medimg.runtime.node.logs import log_json_lines
     from medimg.runtime.node.service import Node
 
+    log_json_lines()
     config = read_config(config_file)
     try:
         config = replace(config, ae_title=ae_title or config.ae_title, port=port or config.port)
     except ModelError as error:
         raise UsageError(str(error)) from None
     if not config.public_key:
-        click.echo("warning: no public_key is configured, so MODEL need not be signed", err=True)
-    Node(model, config, threads).run()
+        logging.getLogger(__name__).warning("no public_key is configured, so MODEL need not be signed")
+    try:
+        Node(model, config, threads).run()
+    except (OSError, sqlite3.Error) as error:
+        raise CheckFailedError(f"{config.folder}: {error}: is the disk full, or its owner another?") from None
 
 
 @click.group()

@@ -29,6 +29,10 @@ class Journal:
         with self._lock:
             return self._written, self._head
 
+    def tidy(self) -> None:
+        """Remove from the database what the files hold."""
+        self._store.forget_lines(self._stream, self.position[0])
+
     def catch_up(self) -> None:
         """Append the lines that have been committed since, and make them durable."""
         with self._lock:
@@ -39,7 +43,6 @@ class Journal:
                 append_durable(self.folder / f"{number:06}.jsonl", "".join(f"{text}\n" for _, text in part))
                 self._written = part[-1][0]
                 self._head = hashlib.sha256(part[-1][1].encode()).hexdigest()
-                self._store.forget_lines(self._stream, self._written)
 
 
 def read_lines(folder: Path) -> Iterator[str]:

@@ -31,9 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 _ROUND_S = 0.2
 """How often a thread without work looks for some."""
-STALLED_S = 60.0
+STALLED_S = 300.0
 """A thread that has not made its round for so long is taken to hang."""
-_CLEAN_S = 600.0
+_TIDY_S = 10.0
+_FORGET_S = 3600.0
 
 
 class Node:
@@ -63,7 +64,9 @@ class Node:
         public_key = Path(config.public_key) if config.public_key else None
         self.models = Models(model, public_key, self.store, threads)
         self._adopt_files()
-        self._worker = Worker(self.store, self.models, config.inference, self.counters, self._catch_up)
+        self._worker = Worker(
+            self.store, self.models, config.inference, self.counters, self._results.catch_up
+        )
         self._series = SeriesReporter(self.store, config.inference, config.codes, self._on_reported)
         self._deliverers = [
             Deliverer(sender, self.store, config.deliver, self.counters)
@@ -74,8 +77,9 @@ class Node:
         self._stopping, self._ended = threading.Event(), threading.Event()
         self._signals: list[Callable[[], object]] = []
         self._rounds: dict[str, float] = {}
+        self._next_tidy = self._next_forget = 0.0
         self._threads: list[threading.Thread] = []
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     @property
     def status_port(self) -> int:
@@ -88,10 +92,12 @@ class Node:
         self._begin("classify", self._worker.work, self._worker.wait)
         self._begin("series", self._series.work, self._pause)
         for deliverer in self._deliverers:
-            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.wait)
+            # It waits for others, within limits of its own.
+            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.wait, is_watched=False)
         self._begin("keep", self._keep, self._pause)
         self.receiver.start()
         self._status.start()
+        _LOG.info("%s listens on %s:%d", self._config.ae_title, self._config.address, self.receiver.port)
 
     def run(self) -> None:
         """Work until a signal asks for the end, then finish what is under way.
@@ -110,34 +116,40 @@ class Node:
         notify("READY=1")
         while not self._stopping.wait(_ROUND_S):
             while self._signals:
-                self._signals.pop(0)()
-            problem = self.problem()
-            if self._failure or self.receiver.failure:
+                self._obey(self._signals.pop(0))
+            if self.failure:
                 break
-            if problem is None:
+            if self.problem() is None:
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
         self.stop()
-        if failure := self._failure or self.receiver.failure:
-            raise CheckFailedError(f"the node ended: {printable(str(failure))}")
+        if self.failure:
+            raise CheckFailedError(f"the node ended: {printable(str(self.failure))}: start it again")
 
     def stop(self) -> None:
         """Receive nothing more, work off the queue within the limit, and end."""
         end = time.monotonic() + self._config.drain_s
         self.receiver.stop(self._config.drain_s)
         self._worker.wake()
-        while time.monotonic() < end and not self._failure and self.store.counts()["received"]:
+        while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=self._config.drain_s)
-        self.store.audit("stopped")
-        self._catch_up()
-        self._sign(now=True)
+        if not self.failure:
+            self.store.audit("stopped")
+            self._catch_up()
+            self._sign(now=True)
+        _LOG.info("stopped")
         self._status.stop()
         self.models.close()
         self.store.close()
         os.close(self._lock_file)
+
+    @property
+    def failure(self) -> Exception | None:
+        """A damaged database, which a new start sets aside; None if there is none."""
+        return self._failure or self.receiver.failure
 
     @property
     def is_stopped(self) -> bool:
@@ -150,7 +162,7 @@ class Node:
         late = [name for name, at in self._rounds.items() if now - at > STALLED_S]
         if late:
             return f"no sign of life from: {', '.join(late)}"
-        return str(self._failure or self.receiver.failure) if self._failure or self.receiver.failure else None
+        return str(self.failure) if self.failure else None
 
     def snapshot(self) -> Snapshot:
         """Say how things are, for the status page."""
@@ -168,12 +180,20 @@ class Node:
             ae_title=self._config.ae_title,
         )
 
-    def _begin(self, name: str, work: Callable[[], int], wait: Callable[[float], object]) -> None:
+    def _begin(
+        self,
+        name: str,
+        work: Callable[[], int],
+        wait: Callable[[float], object],
+        *,
+        is_watched: bool = True,
+    ) -> None:
         """Start a thread that works while there is work, and waits otherwise."""
 
         def rounds() -> None:
             while not self._ended.is_set():
-                self._rounds[name] = time.monotonic()
+                if is_watched:
+                    self._rounds[name] = time.monotonic()
                 try:
                     if work() == 0:
                         wait(_ROUND_S)
@@ -185,7 +205,6 @@ class Node:
                 except Exception as error:  # noqa: BLE001  the work stays queued, and the cause may pass
                     self._retry_later(name, error)
 
-        self._rounds[name] = time.monotonic()
         thread = threading.Thread(target=rounds, name=f"medimg-{name}", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -215,18 +234,27 @@ class Node:
         """Keep the logs up to date and the disk free."""
         self._catch_up()
         self._sign()
-        now = time.monotonic()
-        if now >= self._next_clean:
-            keep = self._config.retention
-            self.store.clean(time.time() - 3600 * keep.images_h, time.time() - 86400 * keep.results_days)
-            self._next_clean = now + _CLEAN_S
+        now, keep = time.monotonic(), self._config.retention
+        if now >= self._next_tidy:
+            self._results.tidy()
+            self._audit.tidy()
+            self.store.clean_files(time.time() - 3600 * keep.images_h)
+            self._next_tidy = now + _TIDY_S
+        if now >= self._next_forget:
+            self.store.clean_rows(time.time() - 86400 * keep.results_days)
+            self._next_forget = now + _FORGET_S
         return 0
-
-    _next_clean = 0.0
 
     def _sign(self, *, now: bool = False) -> None:
         if self._checkpoints:
             self._checkpoints.work(*self._audit.position, now=now)
+
+    def _obey(self, action: Callable[[], object]) -> None:
+        """Do what a signal asks for; a full disk is no reason to end."""
+        try:
+            action()
+        except (OSError, sqlite3.OperationalError) as error:
+            _LOG.error("a signal could not be obeyed: %s", printable(str(error)))
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -37,6 +37,8 @@ CREATE INDEX IF NOT EXISTS waiting ON instances(arrival) WHERE state = 'received
 CREATE INDEX IF NOT EXISTS unreported ON instances(series_uid) WHERE report_uid IS NULL;
 CREATE INDEX IF NOT EXISTS by_series ON instances(series_uid);
 CREATE INDEX IF NOT EXISTS by_report ON instances(report_uid);
+CREATE INDEX IF NOT EXISTS kept ON instances(inferred_at) WHERE state = 'delivered' AND file IS NOT NULL;
+CREATE INDEX IF NOT EXISTS old ON instances(inferred_at) WHERE state = 'delivered' AND file IS NULL;
 CREATE TABLE IF NOT EXISTS series(series_uid TEXT PRIMARY KEY, header TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS models(sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, spec TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS reports(
@@ -464,36 +466,35 @@ class Store:
             count,
         )
 
-    def clean(self, images_before: float, rows_before: float) -> int:
-        """Remove files of delivered images and old rows.
-
-        Args:
-            images_before: images answered before this time (seconds since 1970) lose their file.
-            rows_before: those answered before this one lose their row, and a series without rows its reports.
-
-        Returns:
-            How many image files were removed.
-        """
-        old = "state = 'delivered' AND inferred_at < ?"
+    def clean_files(self, before: float, limit: int = 500) -> int:
+        """Remove the files of images that were answered before a time, and delivered; give how many."""
         with self._transaction() as database:
             files = database.execute(
-                f"SELECT file FROM instances WHERE {old} AND file IS NOT NULL",  # noqa: S608  a constant
-                (images_before,),
+                "SELECT file FROM instances WHERE state = 'delivered' AND file IS NOT NULL"
+                " AND inferred_at < ? LIMIT ?",
+                (before, limit),
             ).fetchall()
             for (name,) in files:
                 (self.images / name).unlink(missing_ok=True)
-            database.execute(f"UPDATE instances SET file = NULL WHERE {old}", (images_before,))  # noqa: S608
-            database.execute(f"DELETE FROM instances WHERE {old}", (rows_before,))  # noqa: S608
+            database.executemany("UPDATE instances SET file = NULL WHERE file = ?", files)
+        return len(files)
+
+    def clean_rows(self, before: float) -> None:
+        """Forget images that were answered before a time, and reports of series that are forgotten whole."""
+        with self._transaction() as database:
+            database.execute(
+                "DELETE FROM instances WHERE state = 'delivered' AND file IS NULL AND inferred_at < ?",
+                (before,),
+            )
             gone = database.execute(
                 "DELETE FROM reports WHERE created_at < ? AND series_uid NOT IN"
                 " (SELECT series_uid FROM instances) RETURNING report_uid",
-                (rows_before,),
+                (before,),
             ).fetchall()
             for (uid,) in gone:
                 self.report_path(uid).unlink(missing_ok=True)
             database.executemany("DELETE FROM deliveries WHERE report_uid = ?", gone)
             database.execute("DELETE FROM series WHERE series_uid NOT IN (SELECT series_uid FROM instances)")
-        return len(files)
 
 
 def _scores(text: str) -> tuple[float, ...] | None:

@@ -134,6 +134,9 @@ class _Server(ThreadedAssociationServer):  # type: ignore[misc]
             )
         return connection, address
 
+    def service_actions(self) -> None:
+        """Leave cycles to Python: pynetdicom would collect them, and stop everything, every 60 polls."""
+
     def verify_request(self, _request: Any, client_address: Any) -> bool:  # noqa: ANN401
         return self.bounds.is_known_address(client_address[0])
 
