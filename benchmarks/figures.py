@@ -41,7 +41,7 @@ BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
     "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "evaluate", "simulate"),
     "medimg-export": ("",),
-    "medimg-run": ("", "predict", "inspect", "doctor"),
+    "medimg-run": ("", "predict", "inspect", "doctor", "listen", "audit", "bundle", "sbom"),
     "medimg-bench": ("", "run", "sweep", "compare"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")

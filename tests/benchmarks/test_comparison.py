@@ -1,7 +1,6 @@
 """Comparing two results: the interval holds what it says, and every odd file has its message."""
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -191,10 +190,11 @@ def test_a_file_that_is_no_result_is_named(content: str | None, message: str, tm
     assert found.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("time_ms", [0.0, -1.0, math.nan, math.inf])
-def test_impossible_times_are_refused(time_ms: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("time_ms", ["0.0", "-1.0", "NaN", "Infinity"])
+def test_impossible_times_are_refused(time_ms: str, tmp_path: Path) -> None:
     run = run_of(latencies(0))
-    odd = written(tmp_path / "odd.json", result(replace(run, raw_ms=(*run.raw_ms[:-1], time_ms))))
+    odd = written(tmp_path / "odd.json", result(replace(run, raw_ms=(*run.raw_ms[:-1], 123456.0))))
+    odd.write_text(odd.read_text().replace("123456.0", time_ms))
     with pytest.raises(DataError, match="above 0 and finite"):
         read_result(odd)
 
