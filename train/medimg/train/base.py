@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class PretrainedBase:
             return images
         start, inputs = computed or (IMAGE, images)
 
+        @cache
+        def network() -> Network:
+            return view(self.network, start, layer)
+
         def outputs(image: Part, given: Part, copies: Copies | None, name: str) -> Part:
             rows = len(image) * (copies.number if copies else 1)
             batches = (
@@ -95,19 +99,18 @@ class PretrainedBase:
             )
             tracked = job.progress.track(batches, f"compute {name} {layer}", math.ceil(rows / BATCH))
             key = key_of("frozen", self._key, image.key, layer, str(copies))
-            return image.with_inputs(job.store.array(key, rows, self._run(tracked, start, layer)))
+            return image.with_inputs(job.store.array(key, rows, self._run(tracked, network)))
 
         return Parts(
             outputs(images.train, inputs.train, job.options.copies, "training"),
             outputs(images.validation, inputs.validation, None, "validation"),
         )
 
-    def _run(self, batches: Iterable[NDArray[Any]], start: str, layer: str) -> Iterator[NDArray[Any]]:
-        network = view(self.network, start, layer)
+    def _run(self, batches: Iterable[NDArray[Any]], network: Callable[[], Network]) -> Iterator[NDArray[Any]]:
         for batch in batches:
-            images = start == IMAGE
+            images = batch.dtype == np.uint8
             values = to_network_input(batch, self._options.intensity) if images else batch.astype(np.float32)
-            yield network.predict_on_batch(values)
+            yield network().predict_on_batch(values)
 
     @cached_property
     def _key(self) -> str:
