@@ -34,8 +34,8 @@ _SAMPLE = re.compile(
 )
 _LEAST_LATENCY_NS = 1000
 FASTER, FASTER_OFFLINE = 4, 1.1
-"""LoadGen makes its queries beforehand, for a speed that it is told: so many times what the warm-up showed, or a
-system that speeds up would run out of them. In offline all of them are run."""
+"""LoadGen makes its queries beforehand, for a speed that it is told: so many times what the warm-up showed,
+or a system that speeds up would run out of them. In offline all of them are run."""
 
 
 def installed() -> bool:
