@@ -86,7 +86,9 @@ def test_markdown_holds_the_figures_and_no_markup_of_others(full: Benchmark) -> 
 
 
 def test_the_terminal_shows_all_within_80_columns_and_no_escape(full: Benchmark) -> None:
-    lines = show(full)
+    many = replace(run_of(np.full(50, 10.0), "multi-stream", 128), stages_ms=full.runs[0].stages_ms)
+    lines = show(replace(full, runs=(*full.runs, many)))
+    assert sum(line.startswith("multi-stream 128 ") for line in lines) == 1
     assert "\x1b" not in "".join(lines)
     assert max(map(len, lines[1:])) <= 80
     text = " ".join(line.strip() for line in lines)

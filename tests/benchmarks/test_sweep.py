@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from fakes import browse, result, run_of, write_images
 
+from medimg.benchmarks import run_benchmark
 from medimg.benchmarks.recommendation import recommend
+from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep import find_artefacts, run_sweep
 from medimg.benchmarks.sweep_exports import render, show_sweep, to_csv, to_markdown
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
@@ -141,6 +143,22 @@ def test_accuracy_is_counted_on_labelled_data(swept: tuple[Sweep, list[Sweep]]) 
     assert [item.on_front for item in swept[0].rows] == [True, False, False, False]
 
 
+def test_a_duration_too_short_for_one_leaves_it_out_with_the_one_that_serves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="none of its artefacts can run here"):
+        run_sweep(folder, backends=("openvino",), duration_s=1e-6, driver="native", threads=1)
+
+    def too_short_for_tiny(model: Path, **options: Any) -> Benchmark:
+        options["duration_s"] = 1e-6 if model.name == "tiny.onnx" else 0.2
+        return run_benchmark(model, **options)
+
+    monkeypatch.setattr("medimg.benchmarks.sweep.run_benchmark", too_short_for_tiny)
+    found = run_sweep(folder, backends=("openvino",), driver="native", threads=1)
+    assert [item.artefact for item in found.rows] == ["verified.onnx"]
+    assert any("is too short" in item.reason for item in found.skipped)
+
+
 def test_without_labels_accuracy_is_that_of_the_verification(folder: Path, image_folder: Path) -> None:
     found = run_sweep(
         folder, data=image_folder, backends=("openvino",), duration_s=0.2, driver="native", threads=1
@@ -153,8 +171,8 @@ def test_without_labels_accuracy_is_that_of_the_verification(folder: Path, image
 
 def test_the_table_fits_80_columns(swept: tuple[Sweep, list[Sweep]]) -> None:
     wide = replace(swept[0], rows=(row("a" * 40 + "\x1b[31m.int8.onnx", "onnxruntime", 1234.5, 0.9712),))
-    for sweep in (swept[0], wide):
-        lines = show_sweep(sweep)
+    for item in (swept[0], wide):
+        lines = show_sweep(item)
         assert max(map(len, lines)) <= 80
         assert "\x1b" not in "".join(lines)
 
@@ -164,11 +182,11 @@ def test_the_exports_hold_every_row_and_escape_names(
 ) -> None:
     hostile = "<img src=x onerror=document.title='owned'>$\\frac$.onnx"
     skipped = (Skipped(hostile, "openvino", "<b>refused</b>"),)
-    sweep = replace(swept[0], rows=(*swept[0].rows, row(hostile, "openvino", 3.0, 0.9)), skipped=skipped)
-    assert len(to_csv(sweep).splitlines()) == 1 + len(sweep.rows)
-    assert "\\<img" in to_markdown(sweep)
+    found = replace(swept[0], rows=(*swept[0].rows, row(hostile, "openvino", 3.0, 0.9)), skipped=skipped)
+    assert len(to_csv(found).splitlines()) == 1 + len(found.rows)
+    assert "\\<img" in to_markdown(found)
     page = tmp_path / "sweep.html"
-    page.write_text(render(sweep))
+    page.write_text(render(found))
     shown = browse(page)
     assert "<title>Sweep of " in shown
     assert 'alt="Accuracy against latency' in shown

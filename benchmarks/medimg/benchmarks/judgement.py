@@ -95,7 +95,7 @@ def _unsteady(run: Run) -> Iterator[str]:
         # Batches under way at once end together, so that single ones tell nothing.
         steady = (
             np.array([block.mean() for block in np.array_split(values, BLOCKS)])
-            if len(values) > BLOCKS
+            if len(values) >= 4 * BLOCKS
             else values[:0]
         )
     else:

@@ -81,7 +81,7 @@ def run_sweep(
                 progress=progress,
             )
             accuracy = _count(path, found, labelled, threads) if labelled else _verified(spec)
-        except (DataError, UsageError):
+        except DataError:
             raise
         except MedimgError as error:
             skipped.append(Skipped(path.name, backend, str(error)))

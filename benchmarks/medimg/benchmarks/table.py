@@ -21,6 +21,7 @@ DRIVERS = {
 }
 WIDTH = 80
 _LATENCIES = ("p50", "p90", "p99", "p99.9", "max", "mean")
+_NAME_WIDTH = 16
 _STAGE_WIDTHS = {stage: max(len(stage), 7) + 1 for stage in STAGES}
 
 
@@ -56,7 +57,7 @@ def _lines(benchmark: Benchmark) -> Iterator[str]:
     if any(too_few(len(run.raw_ms)) for run in benchmark.runs):
         yield f"{'':<13} ( ) rests on too few queries"
     yield ""
-    yield f"{'stages, ms':<13}" + "".join(
+    yield f"{'stages, ms':<{_NAME_WIDTH}}" + "".join(
         f"{name.replace('_', ' '):>{_STAGE_WIDTHS[name]}}" for name in STAGES
     )
     yield from map(_stages, benchmark.runs)
@@ -140,11 +141,11 @@ def _latencies(run: Run) -> str:
 
 
 def _name(run: Run) -> str:
-    return f"{run.scenario:<13}" if run.scenario == "single-stream" else f"{run.scenario} {run.batch_size}"
+    return run.scenario if run.scenario == "single-stream" else f"{run.scenario} {run.batch_size}"
 
 
 def _stages(run: Run) -> str:
-    return f"{_name(run):<13.13}" + "".join(
+    return f"{_name(run):<{_NAME_WIDTH}.{_NAME_WIDTH}}" + "".join(
         f"{'-' if run.stages_ms[stage] is None else digits(run.stages_ms[stage]):>{width}}"
         for stage, width in _STAGE_WIDTHS.items()
     )
@@ -152,7 +153,7 @@ def _stages(run: Run) -> str:
 
 def _utilisation(run: Run) -> str:
     shares = run.utilisation or {}
-    return f"{_name(run):<13.13}" + "".join(
+    return f"{_name(run):<{_NAME_WIDTH}.{_NAME_WIDTH}}" + "".join(
         f"{'-' if (share := shares.get(stage)) is None else f'{100 * share:.0f}':>{width}}"
         for stage, width in _STAGE_WIDTHS.items()
     )
