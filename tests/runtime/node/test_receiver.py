@@ -5,6 +5,7 @@ import re
 import socket
 import ssl
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,8 +245,6 @@ def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Pat
 
 def recorded_association(port: int, image: Path) -> bytes:
     """Give the bytes that storescu sends for one image, taken on their way to the node."""
-    import threading
-
     with socket.create_server(("127.0.0.1", 0)) as relay:
         sent = bytearray()
 
@@ -315,6 +314,24 @@ def test_damaged_associations_harm_nobody_else(start: Start, tmp_path: Path) -> 
 @pytest.mark.soak
 def test_many_damaged_associations(start: Start, tmp_path: Path) -> None:
     fuzz(start, tmp_path, 5000)
+
+
+def test_an_association_without_transfer_syntaxes_ends(start: Start) -> None:
+    """Negotiation itself fails within pynetdicom; no thread and no connection may be left."""
+    node = start()
+
+    def item(kind: int, content: bytes) -> bytes:
+        return bytes([kind, 0]) + len(content).to_bytes(2, "big") + content
+
+    context = item(0x20, bytes([1, 0, 0, 0]) + item(0x30, b"1.2.840.10008.1.1"))
+    user = item(0x50, item(0x51, (16384).to_bytes(4, "big")) + item(0x52, b"1.2.3"))
+    titles = b"MEDIMG".ljust(16) + b"STORESCU".ljust(16)
+    body = bytes([0, 1, 0, 0]) + titles + bytes(32) + item(0x10, b"1.2.840.10008.3.1.1.1") + context + user
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=5) as connection:
+        connection.sendall(bytes([1, 0]) + len(body).to_bytes(4, "big") + body)
+        assert connection.recv(4096) == b""
+    wait_for(lambda: threading.active_count() <= before)
 
 
 @pytest.mark.parametrize("kind", [1, 4])

@@ -6,14 +6,18 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medimg.runtime.node import sr
+from medimg.runtime.node.arrivals import HEADER, checked_value
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.journal import read_lines
 from medimg.runtime.node.store import Member
@@ -63,6 +67,9 @@ def content(members: Sequence[Member], predecessor: str | None = None) -> sr.Rep
         sr.report_uid("1.2.3", members), "1.2.3", "1.3", header, tuple(groups), predecessor, codes
     )
 
+
+ODD = r"\A([12][09]\d{2}[0-3]\d[0-3]\d|[0-2]\d[0-9]{4}(\.\d{1,7})?|[A-Z=^]{1,70})\Z"
+"""What looks like dates, times and names."""
 
 CASES = {
     "one image": content([member(1)]),
@@ -117,6 +124,18 @@ def test_a_report_says_model_use_scores_and_operating_point(tmp_path: Path) -> N
 
 def test_the_same_content_gives_the_same_bytes() -> None:
     assert sr.write_report(CASES["forty images"]) == sr.write_report(CASES["forty images"])
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(HEADER, st.one_of(st.text(max_size=90), st.from_regex(ODD)))))
+@settings(max_examples=30, deadline=None)
+def test_no_text_of_a_peer_keeps_a_series_from_its_report(header: dict[str, str]) -> None:
+    """Impossible dates, too many name components and control characters are all in real files."""
+    checked = {name: checked_value(header, name) for name in HEADER}
+    written = sr.write_report(replace(CASES["one image"], header=checked))
+    report = pydicom.dcmread(BytesIO(written))
+    assert report.PatientID == checked["PatientID"]
+    for name in HEADER:
+        assert str(report.get(name) or "").isprintable()
 
 
 def test_uids_depend_on_model_series_and_instances_alone() -> None:

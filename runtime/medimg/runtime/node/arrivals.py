@@ -4,6 +4,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Mapping
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,7 @@ IMPLEMENTATION_UID = "2.25.316301806038218270065623334814262699499"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_FORMATS = {
-    "PatientBirthDate": re.compile(r"\d{8}"),
-    "StudyDate": re.compile(r"\d{8}"),
-    "StudyTime": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"),
-    "PatientSex": re.compile("[MFO]"),
-}
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", re.ASCII)
 _LONGEST = {"StudyID": 16, "AccessionNumber": 16}
 _ROW_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
 _TAGS = [*_ROW_TAGS, "BodyPartExamined", "PhotometricInterpretation", "SpecificCharacterSet", *HEADER]
@@ -63,9 +59,7 @@ def read_arrival(
         kind = [
             _text(header, name, 64) for name in ("Modality", "BodyPartExamined", "PhotometricInterpretation")
         ]
-        patient_and_study = {
-            name: _checked(name, _text(header, name, _LONGEST.get(name, 64))) for name in HEADER
-        }
+        patient_and_study = {name: checked_value(header, name) for name in HEADER}
     except dicom.DAMAGED as error:
         raise UnusableError(f"a damaged data set ({type(error).__name__})") from None
     modality, body_part, photometric = kind
@@ -144,9 +138,28 @@ def _text(header: Any, name: str, longest: int) -> str:  # noqa: ANN401
     return "".join(char for char in text if char.isprintable())[:longest].strip()
 
 
-def _checked(name: str, text: str) -> str:
-    """Give a value of a fixed format, or nothing where it is another."""
-    return text if name not in _FORMATS or _FORMATS[name].fullmatch(text) else ""
+def checked_value(header: Any, name: str) -> str:  # noqa: ANN401
+    """Give a value as its kind must be (PS3.5 6.2), or nothing where it is otherwise."""
+    text = _text(header, name, _LONGEST.get(name, 64))
+    if name.endswith("Date"):
+        return text if _is_date(text) else ""
+    if name.endswith("Time"):
+        return text if _TIME.fullmatch(text) else ""
+    if name.endswith("Name"):
+        groups = [group.split("^")[:5] for group in text.split("=")[:3]]
+        return "=".join("^".join(part.strip() for part in group).rstrip("^") for group in groups).rstrip("=")
+    if name == "PatientSex":
+        return text if text in ("M", "F", "O") else ""
+    return text
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return (
+            len(text) == 8 and text.isascii() and text.isdigit() and bool(datetime.strptime(text, "%Y%m%d"))
+        )
+    except ValueError:
+        return False
 
 
 def describe(arrival: Arrival, *, patient_names: bool) -> Mapping[str, object]:

@@ -53,11 +53,6 @@ class StatusServer:
             raise UsageError(f"status_port {port} cannot be had ({error.strerror})") from None
         self._server.daemon_threads = True
 
-    @property
-    def port(self) -> int:
-        """The port that is listened on; 0 for none."""
-        return int(self._server.server_address[1]) if self._server else 0
-
     def start(self) -> None:
         """Begin to serve."""
         if self._server:

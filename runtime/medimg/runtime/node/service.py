@@ -81,11 +81,6 @@ class Node:
         self._threads: list[threading.Thread] = []
         self._failure: Exception | None = None
 
-    @property
-    def status_port(self) -> int:
-        """The port of metrics, health and status page; 0 if there is none."""
-        return self._status.port
-
     def start(self) -> None:
         """Begin all work, receiving last."""
         self.store.audit("started", model_sha256=self.models.current.sha256)

@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any, NoReturn
 
 from pynetdicom import AE
+from pynetdicom.acse import ACSE
 from pynetdicom.fsm import StateMachine
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
@@ -99,12 +100,26 @@ class _LastingStateMachine(StateMachine):  # type: ignore[misc]
         try:
             super().do_action(event)
         except Exception as error:  # noqa: BLE001  whatever a peer's bytes have led to
-            _LOG.info("an association ends: %s", error)
-            association = self.dul.assoc
-            association.is_aborted, association.is_established = True, False
-            association._kill = self.dul._kill_thread = True
-            if self.dul.socket:
-                self.dul.socket.close()
+            _end(self.dul.assoc, error)
+
+
+class _LastingNegotiation(ACSE):  # type: ignore[misc]
+    """Ends the association where pynetdicom's own would end its other thread, and keep the connection."""
+
+    def negotiate_association(self) -> None:
+        try:
+            super().negotiate_association()
+        except Exception as error:  # noqa: BLE001  whatever a peer's bytes have led to
+            _end(self.assoc, error)
+
+
+def _end(association: Any, error: Exception) -> None:  # noqa: ANN401
+    """End both threads of an association, and its connection, as pynetdicom's own reactor does."""
+    _LOG.info("an association ends: %s", error)
+    association.is_aborted, association.is_established = True, False
+    association._kill = association.dul._kill_thread = True
+    if association.dul.socket:
+        association.dul.socket.close()
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]
@@ -116,6 +131,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         bounded.bounds = self.server.bounds
         association.dul.socket = bounded
         association.dul.state_machine = _LastingStateMachine(association.dul)
+        association.acse = _LastingNegotiation(association)
         return association
 
 
