@@ -3,13 +3,13 @@
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from medimg.benchmarks import sensors
 from medimg.benchmarks.monitor import watched
 from medimg.benchmarks.sensors import (
     PAGE_BYTES,
@@ -18,8 +18,10 @@ from medimg.benchmarks.sensors import (
     NvmlGpu,
     Processor,
     open_gpu,
-    parse_tegrastats,
 )
+from medimg.runtime.errors import MissingDependencyError
+from medimg.runtime.telemetry.nvml import GpuSample
+from medimg.runtime.telemetry.tegrastats import parse_line
 
 CPU = "sys/devices/system/cpu"
 RAPL = "sys/class/powercap"
@@ -116,48 +118,24 @@ def test_throttling_and_a_falling_clock_during_the_run_are_found(tmp_path: Path)
     assert watch.log.clock_fell
 
 
-class FakeNvml:
-    """What nvidia-ml-py offers, of a GPU that supports all but its energy counter."""
-
-    NVMLError = RuntimeError
-    NVML_TEMPERATURE_GPU = NVML_CLOCK_SM = 0
-    nvmlClocksThrottleReasonHwSlowdown = 8  # noqa: N815  the package's own names
-    nvmlClocksThrottleReasonSwThermalSlowdown = 32  # noqa: N815
-    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815
-
-    def __init__(self, reasons: int, energies_mj: Iterator[int] | None = None) -> None:
-        self.reasons = reasons
-        self.energies_mj = energies_mj
-
-    def __getattr__(self, name: str) -> Any:
-        answers = {
-            "nvmlDeviceGetHandleByIndex": lambda number: f"gpu {number}",
-            "nvmlDeviceGetMemoryInfo": lambda _handle: SimpleNamespace(used=512 << 20),
-            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda _handle: self.reasons,
-            "nvmlDeviceGetTemperature": lambda _handle, _kind: 55,
-            "nvmlDeviceGetClockInfo": lambda _handle, _kind: 1980,
-            "nvmlDeviceGetTotalEnergyConsumption": self._energy,
-        }
-        return answers[name]
-
-    def _energy(self, _handle: object) -> int:
-        if self.energies_mj is None:
-            raise RuntimeError("not supported")
-        return next(self.energies_mj)
+def gpu_sample(**changes: Any) -> GpuSample:
+    """A GPU that counts no energy."""
+    known = GpuSample(None, None, 55.0, 0.5, 512 << 20, 1024 << 20, 1980.0, throttled=False)
+    return replace(known, **changes)
 
 
-@pytest.mark.parametrize(("reasons", "throttled"), [(0, False), (1, False), (4, True), (32, True)])
-def test_nvml_is_asked_and_what_a_gpu_lacks_is_none(reasons: int, throttled: bool) -> None:
-    reading = NvmlGpu(FakeNvml(reasons), 1).read()
-    assert reading == GpuReading(
-        memory_mib=512, temperature_c=55, clock_mhz=1980, throttled=throttled, energy_j=None, power_w=None
+def test_the_drivers_word_is_taken_over() -> None:
+    assert NvmlGpu(lambda: gpu_sample(throttled=True, power_w=70.0)).read() == GpuReading(
+        memory_mib=512, temperature_c=55, clock_mhz=1980, throttled=True, energy_j=None, power_w=70
     )
 
 
 def test_a_gpus_energy_is_added_to_the_processors(tmp_path: Path) -> None:
     package = f"{RAPL}/intel-rapl:0/energy_uj"
     processor = Processor(root_with(tmp_path, {package: "0"}))
-    with watched(processor, NvmlGpu(FakeNvml(0, itertools.count(7000, 1000)), 0), every_s=10) as watch:
+    counter = itertools.count(7)
+    gpu = NvmlGpu(lambda: gpu_sample(energy_j=float(next(counter)), power_w=999.0))
+    with watched(processor, gpu, every_s=10) as watch:
         root_with(tmp_path, {package: "2000000"})
         watch.images = 10
     assert watch.log is not None
@@ -165,6 +143,12 @@ def test_a_gpus_energy_is_added_to_the_processors(tmp_path: Path) -> None:
     assert watch.log.energy.joules == pytest.approx(3.0)
     assert watch.log.energy.source == "RAPL+NVML"
     assert watch.log.before.gpu_memory_mib == 512
+
+
+def board(line: str) -> JetsonGpu:
+    sample = parse_line(line)
+    assert sample is not None
+    return JetsonGpu(iter([(0.0, sample)]))
 
 
 @pytest.mark.parametrize(
@@ -175,22 +159,21 @@ def test_a_gpus_energy_is_added_to_the_processors(tmp_path: Path) -> None:
             "gpu@46.1C tj@49.5C VDD_IN 5240mW/4980mW VDD_CPU_GPU_CV 987mW/790mW",
             GpuReading(2448, 46.1, 611, None, None, 5.24),
         ),
-        (
-            "RAM 4181/30697MB CPU [1%@729] GR3D_FREQ 0%@[305,305] GPU@36.5C VDD_GPU_SOC 2399mW/2399mW "
-            "VDD_CPU_CV 800mW/800mW VIN_SYS_5V0 2522mW/2522mW",
-            GpuReading(4181, 36.5, 305, None, None, 5.721),
-        ),
-        ("GR3D_FREQ 12% POM_5V_IN 1876/1876", GpuReading(power_w=1.876)),
-        ("something else", GpuReading()),
+        ("RAM 4181/30697MB CPU [1%@729] GPU@36.5C", GpuReading(4181, 36.5)),
     ],
 )
-def test_lines_of_tegrastats_are_read(line: str, expected: GpuReading) -> None:
-    assert parse_tegrastats(line) == expected
+def test_a_boards_samples_are_taken_over(line: str, expected: GpuReading) -> None:
+    gpu = board(line)
+    while gpu.read() == GpuReading():
+        time.sleep(0.001)
+    assert gpu.read() == expected
 
 
 def test_power_is_added_up_over_time_where_there_is_no_counter(tmp_path: Path) -> None:
-    board = JetsonGpu(iter(["VDD_IN 5000mW/5000mW"]))
-    with watched(Processor(tmp_path), board, every_s=0.02) as watch:
+    gpu = board("RAM 1/2MB VDD_IN 5000mW/5000mW")
+    while gpu.read().power_w is None:
+        time.sleep(0.001)
+    with watched(Processor(tmp_path), gpu, every_s=0.02) as watch:
         while len(watch.states) < 10:
             time.sleep(0.01)
         watch.images = 1
@@ -208,7 +191,8 @@ def test_a_processor_needs_no_gpus_monitor() -> None:
 def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool, pid = tmp_path / "tegrastats", tmp_path / "pid"
     tool.write_text(
-        f"#!/bin/sh\necho $$ > {pid}\nwhile true; do echo 'VDD_IN 5000mW/5000mW'; sleep 0.05; done\n"
+        f"#!/bin/sh\necho $$ > {pid}\n"
+        "while true; do echo 'RAM 1/2MB VDD_IN 5000mW/5000mW'; sleep 0.05; done\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -221,7 +205,10 @@ def test_tegrastats_is_followed_and_ended(tmp_path: Path, monkeypatch: pytest.Mo
         os.kill(int(pid.read_text()), 0)
 
 
-def test_a_gpu_without_nvml_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+def test_a_gpu_without_a_driver_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cuda() -> None:
+        raise MissingDependencyError("needs CUDA")
+
+    monkeypatch.setattr(sensors, "Cuda", no_cuda)
     with open_gpu("gpu:0") as gpu:
         assert gpu is None

@@ -123,9 +123,10 @@ def test_gpus_and_their_state(nvml: Path) -> None:
         assert first == Gpu("NVIDIA RTX A4000", "00000000:3B:00.0")
         assert second == Gpu("NVIDIA T400", "00000000:AF:00.0")
         measured = driver.sampler(first.bus_id)()
-        assert driver.sampler("0000:AF:00.0")().power_w is None
+        slowed = driver.sampler("0000:AF:00.0")()
+        assert (slowed.power_w, slowed.throttled) == (None, True)
         assert ctypes.CDLL(str(nvml)).fake_open_sessions() == 1
-    assert measured == GpuSample(41.25, 9876543.21, 54.0, 0.73, 6 << 30, 16 << 30)
+    assert measured == GpuSample(41.25, 9876543.21, 54.0, 0.73, 6 << 30, 16 << 30, 1560.0, throttled=False)
     assert ctypes.CDLL(str(nvml)).fake_open_sessions() == 0
 
 

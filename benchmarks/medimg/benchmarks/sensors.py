@@ -1,24 +1,28 @@
 """What a machine tells of itself: clocks, temperature, throttling, memory, energy and who else is at work.
 
 Sources:
-    Linux: Documentation/admin-guide/pm/cpufreq.rst, power/powercap/powercap.rst, filesystems/proc.rst;
-    NVIDIA: NVML API reference; Jetson Linux Developer Guide, "tegrastats utility".
+    Linux: Documentation/admin-guide/pm/cpufreq.rst, power/powercap/powercap.rst, filesystems/proc.rst.
 """
 
 import os
 import re
 import shutil
-import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from medimg.runtime.engines.cuda import Cuda
+from medimg.runtime.errors import BackendError, MissingDependencyError
+from medimg.runtime.telemetry import tegrastats
+from medimg.runtime.telemetry.nvml import GpuSample, Nvml
+from medimg.runtime.telemetry.tegrastats import TegraSample
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 MIB = 2**20
+TEGRASTATS_EVERY_MS = 500
 
 
 @dataclass(frozen=True)
@@ -103,74 +107,53 @@ class Processor:
 
 
 class NvmlGpu:
-    """An NVIDIA GPU through the package `nvidia-ml-py`."""
+    """An NVIDIA GPU as its driver tells of it.
+
+    Args:
+        sample: what `Nvml.sampler` gave.
+    """
 
     name = "NVML"
 
-    def __init__(self, nvml: Any, number: int) -> None:  # noqa: ANN401  a module without types
-        self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByIndex(number)
+    def __init__(self, sample: Callable[[], GpuSample]) -> None:
+        self._sample = sample
 
     def read(self) -> GpuReading:
         """Ask the driver; what a GPU does not support is None."""
-        nvml = self._nvml
-        memory = self._ask("nvmlDeviceGetMemoryInfo")
-        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        energy_mj = self._ask("nvmlDeviceGetTotalEnergyConsumption")
-        slowed = (
-            nvml.nvmlClocksThrottleReasonHwSlowdown
-            | nvml.nvmlClocksThrottleReasonSwThermalSlowdown
-            | nvml.nvmlClocksThrottleReasonSwPowerCap
-        )
+        found = self._sample()
         return GpuReading(
-            memory_mib=None if memory is None else memory.used / MIB,
-            temperature_c=self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-            clock_mhz=self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-            throttled=None if reasons is None else bool(reasons & slowed),
-            energy_j=None if energy_mj is None else energy_mj / 1e3,
+            memory_mib=None if found.memory_used_bytes is None else found.memory_used_bytes / MIB,
+            temperature_c=found.temperature_c,
+            clock_mhz=found.clock_mhz,
+            throttled=found.throttled,
+            energy_j=found.energy_j,
+            power_w=found.power_w if found.energy_j is None else None,
         )
-
-    def _ask(self, function: str, *arguments: int) -> Any:  # noqa: ANN401  whatever NVML answers
-        try:
-            return getattr(self._nvml, function)(self._handle, *arguments)
-        except self._nvml.NVMLError:
-            return None
 
 
 class JetsonGpu:
-    """A Jetson board through the lines of `tegrastats`, which a thread reads."""
+    """A Jetson board through the samples of `tegrastats`, which a thread reads."""
 
     name = "tegrastats"
 
-    def __init__(self, lines: Iterator[str]) -> None:
+    def __init__(self, samples: Iterator[tuple[float, TegraSample]]) -> None:
         self._last = GpuReading()
-        self._thread = threading.Thread(target=self._follow, args=(lines,), daemon=True)
+        self._thread = threading.Thread(target=self._follow, args=(samples,), daemon=True)
         self._thread.start()
 
     def read(self) -> GpuReading:
-        """Give the last line's figures."""
+        """Give the last sample."""
         return self._last
 
-    def _follow(self, lines: Iterator[str]) -> None:
-        for line in lines:
-            self._last = parse_tegrastats(line)
-
-
-def parse_tegrastats(line: str) -> GpuReading:
-    """Read one line; the board's whole input is one rail or the sum of several."""
-    rails = {name: int(power) for name, power in re.findall(r"(\w+) (\d+)(?:mW)?/\d+(?:mW)?", line)}
-    whole = next((rails[name] for name in ("VDD_IN", "POM_5V_IN") if name in rails), None)
-    if whole is None and "VDD_GPU_SOC" in rails:
-        whole = sum(rails.get(name, 0) for name in ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
-    temperature = re.search(r"(?i)\bgpu@([\d.]+)C", line)
-    clock = re.search(r"GR3D_FREQ \d+%@\[?(\d+)", line)
-    memory = re.search(r"RAM (\d+)/\d+MB", line)
-    return GpuReading(
-        memory_mib=float(memory[1]) if memory else None,
-        temperature_c=float(temperature[1]) if temperature else None,
-        clock_mhz=float(clock[1]) if clock else None,
-        power_w=None if whole is None else whole / 1e3,
-    )
+    def _follow(self, samples: Iterator[tuple[float, TegraSample]]) -> None:
+        for _, sample in samples:
+            warmth = {name.lower(): value for name, value in sample.temperatures_c.items()}
+            self._last = GpuReading(
+                memory_mib=float(sample.ram_used_mb),
+                temperature_c=warmth.get("gpu"),
+                clock_mhz=None if sample.gpu_clock_mhz is None else float(sample.gpu_clock_mhz),
+                power_w=sample.power_w,
+            )
 
 
 @contextmanager
@@ -180,31 +163,20 @@ def open_gpu(device: str) -> Iterator[NvmlGpu | JetsonGpu | None]:
     Args:
         device: `cpu` or `gpu:N`.
     """
-    if tegrastats := shutil.which("tegrastats"):
-        with subprocess.Popen(
-            [tegrastats, "--interval", "500"], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout, "it is a pipe"
-            try:
-                yield JetsonGpu(process.stdout)
-            finally:
-                process.terminate()
-        return
-    if device == "cpu":
-        yield None
-        return
-    try:
-        import pynvml
+    with ExitStack() as opened:
+        yield _open_gpu(device, opened)
 
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001  a missing package or driver, which has errors of its own
-        yield None
-        return
+
+def _open_gpu(device: str, opened: ExitStack) -> NvmlGpu | JetsonGpu | None:
+    if shutil.which("tegrastats"):
+        return JetsonGpu(opened.enter_context(tegrastats.watch(TEGRASTATS_EVERY_MS)))
+    if device == "cpu":
+        return None
     try:
-        yield NvmlGpu(pynvml, int(device.partition(":")[2] or 0))
-    finally:
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        bus_id = Cuda().device(int(device.partition(":")[2] or 0)).bus_id
+        return NvmlGpu(opened.enter_context(Nvml()).sampler(bus_id))
+    except (MissingDependencyError, BackendError):
+        return None
 
 
 def _text(path: Path) -> str:

@@ -12,15 +12,15 @@ from medimg.benchmarks.measuring import Progress
 from medimg.benchmarks.recommendation import accuracy_drop, recommend
 from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
-from medimg.runtime.backends import NAMES
+from medimg.runtime.backends import ENGINE_NAMES, NAMES
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.containers import read_spec
+from medimg.runtime.containers import PLAN_SUFFIX, read_spec
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.errors import DataError, MedimgError, NoSpecError, UsageError
 from medimg.runtime.spec import ModelSpec
 
-SUFFIXES = (".onnx", ".plan")
+SUFFIXES = (".onnx", PLAN_SUFFIX)
 ACCURACY_BATCH = 8
 
 
@@ -63,7 +63,7 @@ def run_sweep(
     rows: list[SweepRow] = []
     skipped: list[Skipped] = []
     warnings: list[str] = []
-    pairs = [(path, backend) for path in paths for backend in backends or NAMES]
+    pairs = [(path, backend) for path in paths for backend in backends or _backends_for(path)]
     for path, backend in pairs:
         progress(f"{path.name} on {backend}")
         try:
@@ -98,6 +98,10 @@ def run_sweep(
     found_all = _judged(folder, rows, skipped, warnings, latency_budget_ms, complete=True)
     on_row(found_all)
     return found_all
+
+
+def _backends_for(path: Path) -> tuple[str, ...]:
+    return ENGINE_NAMES if path.suffix == PLAN_SUFFIX else NAMES
 
 
 def find_artefacts(folder: Path) -> list[Path]:

@@ -64,3 +64,12 @@ int nvmlDeviceGetTemperature(void *device, int sensor, unsigned int *celsius) {
     *celsius = 54;
     return sensor == 0 ? SUCCESS : INVALID_ARGUMENT;
 }
+int nvmlDeviceGetClockInfo(void *device, int clock, unsigned int *mhz) {
+    (void)device;
+    *mhz = 1560;
+    return clock == 1 ? SUCCESS : INVALID_ARGUMENT;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) {
+    *reasons = index_of(device) ? 0x20 : 0x1;
+    return SUCCESS;
+}

@@ -15,6 +15,9 @@ from medimg.runtime.errors import BackendError, MissingDependencyError
 LIBRARY = "libnvidia-ml.so.1"
 _NOT_SUPPORTED = 3
 _TEMPERATURE_OF_GPU = 0
+_CLOCK_OF_SM = 1
+_SLOWED = 0x4 | 0x8 | 0x20
+"""Clocks held down by the power limit, by the hardware, or by heat (`nvmlClocksThrottleReasons`)."""
 _NAME_BYTES = 96
 
 
@@ -40,6 +43,10 @@ class GpuSample:
     """Share of the last sample period in which a kernel ran, 0 to 1."""
     memory_used_bytes: int | None
     memory_total_bytes: int | None
+    clock_mhz: float | None
+    """Of the multiprocessors."""
+    throttled: bool | None
+    """Whether its clock is held down by heat or by its power limit."""
 
 
 class _Memory(ctypes.Structure):
@@ -105,7 +112,7 @@ class Nvml:
 
     def _sample(self, device: ctypes.c_void_p) -> GpuSample:
         power, energy, celsius = ctypes.c_uint(), ctypes.c_ulonglong(), ctypes.c_uint()
-        load, memory = _Utilization(), _Memory()
+        load, memory, clock, reasons = _Utilization(), _Memory(), ctypes.c_uint(), ctypes.c_ulonglong()
         has_memory = self._has("nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
         has_power = self._has("nvmlDeviceGetPowerUsage", device, ctypes.byref(power))
         has_energy = self._has("nvmlDeviceGetTotalEnergyConsumption", device, ctypes.byref(energy))
@@ -113,6 +120,8 @@ class Nvml:
         has_celsius = self._has(
             "nvmlDeviceGetTemperature", device, _TEMPERATURE_OF_GPU, ctypes.byref(celsius)
         )
+        has_clock = self._has("nvmlDeviceGetClockInfo", device, _CLOCK_OF_SM, ctypes.byref(clock))
+        has_reasons = self._has("nvmlDeviceGetCurrentClocksThrottleReasons", device, ctypes.byref(reasons))
         return GpuSample(
             power_w=power.value / 1000 if has_power else None,
             energy_j=energy.value / 1000 if has_energy else None,
@@ -120,6 +129,8 @@ class Nvml:
             gpu_load=load.gpu / 100 if has_load else None,
             memory_used_bytes=memory.used if has_memory else None,
             memory_total_bytes=memory.total if has_memory else None,
+            clock_mhz=float(clock.value) if has_clock else None,
+            throttled=bool(reasons.value & _SLOWED) if has_reasons else None,
         )
 
     def _bus_id(self, device: ctypes.c_void_p) -> str:
