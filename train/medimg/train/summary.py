@@ -36,7 +36,8 @@ def fit_lines(result: "FitResult", data: str) -> list[str]:
     if result.simulated_data:
         lines += ["", SIMULATED]
     model, images = shlex.quote(result.output), shlex.quote(data)
-    copies = [f"       medimg-train check {images}    # does the training part hold test images?"]
+    unlisted = " --allow-unlisted" if result.options.allow_unlisted else ""
+    copies = [f"       medimg-train check {images}{unlisted}    # does the training part hold test images?"]
     return [
         *lines,
         "",
