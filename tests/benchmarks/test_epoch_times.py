@@ -7,6 +7,7 @@ from medimg.train import simulate
 
 
 @pytest.mark.real
+@pytest.mark.soak
 def test_epochs_are_timed_on_the_same_images(tmp_path: Path, imagenet_weights: Path) -> None:
     simulate(tmp_path / "data", train=8, test=1, size=48)
     times = measure(tmp_path / "data", imagenet_weights, "float32", images=16, image_size=32)

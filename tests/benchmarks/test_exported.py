@@ -19,7 +19,7 @@ def test_an_exported_model_is_measured_by_each_back_end(small_artefact: Path, ru
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", [pytest.param("onnxruntime", marks=pytest.mark.soak), "openvino"])
 def test_a_fine_tuned_vgg16_is_measured_in_int8_from_real_files(
     brain_artefacts: dict[str, Path], brain_mri: Path, run: Any, backend: str, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_all_precisions_are_written_verified_and_described(
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.soak)])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_a_model_trained_in_mixed_precision_exports_in_float32(
     run: Run, tmp_path: Path, suffix: str, policy: str

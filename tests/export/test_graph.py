@@ -255,7 +255,12 @@ def pooled(units: int, activation: str | None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("units", "activation", "temperature"), [(3, "softmax", 2.5), (1, "sigmoid", 1.0), (4, "sigmoid", 1.0)]
+    ("units", "activation", "temperature"),
+    [
+        (3, "softmax", 2.5),
+        (1, "sigmoid", 1.0),
+        pytest.param(4, "sigmoid", 1.0, marks=pytest.mark.soak),
+    ],
 )
 def test_the_mean_of_the_activation_map_is_the_logit(
     tmp_path: Path, units: int, activation: str, temperature: float, pictures: Path
@@ -285,7 +290,15 @@ def test_an_activation_map_that_would_not_be_exact_is_refused(small_model: Path,
         export_model(small_model, output=tmp_path, heatmap=True)
 
 
-@pytest.mark.parametrize(("units", "activation"), [(3, "softmax"), (1, "sigmoid"), (4, "sigmoid"), (3, None)])
+@pytest.mark.parametrize(
+    ("units", "activation"),
+    [
+        (3, "softmax"),
+        (1, "sigmoid"),
+        pytest.param(4, "sigmoid", marks=pytest.mark.soak),
+        pytest.param(3, None, marks=pytest.mark.soak),
+    ],
+)
 def test_the_temperature_divides_the_logits(tmp_path: Path, units: int, activation: str | None) -> None:
     pooled(units, activation).save(tmp_path / "model.keras")
     options: dict[str, Any] = {"preprocessing": "unit", "spec_fields": {"temperature": 2.5}}

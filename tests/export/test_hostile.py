@@ -393,7 +393,7 @@ def tutorial_model(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("suffix", [pytest.param(".h5", marks=pytest.mark.soak), ".keras"])
 def test_a_model_as_tutorials_build_it_exports_when_its_code_is_let_in(tmp_path: Path, suffix: str) -> None:
     path = tutorial_model(tmp_path / f"tutorial{suffix}")
     with pytest.raises(SourceError, match=r"the Lambda layer 'resize'.*--allow-code"):

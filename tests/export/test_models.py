@@ -141,7 +141,13 @@ def test_weights_without_a_vgg16_are_not_taken_for_one(models: Path, real_data: 
         export_model(base_only, output=tmp_path, arch="vgg16", classes=4)
 
 
-@pytest.mark.parametrize("name", ["k3_malaria_64_sigmoid.keras", "k2_mini_xception_48_gray_softmax7.hdf5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("k3_malaria_64_sigmoid.keras", marks=pytest.mark.soak),
+        "k2_mini_xception_48_gray_softmax7.hdf5",
+    ],
+)
 def test_the_same_file_gives_the_same_bytes(models: Path, tmp_path: Path, name: str) -> None:
     written = [export_model(models / name, output=tmp_path / part).artefacts[0] for part in ("a", "b")]
     assert written[0].sha256 == written[1].sha256

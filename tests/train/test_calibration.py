@@ -131,6 +131,7 @@ def test_what_cannot_be_calibrated(model: Path, colored: Path, tmp_path: Path) -
     assert model.read_bytes() == before
 
 
+@pytest.mark.soak  # that export divides the logits is tested with export
 def test_an_export_answers_as_the_calibrated_file(model: Path, colored: Path, run: Run) -> None:
     done = run(
         *("medimg-train", "calibrate", model, colored, "--sensitivity", "red=0.9", "--json", "cal.json"),

@@ -47,6 +47,7 @@ def test_calibration_takes_evenly_chosen_training_images(
     assert numbers == [0, 4, 8, 12, 16]
 
 
+@pytest.mark.soak
 def test_export_and_bench_say_what_a_model_is_worth(
     small_model: Path, judges: Judges, tmp_path: Path
 ) -> None:

@@ -84,7 +84,7 @@ def test_in_both_phases_of_fine_tuning(
     "changes",
     [
         {"optimizer": "sgd", "schedule": "plateau", "augment": read_augmentation("ultrasound")},
-        {"precision_policy": "mixed_bfloat16"},
+        pytest.param({"precision_policy": "mixed_bfloat16"}, marks=pytest.mark.soak),
     ],
 )
 def test_from_scratch(

@@ -108,6 +108,7 @@ def test_the_picture_shows_every_parameter(tuned: TuneResult) -> None:
         assert f">{words}</text>" in picture
 
 
+@pytest.mark.soak  # the oracles' own tests kill each before every write
 def test_a_killed_search_goes_on_to_the_same_end(
     tuned: TuneResult, simulated: Path, space: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_too_many_failures_end_it_with_the_reason(simulated: Path, tmp_path: Pat
         tune(simulated, tmp_path / "search", BASE, tuning, space=tmp_path / "space.toml")
 
 
+@pytest.mark.soak
 def test_two_workers_share_the_trials(
     tuned: TuneResult, simulated: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

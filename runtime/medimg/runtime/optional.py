@@ -1,6 +1,9 @@
 """Optional packages, imported where they are used."""
 
+import contextlib
 import importlib
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from medimg.runtime.errors import MissingDependencyError
@@ -20,3 +23,19 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(f"needs {module} ({error}): pip install 'medimg[{extra}]'") from error
+
+
+@contextlib.contextmanager
+def hidden(*modules: str) -> Iterator[None]:
+    """Keep packages from being imported meanwhile by others that could do without them.
+
+    Args:
+        modules: import names; what has been imported already stays.
+    """
+    unseen = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(unseen))  # type: ignore[arg-type]  # None is what makes an import fail
+    try:
+        yield
+    finally:
+        for name in unseen:
+            del sys.modules[name]

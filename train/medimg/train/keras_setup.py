@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from medimg.runtime.optional import require
+from medimg.runtime.optional import hidden, require
 
 PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Policy: TypeAlias = Literal["float32", "mixed_bfloat16", "mixed_float16"]
@@ -37,7 +37,8 @@ def start_keras(threads: int | None = None, seed: int | None = None) -> Any:  # 
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    with _native_messages_hidden():
+    # Keras loads them for wrappers that nothing here uses: two fifths of its start.
+    with _native_messages_hidden(), hidden("sklearn", "matplotlib"):
         tensorflow = require("tensorflow", "train")
         keras = require("keras", "train")
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from medimg.export.errors import SourceError
 from medimg.export.sources import protocol
 from medimg.runtime.errors import MedimgError
+from medimg.runtime.optional import hidden
 
 _MARKED = re.compile(r"\.(_\d+)?$")
 """The end of a scope that carries a layer's name."""
@@ -101,17 +102,19 @@ def main() -> None:
 def _open(message: dict[str, Any]) -> Network:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    tensorflow = importlib.import_module("tensorflow")
+    path, framework = Path(message["path"]), message["framework"]
+    # Keras loads them for wrappers that nothing here uses: two fifths of its start.
+    with hidden("sklearn", "matplotlib"):
+        tensorflow = importlib.import_module("tensorflow")
+        keras = None if framework == "saved_model" else importlib.import_module(framework)
     if message["threads"]:
         tensorflow.config.threading.set_intra_op_parallelism_threads(message["threads"])
-    path, framework = Path(message["path"]), message["framework"]
-    if framework == "saved_model":
+    if keras is None:
         from medimg.export.sources.saved_model import SignatureNetwork
 
         if message["float64"]:
             raise SourceError("holds a graph of float32")
         return SignatureNetwork(tensorflow, path)
-    keras = importlib.import_module(framework)
     allow_code = bool(message["allow_code"])
     custom = _custom_objects(keras, tensorflow, message["imports"]) if allow_code else {}
     return KerasNetwork(keras, path, custom, allow_code=allow_code, float64=message["float64"])
