@@ -1,6 +1,5 @@
 """What the tests of all rooms share: the real data, the installed commands, and one trained model."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,16 +12,12 @@ ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not _has_gpu():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
     for item in items:
-        # A file's tests run in one worker, and so do all that need the trained VGG16: it is made once.
-        shared = {"brain_model", "brain_artefacts"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("brain" if shared else str(item.path)))
         if "MEDIMG_TEST_DATA" not in os.environ and item.get_closest_marker("real"):
             item.add_marker(
                 pytest.mark.skip(reason="needs MEDIMG_TEST_DATA, the folder with the real data sets")
@@ -122,28 +117,12 @@ def small_artefact(small_model: Path, run: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def brain_table(tmp_path_factory: pytest.TempPathFactory, brain_mri: Path) -> Path:
-    """Every second training image of the brain-MRI set, and all test images; `make bench` takes all."""
-    table = tmp_path_factory.mktemp("table") / "brain.csv"
-    with table.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "split"])
-        for split, step in (("train", 2), ("test", 1)):
-            for folder in sorted((brain_mri / split).iterdir()):
-                rows.writerows([image, folder.name, split] for image in sorted(folder.iterdir())[::step])
-    return table
-
-
-@pytest.fixture(scope="session")
 def brain_model(
-    tmp_path_factory: pytest.TempPathFactory, brain_table: Path, imagenet_weights: Path, run: Run
+    tmp_path_factory: pytest.TempPathFactory, brain_mri: Path, imagenet_weights: Path, run: Run
 ) -> Path:
     """VGG16 fine-tuned on the brain-MRI set at default settings, as `model.h5`."""
     model = tmp_path_factory.mktemp("brain") / "model.h5"
-    done = run(
-        *("medimg-train", "fit", brain_table, "--allow-unlisted"),
-        *("--output", model, "--weights", imagenet_weights),
-    )
+    done = run("medimg-train", "fit", brain_mri, "--output", model, "--weights", imagenet_weights)
     assert done.returncode == 0, done.stderr
     return model
 
@@ -155,8 +134,7 @@ def brain_artefacts(brain_model: Path, brain_mri: Path, run: Run) -> dict[str, P
     precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
     done = run(
         *("medimg-export", brain_model, *precisions, "--json", report, "--force", "--repair-budget", "2"),
-        *("--calibration", brain_mri / "train", "--calibration-images", "100"),
-        *("--validation", brain_mri / "test"),
+        *("--calibration", brain_mri / "train", "--validation", brain_mri / "test"),
     )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     names = {

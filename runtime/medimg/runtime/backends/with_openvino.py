@@ -1,6 +1,7 @@
 """OpenVINO on the CPU."""
 
 import sys
+import threading
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.optional import require
 
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul")
+_FIRST_USE = threading.Lock()
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 
 
@@ -93,7 +95,12 @@ def import_openvino() -> ModuleType:
         MissingDependencyError: it is not installed.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None forbids the import
-    return require("openvino", "cpu")
+    openvino = require("openvino", "cpu")
+    with _FIRST_USE:
+        # Its table of types is made at the first use, and two threads that come first together wait for each
+        # other for ever: the one has the table's lock and wants the interpreter's, the other the reverse.
+        openvino.Type.u8.to_dtype()
+    return openvino
 
 
 def _matrix_precision(compiled: Any) -> str:  # noqa: ANN401  openvino has no types
