@@ -11,8 +11,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# What takes longest starts first, so that the two workers of `make test` end together.
+LONGEST = ("brain", "tests/export/", "tests/train/", "tests/")
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: [_group(item).startswith(name) for name in LONGEST].index(True))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not _has_gpu():
         for item in on_gpu:
@@ -22,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="needs MEDIMG_TEST_DATA, the folder with the real data sets")
             )
+
+
+def _group(item: pytest.Item) -> str:
+    """The group of tests that share what a fixture built: one worker runs a group."""
+    if isinstance(item, pytest.Function) and {"brain_model", "brain_artefacts"} & {*item.fixturenames}:
+        return "brain"
+    return item.path.relative_to(ROOT).as_posix()
 
 
 def _has_gpu() -> bool:
