@@ -5,9 +5,12 @@ from medimg.runtime import Classifier
 with Classifier("model.int8.onnx") as classifier:
     for prediction in classifier.predict(["a.png", "b.dcm"]):
         print(prediction.path, prediction.top_k)
+
+Importing it turns off the usage reports of ONNX Runtime, unless `ORT_DISABLE_TELEMETRY` is already set.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from medimg.runtime.errors import MedimgError
     from medimg.runtime.images import load_frames, load_image
     from medimg.runtime.spec import ModelSpec
+
+# From 1.29 on it sends names, versions and hashes of models to its maker (docs/Privacy.md in its repository); read
+# when it is first imported, in this process and its children.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "ClassScore": "classifier",
