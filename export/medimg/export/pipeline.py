@@ -23,10 +23,11 @@ from medimg.export.result import ArtefactFile, CalibrationImage, ExportResult, S
 from medimg.export.sources import Source, load_source
 from medimg.export.sources.base import Request
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
-from medimg.export.verify import FP32_LIMIT, Trial, images_needed, make_trial, own_rounding
+from medimg.export.verify import FP32_LIMIT, Trial, make_trial, own_rounding
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.errors import UsageError
+from medimg.runtime.metrics import images_needed
 from medimg.runtime.spec import ModelSpec
 
 OVERFLOW_BATCHES = 4

@@ -16,7 +16,7 @@ from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.probabilities import as_probabilities, with_temperature
-from medimg.runtime.spec import ModelSpec, Precision, Verdict, Verification
+from medimg.runtime.spec import ModelSpec, Precision, Verification
 
 FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""
@@ -178,12 +178,6 @@ def _recall(spec: ModelSpec, trial: Trial, answers: Probabilities) -> tuple[Clas
     return tuple(ClassRecall(old.label, old.recall, new.recall) for old, new in pairs)
 
 
-def images_needed(max_drop: float) -> int:
-    """How many images without any disagreement prove a drop of at most `max_drop` (Tango 1998)."""
-    z2 = metrics.Z95**2
-    return math.ceil(z2 * (1 - max_drop) / max_drop)
-
-
 def _judged(
     found: Verification, spec: ModelSpec, trial: Trial, answers: Probabilities, max_drop: float
 ) -> Verification:
@@ -196,10 +190,9 @@ def _judged(
     right = answers.argmax(axis=1) == trial.truth
     low, high = metrics.paired_drop_ci95(reference_right, right)
     drop = float(reference_right.mean() - right.mean())
-    verdict: Verdict = "proven" if high <= max_drop else "failed" if drop > max_drop else "not proven"
     return replace(
         found,
-        verdict=verdict,
+        verdict=metrics.judge_drop(drop, high, max_drop),
         accuracy=float(right.mean()),
         accuracy_reference=float(reference_right.mean()),
         accuracy_drop=drop,

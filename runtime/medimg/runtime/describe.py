@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from medimg.runtime.engines.plan import EngineRecord
-from medimg.runtime.spec import Intensity, ModelSpec, Verification
+from medimg.runtime.spec import Compression, Intensity, ModelSpec, Verification
 from medimg.runtime.text import printable
 
 
@@ -56,13 +56,19 @@ def _facts(spec: ModelSpec) -> Iterator[tuple[str, str]]:
             yield name, f"{', '.join(values)} only"
     if spec.simulated_data:
         yield "trained on", "simulated images"
+    yield from _origin(spec)
+    if spec.float_layers:
+        yield "kept in fp32", ", ".join(spec.float_layers)
+    yield "verified", _verification(spec.verification) if spec.verification else "no"
+
+
+def _origin(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    if spec.compression:
+        yield "compressed", _compression(spec.compression)
     if spec.source:
         yield "made from", f"{spec.source.name}, SHA-256 {spec.source.sha256[:16]}…"
     if spec.tools:
         yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(spec.tools.items()))
-    if spec.float_layers:
-        yield "kept in fp32", ", ".join(spec.float_layers)
-    yield "verified", _verification(spec.verification) if spec.verification else "no"
 
 
 def _arithmetic(intensity: Intensity) -> str:
@@ -70,6 +76,15 @@ def _arithmetic(intensity: Intensity) -> str:
         return "unspecified: predict refuses until told"
     channels = "grey" if intensity.channels == 1 else intensity.color_order.upper()
     return f"{intensity.rule} ({channels})"
+
+
+def _compression(found: Compression) -> str:
+    low, high = found.accuracy_drop_ci95
+    return (
+        f"{found.parent_macs / found.macs:.1f}x fewer multiply-accumulates, {found.method}, from SHA-256 "
+        f"{found.parent_sha256[:16]}…; {found.verdict} on {found.images} images: accuracy drop "
+        f"{found.accuracy_drop:+.4f} [{low:+.4f}, {high:+.4f}], AUC drop {found.roc_auc_drop:+.4f}"
+    )
 
 
 def _verification(found: Verification) -> str:

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.spec import Verdict
+
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
@@ -139,6 +141,23 @@ def paired_drop_ci95(reference_right: NDArray[np.bool_], right: NDArray[np.bool_
 
     estimate = (lost - gained) / images
     return _crossing(score, -1.0, estimate, Z95), _crossing(score, estimate, 1.0, -Z95)
+
+
+def judge_drop(drop: float, high: float, max_drop: float) -> Verdict:
+    """Judge a measured loss by its interval: `proven` small enough, `failed`, or neither.
+
+    Args:
+        drop: the loss that was measured.
+        high: the upper end of its 95 % interval.
+        max_drop: the largest loss that is accepted.
+    """
+    return "proven" if high <= max_drop else "failed" if drop > max_drop else "not proven"
+
+
+def images_needed(max_drop: float) -> int:
+    """How many images without any disagreement prove a drop of at most `max_drop` (Tango 1998)."""
+    z2 = Z95**2
+    return math.ceil(z2 * (1 - max_drop) / max_drop)
 
 
 def _crossing(score: Callable[[float], float], low: float, high: float, target: float) -> float:

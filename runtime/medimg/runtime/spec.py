@@ -160,6 +160,27 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """How a model was made from a larger one, and how its INT8 artefact compares with that one in float32."""
+
+    parent_sha256: str
+    """Of the larger model's file."""
+    method: str
+    macs: int
+    """Multiply-accumulates for an image."""
+    parent_macs: int
+    images: int
+    """How many images were compared, none of which chose anything."""
+    accuracy_drop: float
+    accuracy_drop_ci95: tuple[float, float]
+    roc_auc_drop: float
+    roc_auc_drop_ci95: tuple[float, float]
+    max_drop: float
+    """The largest loss of either that was accepted."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything that a client needs to use a classifier rightly, carried inside its file."""
 
@@ -180,6 +201,8 @@ class ModelSpec:
     allowed: Allowed = field(default_factory=Allowed)
     simulated_data: bool = False
     """Whether the model was trained on simulated images."""
+    compression: Compression | None = None
+    """For a model that was made smaller."""
     source: Source | None = None
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the tools that made the file."""

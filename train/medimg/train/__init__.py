@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medimg.train.calibration import CalibrationResult, calibrate
     from medimg.train.checking import DataReport, check
+    from medimg.train.compression.compress import compress
+    from medimg.train.compression.options import CompressOptions
+    from medimg.train.compression.result import CompressResult
     from medimg.train.evaluation import ModelEvaluation, evaluate
     from medimg.train.fitting import FitResult, fit
     from medimg.train.options import FitOptions
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrationResult": "calibration",
+    "CompressOptions": "compression.options",
+    "CompressResult": "compression.result",
     "DataReport": "checking",
     "FitOptions": "options",
     "FitResult": "fitting",
@@ -34,6 +39,7 @@ _HOMES = {
     "Usage": "usage",
     "calibrate": "calibration",
     "check": "checking",
+    "compress": "compression.compress",
     "evaluate": "evaluation",
     "fit": "fitting",
     "imagenet_weights": "weights",
@@ -43,6 +49,8 @@ _HOMES = {
 
 __all__ = [
     "CalibrationResult",
+    "CompressOptions",
+    "CompressResult",
     "DataReport",
     "FitOptions",
     "FitResult",
@@ -53,6 +61,7 @@ __all__ = [
     "Usage",
     "calibrate",
     "check",
+    "compress",
     "evaluate",
     "fit",
     "imagenet_weights",

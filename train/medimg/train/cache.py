@@ -44,20 +44,21 @@ class DecodedImages:
     """Why each of the others could not be read; every message begins with the image's name."""
 
 
-def cache_images(dataset: DataSet, job: Job, name: str) -> DecodedImages:
+def cache_images(dataset: DataSet, job: Job, name: str, rule: ImageRule | None = None) -> DecodedImages:
     """Decode every image into one memory-mapped array, or find the one that an earlier run has left.
 
     Args:
         dataset: the images.
         job: image size, how many may be unreadable, store, threads.
         name: what progress and messages call them.
+        rule: how they become arrays; by default that of the options.
 
     Raises:
         DataError: more images than allowed cannot be read, or one has not the network's size and is not to be
             resized.
         UsageError: they do not fit on the disk.
     """
-    rule = job.options.image
+    rule = rule or job.options.image
     limit = min(job.options.unreadable_limit(len(dataset)), len(dataset) - 1)
     if not job.options.resize:
         _require_size(dataset, job, name)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import replaced
 from medimg.runtime.errors import ModelError, UsageError
-from medimg.train.errors import DivergedError
+from medimg.train.errors import DivergedError, TargetError
 from medimg.train.journal import Phase
 
 FILE = "checkpoint.npz"
@@ -141,13 +141,14 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Path]:
+def training_folder(output: Path, *, resume: bool, restart: bool, mark: str = FILE) -> Iterator[Path]:
     """Give the folder `OUTPUT.training`, which is removed when the training has come to its end.
 
     Args:
         output: the model file to be.
         resume: whether a training that was broken off is to go on; where there is none, one begins.
         restart: whether what it left is to be forgotten.
+        mark: the file in it without which there is nothing to go on with.
 
     Raises:
         UsageError: a training was broken off and neither is asked for, or both are; another process is at it;
@@ -167,19 +168,19 @@ def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Pa
         except BlockingIOError:
             raise UsageError(f"{folder}: another process is training {output.name}") from None
         _clear(folder, keep=not restart)
-        if (folder / FILE).exists() and not resume:
+        if (folder / mark).exists() and not resume:
             raise UsageError(
                 f"{folder}: a training of {output.name} was broken off: "
                 "go on with it by --resume, or begin anew with --restart"
             )
         try:
             yield folder
-        except DivergedError:
+        except (DivergedError, TargetError):
             # There is nothing to go on with.
             shutil.rmtree(folder)
             raise
         except BaseException:
-            if (folder / FILE).exists():
+            if (folder / mark).exists():
                 _LOG.warning("%s keeps what has been trained: go on with it by --resume", folder)
             else:
                 shutil.rmtree(folder)
@@ -189,6 +190,8 @@ def training_folder(output: Path, *, resume: bool, restart: bool) -> Iterator[Pa
 
 def _clear(folder: Path, *, keep: bool) -> None:
     """Remove what killed writers left, and the checkpoint unless it is kept."""
-    for path in folder.glob("*.npz"):
-        if path.name != FILE or not keep:
+    for path in folder.iterdir() if not keep else folder.glob("*.npz"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock" and (path.name != FILE or not keep):
             path.unlink()

@@ -49,7 +49,7 @@ def reading_options(command: Command) -> Command:
             "--cache-dir", type=PathArgument, help="Keeps decoded images and frozen features for later runs."
         ),
     )
-    return _with(command, options)
+    return add_options(command, options)
 
 
 def division_options(command: Command) -> Command:
@@ -70,10 +70,11 @@ def division_options(command: Command) -> Command:
             help="Unreadable images of a part that may be left out.",
         ),
     )
-    return _with(command, options)
+    return add_options(command, options)
 
 
-def _with(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
+def add_options(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
+    """Add options, the first of them first."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -65,8 +65,6 @@ def write_judges(training: Part, validation: Part, labels: Sequence[str], folder
 def measure(model: Path, judges: Judges, threads: int) -> Deployment:
     """Export a model to INT8 beside it, judge it, and time it on single images.
 
-    Layers are not put back into float32, since that changes what is timed.
-
     Args:
         model: a Keras file with a spec.
         judges: what ranges come from and what judges.
@@ -76,20 +74,51 @@ def measure(model: Path, judges: Judges, threads: int) -> Deployment:
         DeploymentError: one of the commands failed.
     """
     begin = time.perf_counter()
+    artefact = export_int8(model, judges.calibration, threads, "--validation", str(judges.validation))
+    latency_ms = time_singles(Path(artefact["path"]), threads)[PERCENTILE]
+    return Deployment(artefact["verification"]["accuracy"], latency_ms, time.perf_counter() - begin)
+
+
+def export_int8(model: Path, calibration: Path, threads: int, *options: str) -> dict[str, Any]:
+    """Export a Keras file to INT8 beside it, and give what `medimg-export --json` says of the artefact.
+
+    Layers are not put back into float32, since that changes what is timed.
+
+    Args:
+        model: with a spec.
+        calibration: what ranges come from.
+        threads: processor threads.
+        options: more of the command's.
+
+    Raises:
+        DeploymentError: the command failed.
+    """
     report = _run(
         *("export", str(model), "--precision", "int8", "--force", "--repair-budget", "0"),
-        *("--calibration", str(judges.calibration), "--validation", str(judges.validation)),
-        *("--threads", str(threads)),
+        *("--calibration", str(calibration), "--threads", str(threads), *options),
         # A failed verification is a low accuracy, not an error.
         accepted=(0, 1),
     )
     (artefact,) = report["artefacts"]
+    return dict(artefact)
+
+
+def time_singles(artefact: Path, threads: int, *options: str) -> dict[str, float]:
+    """Time an artefact on single images, and give percentiles in milliseconds, such as `p50`.
+
+    Args:
+        artefact: what `export_int8` wrote.
+        threads: processor threads.
+        options: more of the options of `medimg-bench run`.
+
+    Raises:
+        DeploymentError: the command failed.
+    """
     timed = _run(
-        *("benchmarks", "run", artefact["path"], "--scenario", "single-stream"),
-        *("--duration", str(TIMED_S), "--threads", str(threads)),
+        *("benchmarks", "run", str(artefact), "--scenario", "single-stream"),
+        *("--duration", str(TIMED_S), "--threads", str(threads), *options),
     )
-    latency_ms = timed["runs"][0]["latency_ms"][PERCENTILE]
-    return Deployment(artefact["verification"]["accuracy"], latency_ms, time.perf_counter() - begin)
+    return dict(timed["runs"][0]["latency_ms"])
 
 
 def _run(room: str, *arguments: str, accepted: tuple[int, ...] = (0,)) -> Any:  # noqa: ANN401  any layout

@@ -2,18 +2,33 @@
 
 MedimgError                     see medimg.runtime.errors
 ├── ModelError
-│   └── WeightsError            pretrained weights cannot be had, or are not those of the network
+│   ├── WeightsError            pretrained weights cannot be had, or are not those of the network
+│   └── ChainError              the network cannot be compressed
+├── UsageError
+│   └── TargetError             no width of the network reaches what is asked for
 └── CheckFailedError
     ├── DivergedError           training ran, and its loss is no number
     ├── DeploymentError         a trained model could not be exported, or not be timed
     └── TuningError             a search ended without a model
 """
 
-from medimg.runtime.errors import CheckFailedError, ModelError
+from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
 
 
 class WeightsError(ModelError):
     """Pretrained weights cannot be had, or are not those of the network."""
+
+
+class ChainError(ModelError):
+    """The network cannot be compressed."""
+
+
+class TargetError(UsageError):
+    """No width of the network reaches what is asked for."""
+
+    def __init__(self, least: float, target: float) -> None:
+        super().__init__(f"at the least widths {least:.4g} is reached, above the target of {target:.4g}")
+        self.least = least
 
 
 class DivergedError(CheckFailedError):

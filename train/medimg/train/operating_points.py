@@ -1,6 +1,8 @@
 """Thresholds on one class's probability: chosen on validation images, measured on others."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,8 @@ from medimg.runtime.spec import OperatingPoint
 from medimg.train.answers import Answers
 from medimg.train.bootstrap import Estimate, Resamples
 from medimg.train.scores import class_rates
+
+_CHOSEN_FOR = re.compile(r"sensitivity ([0-9.]+) on ")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ def choose_point(answers: Answers, label: str, sensitivity: float, chosen_on: st
     below = scores[scores < last]
     threshold = float((last + (below.max() if len(below) else 0)) / 2)
     return OperatingPoint(label, threshold, f"sensitivity {sensitivity:g} on {chosen_on}")
+
+
+def wanted_sensitivities(points: Sequence[OperatingPoint]) -> dict[str, float]:
+    """Read of points that `choose_point` made which sensitivity each class was to have."""
+    found = {point.label: _CHOSEN_FOR.match(point.chosen_for) for point in points}
+    return {label: float(match[1]) for label, match in found.items() if match}
 
 
 def require_wanted(labels: tuple[str, ...], label: str, sensitivity: float) -> None:

@@ -40,7 +40,14 @@ class Plan:
     """Whether the start counts as a candidate for the best epoch."""
 
 
-def run_phase(model: Network, train: "Batches", validation: "Batches", plan: Plan, job: Job) -> Phase:
+def run_phase(
+    model: Network,
+    train: "Batches",
+    validation: "Batches",
+    plan: Plan,
+    job: Job,
+    loss: dict[str, Any] | None = None,
+) -> Phase:
     """Train a model and leave it with the weights of its best epoch, by validation loss.
 
     What the job's journal has of the phase from an earlier run is not done again.
@@ -51,6 +58,7 @@ def run_phase(model: Network, train: "Batches", validation: "Batches", plan: Pla
         validation: batches to judge by.
         plan: rate, epochs and patience.
         job: optimizer and head; its journal is told of every epoch.
+        loss: Keras's `loss` and `metrics`, among them `accuracy`; by default those of the head.
 
     Raises:
         DivergedError: the loss is no number.
@@ -59,7 +67,9 @@ def run_phase(model: Network, train: "Batches", validation: "Batches", plan: Pla
     if done := job.journal.finished(plan.name):
         return job.journal.end(done)
     # Compiling by XLA takes longer than it saves on these networks.
-    model.compile(_optimizer(plan, job.options, len(train)), **_loss(job.options.head), jit_compile=False)
+    model.compile(
+        _optimizer(plan, job.options, len(train)), **(loss or _loss(job.options.head)), jit_compile=False
+    )
     course = _Course(model, plan, job)
     if not course.go_on(train):
         course.begin(validation)

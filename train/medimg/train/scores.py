@@ -66,13 +66,11 @@ def score(answers: Answers, resamples: Resamples, positive: str | None = None) -
         positive: the positive class of two; by default the last.
     """
     shown, decided = answers.shown, answers.decided
-    binary = answers.task == "multiclass" and len(answers.labels) == 2
-    positive = (positive or answers.labels[-1]) if binary else None
+    positive = (positive or answers.labels[-1]) if _is_binary(answers) else None
     column = answers.labels.index(positive) if positive else None
     rates = resamples.estimate(lambda weights: class_rates(weights, shown, decided))
     overall = resamples.estimate(lambda weights: _overall(weights, answers))
-    rankings = [Ranking.of(*columns) for columns in zip(shown.T, answers.probabilities.T, strict=True)]
-    areas = resamples.estimate(partial(_areas, rankings=rankings, positive=column))
+    areas = resamples.estimate(partial(_areas, rankings=_rankings(answers), positive=column))
     per_class = tuple(
         ClassScores(
             label,
@@ -96,6 +94,32 @@ def score(answers: Answers, resamples: Resamples, positive: str | None = None) -
         per_class,
         _confusion(answers, resamples),
     )
+
+
+def area_difference(first: Answers, second: Answers, resamples: Resamples) -> Estimate:
+    """Measure by how much the first answers' area under the ROC curve is the larger, draw by draw.
+
+    Args:
+        first: of two classes the last is the positive one; else areas are means over the classes.
+        second: answers on the same images.
+        resamples: the draws that the interval comes from.
+    """
+    positive = len(first.labels) - 1 if _is_binary(first) else None
+    rankings = [_rankings(answers) for answers in (first, second)]
+
+    def difference(weights: Weights) -> Values:
+        one, other = (_areas(weights, ranked, positive)[:, -1, :1] for ranked in rankings)
+        return one - other
+
+    return resamples.estimate(difference)[0]
+
+
+def _is_binary(answers: Answers) -> bool:
+    return answers.task == "multiclass" and len(answers.labels) == 2
+
+
+def _rankings(answers: Answers) -> list["Ranking"]:
+    return [Ranking.of(*columns) for columns in zip(answers.shown.T, answers.probabilities.T, strict=True)]
 
 
 def class_rates(weights: Weights, shown: Flags, decided: Flags) -> Values:

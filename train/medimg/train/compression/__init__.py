@@ -1,0 +1,1 @@
+"""Structured compression of chains of convolutions and dense layers."""

@@ -1,0 +1,125 @@
+"""A model of how long a chain takes on this device: measured on a few chains of other widths.
+
+The time of an image is a sum of a constant, of the activations that are moved, and of the
+multiply-accumulates at each resolution (the first layer, which stays in float32, apart), with coefficients
+that are not negative.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.optional import require
+from medimg.train.compression.stages import Stage, full_widths, macs, narrowed, total_macs
+from medimg.train.compression.widths import Widths
+
+MULTIPLES = (16, 32, 64)
+WORTH = 0.97
+"""A larger multiple is taken only for at most this share of the time a multiply-accumulate takes."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a chain took."""
+
+    widths: Widths
+    latency_ms: float
+    """Median of single images, INT8."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The fitted model."""
+
+    terms: tuple[str, ...]
+    ms: tuple[float, ...]
+    """Of an image, of a million activations, and of a million multiply-accumulates of each kind."""
+    timings: tuple[Timing, ...]
+    """What it was fitted to."""
+    modelled_ms: tuple[float, ...]
+    """What it gives for those."""
+    multiple: int
+    """Of channels, that suits the hardware."""
+
+    def predict(self, stages: Sequence[Stage], widths: Widths) -> float:
+        """Give the modelled latency in milliseconds."""
+        return float(_numbers(stages, widths, self.terms) @ np.array(self.ms))
+
+
+def measure_model(
+    stages: Sequence[Stage], time_ms: Callable[[Widths], float], multiple: int | None
+) -> LatencyModel:
+    """Time chains of other widths, and fit the model to them.
+
+    Args:
+        stages: the chain.
+        time_ms: exports a chain of such widths to INT8 and times it.
+        multiple: of channels; None chooses the one that suits the hardware.
+    """
+    halves = {number: _about_half(stages, number) for number in ([multiple] if multiple else MULTIPLES)}
+    found = {full_widths(stages): 0.0, **dict.fromkeys(halves.values(), 0.0)}
+    first = min(halves)
+    for kind in dict.fromkeys(_kinds(stages)):
+        found[_with_quarters(stages, kind, halves[first], first)] = 0.0
+    timings = tuple(Timing(widths, time_ms(widths)) for widths in found)
+    by_widths = {timing.widths: timing.latency_ms for timing in timings}
+    chosen = first
+    pace = {n: by_widths[widths] / total_macs(stages, widths) for n, widths in halves.items()}
+    for number in sorted(halves):
+        if pace[number] < WORTH * pace[chosen]:
+            chosen = number
+    return fit(stages, timings, chosen)
+
+
+def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int) -> LatencyModel:
+    """Fit the model by least squares of relative errors, without negative coefficients.
+
+    Source: C. Lawson, R. Hanson, Solving least squares problems, 1974, chapter 23 (SciPy's `nnls`).
+    """
+    nnls = require("scipy.optimize", "train").nnls
+    terms = ("image", "activations", *dict.fromkeys(_kinds(stages)))
+    rows = np.stack([_numbers(stages, timing.widths, terms) for timing in timings])
+    times = np.array([timing.latency_ms for timing in timings])
+    # Scaled columns, so that no unit weighs more than another.
+    scale = rows.max(axis=0)
+    ms, _ = nnls(rows / scale / times[:, None], np.ones(len(times)))
+    ms = ms / scale
+    modelled = tuple(float(value) for value in rows @ ms)
+    return LatencyModel(terms, tuple(map(float, ms)), tuple(timings), modelled, multiple)
+
+
+def _kinds(stages: Sequence[Stage]) -> tuple[str, ...]:
+    return tuple(
+        "first layer" if not place else f"{stage.positions} pixels" for place, stage in enumerate(stages)
+    )
+
+
+def _numbers(stages: Sequence[Stage], widths: Widths, terms: Sequence[str]) -> NDArray[np.float64]:
+    """Count what each term is multiplied by, in millions."""
+    counts = dict.fromkeys(terms, 0.0)
+    counts["image"] = 1.0
+    for stage, kind, width, number in zip(stages, _kinds(stages), widths, macs(stages, widths), strict=True):
+        counts["activations"] += stage.positions * width / 1e6
+        counts[kind] += number / 1e6
+    return np.array([counts[term] for term in terms])
+
+
+def _about_half(stages: Sequence[Stage], multiple: int) -> Widths:
+    """Give widths of about a half that are no multiples of twice as much, unless the largest is wanted."""
+    half = narrowed(stages, 0.5, multiple)
+    if multiple == max(MULTIPLES):
+        return half
+    odd = [
+        width - multiple if stage.width >= 4 * multiple and width % (2 * multiple) == 0 else width
+        for stage, width in zip(stages, half, strict=True)
+    ]
+    return (*odd[:-1], half[-1])
+
+
+def _with_quarters(stages: Sequence[Stage], kind: str, half: Widths, multiple: int) -> Widths:
+    """Give widths of a half, and of a quarter where the layers are of a kind."""
+    quarter = narrowed(stages, 0.25, multiple)
+    chosen = [q if k == kind else h for k, q, h in zip(_kinds(stages), quarter, half, strict=True)]
+    return (*chosen[:-1], stages[-1].width)

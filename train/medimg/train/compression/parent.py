@@ -1,0 +1,275 @@
+"""The model that is to be made smaller: read, checked, and asked about every image once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.containers import file_sha256
+from medimg.runtime.data import DataSet
+from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
+from medimg.runtime.metrics import images_needed
+from medimg.runtime.preprocess import Images
+from medimg.runtime.probabilities import Probabilities, as_probabilities
+from medimg.runtime.spec import Head, ImageRule, Intensity, ModelSpec
+from medimg.train.answers import Answers, ask
+from medimg.train.bootstrap import Resamples
+from medimg.train.cache import DecodedImages, cache_images, images_key
+from medimg.train.compression.chain import Chain, read_chain
+from medimg.train.compression.options import CompressOptions
+from medimg.train.compression.passes import answers, grams
+from medimg.train.compression.selection import Matrix
+from medimg.train.division import Division, read_labelled
+from medimg.train.keras_files import SUFFIXES, load_float32
+from medimg.train.options import FitOptions, Job
+from medimg.train.scores import score
+from medimg.train.store import ArrayStore, key_of
+
+LOOKED_AT = 96
+"""Images that channels are chosen by."""
+LEAST_LOOKED_AT = 16
+
+_HEADS: dict[str, Head] = {"softmax": "softmax", "linear": "logits"}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A Keras model that was read as a chain."""
+
+    name: str
+    sha256: str
+    """Of its file."""
+    chain: Chain
+    spec: ModelSpec
+    image: ImageRule
+    """What smaller models take."""
+
+
+def read_parent(model: Path, data: Path, options: CompressOptions, threads: int) -> tuple[Parent, DataSet]:
+    """Read a model, and the data with the model's labels.
+
+    Raises:
+        ChainError: it cannot be compressed.
+        DataError: the data cannot be understood, or hold a class that the model does not know.
+        ModelError: it cannot be used.
+        UsageError: it carries no spec, and the options do not say what is needed of one.
+    """
+    if model.suffix not in SUFFIXES:
+        raise UsageError(f"{model}: an exported artefact is not compressed: give the Keras file")
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+    spec = _spec(model)
+    chain = read_chain(load_float32(model), str(model))
+    several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
+    dataset = read_labelled(data, fit_options(options, multilabel=several), threads)
+    spec = spec or _made_spec(chain, dataset, options, str(model))
+    return Parent(
+        str(model), file_sha256(model), chain, spec, _smaller(spec.image, chain, options)
+    ), dataset.relabelled(spec.labels)
+
+
+def fit_options(options: CompressOptions, *, multilabel: bool) -> FitOptions:
+    """Give what reading data and training take."""
+    return FitOptions(
+        head="multilabel" if multilabel else "softmax",
+        validation_fraction=options.validation_fraction,
+        group_by=options.group_by,
+        max_unreadable=options.max_unreadable,
+        allow_unlisted=options.allow_unlisted,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+
+
+def _spec(model: Path) -> ModelSpec | None:
+    try:
+        spec = ModelSpec.read(model)
+    except NoSpecError:
+        return None
+    if spec.intensity.rule == "unspecified":
+        raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
+    return spec
+
+
+def _made_spec(chain: Chain, dataset: DataSet, options: CompressOptions, name: str) -> ModelSpec:
+    """Make the spec of a model of other origin, whose classes are those of the data, in their order."""
+    if options.preprocessing is None:
+        raise UsageError(
+            f"{name}: carries no spec, so say how its images were scaled, by --preprocessing caffe, torch, "
+            "tf, unit or raw"
+        )
+    rows, columns, channels = chain.shape
+    classes = 2 if chain.classes == 1 else chain.classes
+    if classes != len(dataset.labels):
+        raise DataError(f"{name}: has {classes} classes, the data have {', '.join(dataset.labels)}")
+    several = "multilabel" if chain.classes > 1 else "sigmoid"
+    return ModelSpec(
+        dataset.labels,
+        ImageRule(rows, columns),
+        Intensity.named(
+            options.preprocessing, channels=1 if channels == 1 else 3, color_order=options.color_order
+        ),
+        task=dataset.task,
+        head=_HEADS.get(chain.activation, several),  # type: ignore[arg-type]  # one of the two
+    )
+
+
+def _smaller(image: ImageRule, chain: Chain, options: CompressOptions) -> ImageRule:
+    if options.image_size is None:
+        return image
+    if chain.flattens:
+        raise UsageError(
+            "--image-size: the model flattens its last image, so its dense layers take that size alone"
+        )
+    if options.image_size > min(image.rows, image.columns):
+        raise UsageError(
+            f"--image-size {options.image_size}: the original takes {image.rows}x{image.columns}; give less"
+        )
+    return replace(image, rows=options.image_size, columns=options.image_size)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The images of a part, what they show, and what the original says of them."""
+
+    images: Images
+    """As smaller models take them."""
+    truth: NDArray[Any]
+    """`(images,)` true classes, or `(images, labels)` 0 and 1."""
+    answers: NDArray[np.float32]
+    """`(images, logits + features)`."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """All that is known of the original before any model is made smaller."""
+
+    train: Lesson
+    validation: Lesson
+    grams: tuple[Matrix, ...]
+    looked_at: int
+
+
+def require_images(division: Division, test: DataSet, max_drop: float) -> None:
+    """Check that there are enough images to choose channels by, and for the gate.
+
+    Raises:
+        DataError: there are not.
+    """
+    if len(division.train) < LEAST_LOOKED_AT:
+        raise DataError(
+            f"{len(division.train)} training images are too few to choose channels by: at least "
+            f"{LEAST_LOOKED_AT} are needed, {LOOKED_AT} are better"
+        )
+    needed = images_needed(max_drop)
+    if len(test) < needed:
+        raise DataError(
+            f"the part test has {len(test)} images, and the gate needs at least {needed} that chose nothing: "
+            f"fewer cannot prove a drop of at most {max_drop:g}; give more, or a larger --max-drop"
+        )
+
+
+def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Taught:
+    """Ask the original about every image, and collect what channels are chosen by.
+
+    Args:
+        parent: the original.
+        division: training and validation images.
+        job: options; its store is for decoded images.
+        kept: the store that outlives a kill; it holds no images.
+
+    Raises:
+        DataError: too many images cannot be read.
+        ModelError: the original decides no better than chance.
+    """
+
+    def lesson(dataset: DataSet, part: str) -> tuple[Lesson, DecodedImages]:
+        seen = cache_images(dataset, job, f"{part} images", parent.spec.image)
+        given = answers(parent.chain, seen.images, parent.spec.intensity, job.progress, f"{part} images")
+        key = key_of("answers", parent.sha256, seen.key, repr(parent.spec.intensity))
+        known = kept.array(key, len(seen.images), given).values
+        smaller = cache_images(dataset, job, f"{part} images", parent.image)
+        read = seen.dataset
+        truth = read.targets if read.task == "multilabel" else read.truth
+        return Lesson(smaller.images, truth, np.asarray(known)), seen
+
+    validation, validated = lesson(division.validation, "validation")
+    require_trained(parent, validation, validated.dataset)
+    train, seen = lesson(division.train, "training")
+    places = np.unique(np.linspace(0, len(seen.images) - 1, LOOKED_AT).astype(np.int64))
+
+    def sums() -> Iterator[Matrix]:
+        found = grams(parent.chain, seen.images, places, parent.spec.intensity, job.progress)
+        yield np.concatenate([gram.ravel() for gram in found])[None]
+
+    key = key_of("grams", parent.sha256, seen.key, repr(parent.spec.intensity), str(LOOKED_AT))
+    flat = kept.array(key, 1, sums()).values[0]
+    sides = [unit.outputs for unit in parent.chain.units[:-1]]
+    ends = np.cumsum([side * side for side in sides])
+    pieces = np.split(np.asarray(flat), ends[:-1])
+    matrices = tuple(piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True))
+    return Taught(train, validation, matrices, len(places))
+
+
+def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:
+    """Check that the original decides better than chance.
+
+    Raises:
+        ModelError: it does not.
+    """
+    probabilities = _probabilities(lesson.answers[:, : parent.chain.classes], parent.spec)
+    given = Answers(
+        parent.spec.labels,
+        parent.spec.task,
+        dataset.targets > 0,
+        probabilities,
+        dataset.samples,
+        "keras",
+        "fp32",
+    )
+    found = score(given, Resamples(given.patients)).balanced_accuracy
+    chance = 0.5 if parent.spec.task == "multilabel" else 1 / parent.spec.classes
+    if not found.low > chance:
+        raise ModelError(
+            f"{parent.name}: its balanced accuracy on {len(dataset)} validation images is {found}, which "
+            f"chance may give ({chance:.3f}): train it first, or name the preprocessing that it has"
+        )
+
+
+def _probabilities(logits: NDArray[np.float32], spec: ModelSpec) -> Probabilities:
+    if spec.task == "multilabel":
+        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
+    return as_probabilities(logits, "logits")
+
+
+def reference(parent: Parent, path: Path, test: DataSet, job: Job, kept: ArrayStore) -> Answers:
+    """Give the original's answers in float32 on the images of the gate.
+
+    Args:
+        parent: the original.
+        path: its float32 copy, with the spec.
+        test: images that chose nothing.
+        job: threads and progress.
+        kept: where probabilities stay.
+    """
+
+    def given() -> Iterator[Probabilities]:
+        yield ask(
+            path,
+            parent.spec,
+            test,
+            batch_size=8,
+            backend="auto",
+            threads=job.threads,
+            progress=job.progress,
+        ).probabilities
+
+    content = images_key(test, parent.spec.image, job.threads)
+    key = key_of("reference", parent.sha256, content, parent.spec.to_json())
+    probabilities = np.asarray(kept.array(key, len(test), given()).values)
+    return Answers(
+        parent.spec.labels, parent.spec.task, test.targets > 0, probabilities, test.samples, "keras", "fp32"
+    )

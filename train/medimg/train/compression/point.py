@@ -1,0 +1,145 @@
+"""One compressed model: widths, weights, distillation, calibration, INT8, gate.
+
+Imports Keras: load it after `start_keras`.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medimg.runtime.codec import from_plain, to_plain
+from medimg.runtime.containers import replaced
+from medimg.runtime.errors import DataError
+from medimg.train.answers import ask
+from medimg.train.calibration import CalibrationResult, calibrate
+from medimg.train.checkpoint import Checkpoint
+from medimg.train.compression.chain import build, set_weights
+from medimg.train.compression.distillation import distil, make_loss, make_metric, targets
+from medimg.train.compression.gate import judge
+from medimg.train.compression.result import Point
+from medimg.train.compression.stages import total_macs
+from medimg.train.compression.widths import Widths
+from medimg.train.compression.workshop import Workshop
+from medimg.train.journal import Journal, Phase
+from medimg.train.keras_files import save
+from medimg.train.keras_setup import choose_policy, gpu_capabilities
+from medimg.train.networks import Network
+from medimg.train.operating_points import wanted_sensitivities
+from medimg.train.phases import Plan
+
+
+def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
+    """Make a compressed model and judge its INT8 artefact; what a kill left is gone on with.
+
+    Args:
+        shop: what all points are made with.
+        name: of the point.
+        widths: output channels of each layer.
+        model: the Keras file to write; a point that was finished stands beside it.
+    """
+    finished = model.with_name("point.json")
+    if finished.exists():
+        return from_plain(Point, json.loads(finished.read_text(encoding="utf-8")), str(finished))
+    begin = time.perf_counter()
+    network, training = _trained(shop, name, widths, model.parent)
+    save(network, shop.spec, model)
+    calibrated, notes = _calibrated(shop, model)
+    artefact = shop.export(model)
+    latency_ms = shop.time_int8(artefact)
+    found = ask(
+        artefact,
+        shop.spec,
+        shop.test,
+        batch_size=8,
+        backend=shop.options.backend,
+        threads=shop.job.threads,
+        progress=shop.job.progress,
+    )
+    latency = shop.latency_model
+    point = Point(
+        name=name,
+        widths=widths,
+        macs=total_macs(shop.stages, widths),
+        lost=tuple(
+            float(ranking.errors[width]) for ranking, width in zip(shop.rankings, widths[:-1], strict=True)
+        ),
+        modelled_ms=latency.predict(shop.stages, widths) if latency else None,
+        latency_ms=latency_ms,
+        training=training,
+        temperature=calibrated.temperature,
+        notes=notes,
+        gate=judge(shop.reference, found, shop.options.max_drop),
+        seconds=time.perf_counter() - begin,
+    )
+    with replaced(finished) as temporary:
+        temporary.write_text(json.dumps(to_plain(point)), encoding="utf-8")
+    return point
+
+
+def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[Network, Phase | None]:
+    """Give the network in float32, after distillation."""
+    weights = shop.weights(widths)
+    options, chain, image = shop.options, shop.parent.chain, shop.parent.image
+    if not options.epochs:
+        return shop.network(widths, weights), None
+    policy = choose_policy("auto", gpus=gpu_capabilities())
+    student = build(chain, (image.rows, image.columns), widths, policy, for_training=True)
+    set_weights(student, weights)
+    features = _features(shop, widths)
+    lessons = (shop.taught.train, shop.taught.validation)
+    parts = [
+        (lesson.images, targets(lesson.answers, lesson.truth, chain.classes, features)) for lesson in lessons
+    ]
+    energy = float(np.mean(np.square(parts[0][1][:, chain.classes : -chain.classes])))
+    journal = Journal(Checkpoint(folder, {"width": str(widths), "precision": policy}))
+    exclusive = shop.parent.spec.task == "multiclass" and chain.classes > 1
+    phase = distil(
+        student,
+        (parts[0], parts[1]),
+        shop.parent.spec.intensity,
+        Plan(name, options.epochs, options.epochs, options.learning_rate, "cosine", may_keep_start=True),
+        replace(shop.job, journal=journal),
+        make_loss(chain.classes, exclusive, energy, distilled=options.distil),
+        make_metric(chain.classes, exclusive),
+    )
+    trained = {layer.name: layer.get_weights() for layer in student.layers if layer.weights}
+    return shop.network(widths, trained), phase
+
+
+def _features(shop: Workshop, widths: Widths) -> NDArray[np.int64]:
+    """Name the original's features that a narrower network has; after flattening a channel has several."""
+    kept, channels = shop.kept(widths)[-1], shop.parent.chain.units[-2].outputs
+    count = shop.taught.train.answers.shape[1] - shop.parent.chain.classes
+    return np.concatenate([kept + start for start in range(0, count, channels)])
+
+
+def _calibrated(shop: Workshop, model: Path) -> tuple[CalibrationResult, tuple[str, ...]]:
+    """Fit temperature and operating points anew, on validation images."""
+    wanted = wanted_sensitivities(shop.parent.spec.operating_points)
+    notes = tuple(
+        f"the operating point of {point.label} names no sensitivity to keep: choose one by calibrate"
+        for point in shop.parent.spec.operating_points
+        if point.label not in wanted
+    )
+
+    def fitted(*, temperature: bool) -> CalibrationResult:
+        return calibrate(
+            model,
+            shop.data,
+            fit_the_temperature=temperature,
+            sensitivities=wanted,
+            validation_fraction=shop.options.validation_fraction,
+            seed=shop.options.seed,
+            group_by=shop.options.group_by,
+            threads=shop.job.threads,
+            progress=shop.job.progress,
+        )
+
+    try:
+        return fitted(temperature=True), notes
+    except DataError as error:
+        return fitted(temperature=False), (*notes, f"temperature 1: {error}")

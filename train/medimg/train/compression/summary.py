@@ -1,0 +1,94 @@
+"""A compression as lines of a terminal."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from medimg.runtime.text import printable
+from medimg.train.evaluation_summary import resampling_line
+from medimg.train.summary import SIMULATED, table
+
+if TYPE_CHECKING:
+    from medimg.train.compression.result import CompressResult, Point
+
+
+def compress_lines(result: "CompressResult") -> list[str]:
+    """Show the ladder, say which point was kept, and what to type next."""
+    gates = [point.gate for point in result.points]
+    images = f"{result.train_images} training and {result.validation_images} validation images"
+    return [
+        f"{printable(result.model)} made smaller on {images} in {result.seconds:.0f} s",
+        "",
+        *_speeds(result),
+        "",
+        f"In INT8 on {gates[0].images} images that chose nothing, beside the original in float32:",
+        *_figures(result),
+        "",
+        "Drops of accuracy have Tango's intervals for pairs; the others are",
+        resampling_line(gates[0].resampling),
+        *(f"{name}: not tried, since the point before did not pass" for name in result.not_tried),
+        *(f"{point.name}: {printable(note)}" for point in result.points for note in point.notes),
+        *(["", SIMULATED] if result.simulated_data else []),
+        "",
+        *_kept(result),
+    ]
+
+
+def _speeds(result: "CompressResult") -> list[str]:
+    rows = [
+        (point.name, _macs(point.macs), _ms(point.latency_ms), f"{result.latency_ms / point.latency_ms:.2f}")
+        for point in result.points
+    ]
+    head = ("", "multiply-accumulates", "ms an image, INT8", "times as fast")
+    return table([head, ("original", _macs(result.macs), _ms(result.latency_ms), ""), *rows])
+
+
+def _figures(result: "CompressResult") -> list[str]:
+    first = result.points[0].gate
+    original = (
+        "original",
+        f"{first.accuracy_reference.value:.3f}",
+        "",
+        f"{first.roc_auc_reference.value:.3f}",
+        "",
+        "",
+    )
+    rows = [_row(point) for point in result.points]
+    return table(
+        [
+            ("", "accuracy", "drop", "ROC AUC", "drop", "verdict"),
+            ("original", accuracy, "", area, "", ""),
+            *rows,
+        ]
+    )
+
+
+def _row(point: "Point") -> tuple[str, ...]:
+    gate, area = point.gate, point.gate.roc_auc_drop
+    low, high = gate.accuracy_drop_ci95
+    return (
+        point.name,
+        f"{gate.accuracy.value:.3f}",
+        f"{gate.accuracy_drop:.3f} ({low:.3f} to {high:.3f})",
+        f"{gate.roc_auc.value:.3f}",
+        f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})",
+        gate.verdict,
+    )
+
+
+def _ms(latency_ms: float) -> str:
+    return f"{latency_ms:.3g}"
+
+
+def _kept(result: "CompressResult") -> list[str]:
+    if result.output is None:
+        return ["no point passed: nothing was written"]
+    model, data = shlex.quote(result.output), shlex.quote(result.data)
+    return [
+        f"saved: {result.output}, the point {result.kept}",
+        f"next:  medimg-train evaluate {model} {data}",
+        f"       medimg-export {model} --precision int8 --calibration {data} --validation {data}",
+    ]
+
+
+def _macs(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
