@@ -44,22 +44,9 @@ def _speeds(result: "CompressResult") -> list[str]:
 
 def _figures(result: "CompressResult") -> list[str]:
     first = result.points[0].gate
-    original = (
-        "original",
-        f"{first.accuracy_reference.value:.3f}",
-        "",
-        f"{first.roc_auc_reference.value:.3f}",
-        "",
-        "",
-    )
-    rows = [_row(point) for point in result.points]
-    return table(
-        [
-            ("", "accuracy", "drop", "ROC AUC", "drop", "verdict"),
-            ("original", accuracy, "", area, "", ""),
-            *rows,
-        ]
-    )
+    accuracy, area = (f"{found.value:.3f}" for found in (first.accuracy_reference, first.roc_auc_reference))
+    head = ("", "accuracy", "drop", "ROC AUC", "drop", "verdict")
+    return table([head, ("original", accuracy, "", area, "", ""), *map(_row, result.points)])
 
 
 def _row(point: "Point") -> tuple[str, ...]:
