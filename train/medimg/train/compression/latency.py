@@ -6,18 +6,18 @@ that are not negative.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.optional import require
-from medimg.train.compression.stages import Stage, full_widths, macs, narrowed, total_macs
+from medimg.train.compression.stages import Stage, full_widths, macs, narrowed
 from medimg.train.compression.widths import Widths
 
 MULTIPLES = (16, 32, 64)
-WORTH = 0.97
-"""A larger multiple is taken only for at most this share of the time a multiply-accumulate takes."""
+TOLERANCE = 1.04
+"""Widths that take longer than this times what larger multiples foretell do not suit the hardware."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,17 @@ def measure_model(
         time_ms: exports a chain of such widths to INT8 and times it.
         multiple: of channels; None chooses the one that suits the hardware.
     """
-    halves = {number: _about_half(stages, number) for number in ([multiple] if multiple else MULTIPLES)}
-    found = {full_widths(stages): 0.0, **dict.fromkeys(halves.values(), 0.0)}
-    first = min(halves)
-    for kind in dict.fromkeys(_kinds(stages)):
-        found[_with_quarters(stages, kind, halves[first], first)] = 0.0
-    timings = tuple(Timing(widths, time_ms(widths)) for widths in found)
-    by_widths = {timing.widths: timing.latency_ms for timing in timings}
-    chosen = first
-    pace = {n: by_widths[widths] / total_macs(stages, widths) for n, widths in halves.items()}
-    for number in sorted(halves):
-        if pace[number] < WORTH * pace[chosen]:
-            chosen = number
-    return fit(stages, timings, chosen)
+    largest = multiple or max(MULTIPLES)
+    half = narrowed(stages, 0.5, largest)
+    probes = [full_widths(stages), half]
+    probes += [_with_quarters(stages, kind, half, largest) for kind in dict.fromkeys(_kinds(stages))]
+    timings = [Timing(widths, time_ms(widths)) for widths in dict.fromkeys(probes)]
+    found = fit(stages, timings, largest)
+    for smaller in () if multiple else MULTIPLES[:-1]:
+        odd = _about_half(stages, smaller)
+        if time_ms(odd) <= TOLERANCE * found.predict(stages, odd):
+            return replace(found, multiple=smaller)
+    return found
 
 
 def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int) -> LatencyModel:
@@ -107,15 +105,13 @@ def _numbers(stages: Sequence[Stage], widths: Widths, terms: Sequence[str]) -> N
 
 
 def _about_half(stages: Sequence[Stage], multiple: int) -> Widths:
-    """Give widths of about a half that are no multiples of twice as much, unless the largest is wanted."""
-    half = narrowed(stages, 0.5, multiple)
-    if multiple == max(MULTIPLES):
-        return half
+    """Give widths of a half, but in wide layers such as are multiples of this and of no larger number."""
+    half = narrowed(stages, 0.5, max(MULTIPLES))
     odd = [
-        width - multiple if stage.width >= 4 * multiple and width % (2 * multiple) == 0 else width
-        for stage, width in zip(stages, half, strict=True)
+        width - multiple if stage.width >= 4 * max(MULTIPLES) else width
+        for stage, width in zip(stages[:-1], half, strict=False)
     ]
-    return (*odd[:-1], half[-1])
+    return (*odd, stages[-1].width)
 
 
 def _with_quarters(stages: Sequence[Stage], kind: str, half: Widths, multiple: int) -> Widths:
