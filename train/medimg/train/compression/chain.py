@@ -168,11 +168,12 @@ def _flat(model: Network, name: str) -> Iterator[Layer]:
     import keras
 
     sources = {} if isinstance(model, keras.Sequential) else _sources(model)
+    for layer in model.layers:
+        if len(sources.get(layer.name, ())) > 1:
+            raise ChainError(f"{name}: layer {layer.name!r} ({kind_of(layer)}) joins branches, {CANNOT}")
     previous = None
     for layer in model.layers:
         found = sources.get(layer.name, ())
-        if len(found) > 1:
-            raise ChainError(f"{name}: layer {layer.name!r} ({kind_of(layer)}) joins branches, {CANNOT}")
         if found and found[0] != previous:
             raise ChainError(
                 f"{name}: layer {layer.name!r} ({kind_of(layer)}) follows {found[0]!r} and not {previous!r}: "

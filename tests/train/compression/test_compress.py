@@ -1,0 +1,358 @@
+"""`compress` from end to end on small chains; other rooms' commands are stand-ins but in the last test."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medimg.runtime.containers import file_sha256
+from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
+from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
+from medimg.train import CompressOptions, compress
+from medimg.train.compression import compress as verb
+from medimg.train.compression import point, workshop
+from medimg.train.compression.options import read_ratio
+from medimg.train.compression.summary import compress_lines
+from medimg.train.errors import ChainError, TargetError
+from medimg.train.evaluation_summary import WIDTH
+from medimg.train.keras_files import load_float32, save
+
+Run = Callable[..., "CompletedProcess[str]"]
+LABELS = ("blue", "green", "red")
+SIDE = 16
+QUICK = CompressOptions(macs=(2.0, 4.0), max_drop=0.1, epochs=2, widths="macs", multiple=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise with a colour; a tenth of the labels is wrong, so that nothing is right always."""
+    import cv2
+
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    rows = ["path,label,split"]
+    for split, images in (("train", 90), ("val", 60), ("test", 90)):
+        for number in range(images):
+            pixels = random.normal(128, 40, (SIDE, SIDE, 3))
+            pixels[..., number % 3] += 30
+            name = f"{split}{number}.png"
+            assert cv2.imwrite(str(folder / name), np.clip(pixels, 0, 255).astype(np.uint8))
+            label = LABELS[(number + (random.random() < 0.1)) % 3]
+            rows.append(f"{name},{label},{split}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    return folder / "table.csv"
+
+
+@pytest.fixture(scope="module")
+def network(data: Path) -> Any:
+    """A small chain, trained."""
+    import keras
+
+    from medimg.runtime.data import read_data
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 3)),
+            layers.Conv2D(8, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.3),
+            layers.Dense(3, activation="softmax", name="probabilities"),
+        ]
+    )
+    train = read_data(data).part("train")
+    images = np.stack([sample.load(ImageRule(SIDE, SIDE)) for sample in train.samples]) / 255
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    model.fit(images, train.truth, epochs=12, verbose=0)
+    return model
+
+
+@pytest.fixture
+def model(network: Any, tmp_path: Path) -> Path:
+    path = tmp_path / "model.keras"
+    points = (OperatingPoint("red", 0.4, "sensitivity 0.9 on the part val"), OperatingPoint("blue", 0.3, "?"))
+    spec = ModelSpec(LABELS, ImageRule(SIDE, SIDE), Intensity.named("unit"), operating_points=points)
+    save(network, spec.with_(temperature=1.5), path)
+    return path
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stand-ins for export and bench: the artefact is the Keras file, and takes a millisecond a megabyte."""
+    found: list[Path] = []
+
+    def export(path: Path, *_arguments: Any) -> dict[str, Any]:
+        found.append(path)
+        return {"path": str(path)}
+
+    monkeypatch.setattr(workshop, "export_int8", export)
+    monkeypatch.setattr(
+        workshop, "time_singles", lambda path, *_arguments: {"p50": load_float32(path).count_params() / 1e3}
+    )
+    return found
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "small.h5"
+    before = ModelSpec.read(model)
+    found = compress(model, data, output, QUICK, threads=1, plot=tmp_path / "plot.svg")
+    assert [item.name for item in found.points] == ["2x", "4x"]
+    assert (found.kept, found.output, found.not_tried) == ("4x", str(output), ())
+    for item, ratio in zip(found.points, (2, 4), strict=True):
+        assert item.macs <= found.macs / ratio
+        assert item.gate.images == 90
+        assert item.gate.accuracy_reference.value > 0.75
+        assert item.training is not None
+        assert len(item.training.epochs) == 2
+        assert item.notes == (
+            "the operating point of blue names no sensitivity to keep: choose one by calibrate",
+        )
+    small, spec = load_float32(output), ModelSpec.read(output)
+    assert [type(layer).__name__ for layer in small.layers[1:]] == [
+        type(layer).__name__ for layer in load_float32(model).layers
+    ]
+    assert small.count_params() < load_float32(model).count_params() / 3
+    assert (spec.labels, spec.head, spec.image, spec.intensity) == (
+        *(before.labels, before.head, before.image, before.intensity),
+    )
+    assert spec.temperature == found.points[1].temperature
+    assert [item.label for item in spec.operating_points] == ["red"]
+    assert spec.operating_points[0].threshold != 0.4
+    record, gate = spec.compression, found.points[1].gate
+    assert record is not None
+    assert record.parent_sha256 == file_sha256(model)
+    assert (record.macs, record.parent_macs) == (found.points[1].macs, found.macs)
+    assert (record.verdict, record.images) == (gate.verdict, 90)
+    assert record.accuracy_drop_ci95 == gate.accuracy_drop_ci95
+    assert "distillation" in record.method
+    lines = compress_lines(found)
+    assert max(map(len, lines)) <= WIDTH or str(tmp_path) in max(lines, key=len)
+    assert ">4x<" in (tmp_path / "plot.svg").read_text()
+    assert not list(tmp_path.glob("*.training"))
+
+
+def test_a_point_that_fails_ends_the_ladder_and_nothing_is_written(
+    model: Path, data: Path, tmp_path: Path, exported: list[Path]
+) -> None:
+    options = replace(QUICK, macs=(8.0, 2.0, 20.0), epochs=0, reconstruct=False, max_drop=0.05)
+    found = compress(model, data, tmp_path / "small.h5", options, threads=1)
+    verdicts = [item.gate.verdict for item in found.points]
+    assert verdicts[-1] == "failed"
+    assert found.not_tried
+    assert len(found.points) + len(found.not_tried) == 3
+    if found.kept is None:
+        assert not (tmp_path / "small.h5").exists()
+    # The original is exported once, and each point once.
+    assert len(exported) == 1 + len(found.points)
+
+
+@pytest.mark.usefixtures("exported")
+def test_least_squares_keep_what_plain_pruning_loses(model: Path, data: Path, tmp_path: Path) -> None:
+    areas = []
+    for reconstruct in (True, False):
+        options = replace(QUICK, macs=(4.0,), epochs=0, reconstruct=reconstruct, max_drop=0.9)
+        (item,) = compress(model, data, tmp_path / "small.h5", options, threads=1).points
+        areas.append(item.gate.roc_auc.value)
+    assert areas[0] > areas[1]
+
+
+@pytest.mark.usefixtures("exported")
+def test_after_a_kill_it_goes_on_to_the_same_model(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compress(model, data, tmp_path / "whole.keras", QUICK, threads=1)
+    made: list[str] = []
+    judge = point.judge
+
+    def killed(*arguments: Any) -> Any:
+        made.append("judged")
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(point, "judge", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, tmp_path / "small.keras", QUICK, threads=1)
+    assert not (tmp_path / "small.keras").exists()
+    with pytest.raises(UsageError, match="--resume"):
+        compress(model, data, tmp_path / "small.keras", QUICK, threads=1)
+    with pytest.raises(UsageError, match="another epochs"):
+        compress(model, data, tmp_path / "small.keras", replace(QUICK, epochs=3), threads=1, resume=True)
+    asked: list[str] = []
+    monkeypatch.setattr(verb, "reference", _counted(verb.reference, asked))
+    found = compress(model, data, tmp_path / "small.keras", QUICK, threads=1, resume=True)
+    assert made == ["judged"] * 3, "the first point was not made again"
+    assert [item.widths for item in found.points] == [item.widths for item in whole.points]
+    for one, other in zip(
+        load_float32(tmp_path / "small.keras").get_weights(),
+        load_float32(tmp_path / "whole.keras").get_weights(),
+        strict=True,
+    ):
+        assert np.array_equal(one, other)
+
+
+def _counted(function: Any, calls: list[str]) -> Any:
+    def counted(*arguments: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*arguments)
+
+    return counted
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    options = replace(QUICK, macs=(), widths="latency", epochs=0, max_drop=0.9, multiple=None)
+    whole = load_float32(model).count_params() / 1e3
+    found = compress(model, data, tmp_path / "small.h5", replace(options, latency_ms=0.5 * whole), threads=1)
+    assert found.latency_ms == whole
+    assert found.points[0].latency_ms <= 0.5 * whole
+    assert found.latency_model is not None
+    assert found.points[0].modelled_ms is not None
+    (tmp_path / "small.h5").unlink()
+    with pytest.raises(TargetError, match="at the least widths"):
+        compress(model, data, tmp_path / "small.h5", replace(options, latency_ms=1e-3), threads=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+@pytest.mark.usefixtures("exported")
+def test_smaller_images_cost_less_at_the_same_widths(model: Path, data: Path, tmp_path: Path) -> None:
+    options = replace(QUICK, macs=(4.0,), image_size=16, max_drop=0.9, epochs=1)
+    same = compress(model, data, tmp_path / "small.h5", options, threads=1)
+    with pytest.raises(UsageError, match="--image-size 20: the original takes 16x16"):
+        compress(model, data, tmp_path / "small.h5", replace(options, image_size=20), threads=1)
+    assert ModelSpec.read(tmp_path / "small.h5").image.rows == 16
+    assert same.points[0].macs <= same.macs / 4
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_model_of_other_origin_is_told_its_preprocessing(network: Any, data: Path, tmp_path: Path) -> None:
+    network.save(tmp_path / "foreign.h5")
+    options = replace(QUICK, macs=(2.0,), epochs=0, max_drop=0.9)
+    with pytest.raises(UsageError, match=r"carries no spec.*--preprocessing"):
+        compress(tmp_path / "foreign.h5", data, tmp_path / "small.h5", options, threads=1)
+    compress(
+        tmp_path / "foreign.h5",
+        data,
+        tmp_path / "small.h5",
+        replace(options, preprocessing="unit"),
+        threads=1,
+    )
+    assert ModelSpec.read(tmp_path / "small.h5").labels == LABELS
+
+
+def branched(_network: Any) -> Any:
+    import keras
+
+    start = keras.Input((SIDE, SIDE, 3))
+    values = keras.layers.Conv2D(3, 3, padding="same")(start)
+    values = keras.layers.GlobalAveragePooling2D()(keras.layers.Add(name="shortcut")([start, values]))
+    return keras.Model(start, keras.layers.Dense(3, activation="softmax")(values))
+
+
+def untrained(network: Any) -> Any:
+    import keras
+
+    fresh = keras.models.clone_model(network)
+    dense = fresh.get_layer("probabilities")
+    dense.set_weights([0 * array for array in dense.get_weights()])
+    return fresh
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (branched, {}, ChainError, "'shortcut' \\(Add\\) joins branches"),
+        (untrained, {}, ModelError, "which chance may give \\(0.333\\): train it first"),
+        (None, {"max_drop": 0.01}, DataError, "has 90 images, and the gate needs at least 381"),
+        (None, {"macs": (1e6,)}, TargetError, "at the least widths"),
+    ],
+)
+@pytest.mark.usefixtures("exported")
+def test_what_cannot_end_well_is_one_message_and_nothing_is_written(
+    make: Any, options: dict[str, Any], error: type[MedimgError], message: str, model: Path, data: Path,
+    network: Any, tmp_path: Path,
+) -> None:  # fmt: skip
+    if make:
+        save(make(network), ModelSpec.read(model), model)
+    with pytest.raises(error, match=message):
+        compress(model, data, tmp_path / "small.h5", replace(QUICK, **options), threads=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_data_without_a_test_part_or_with_few_images_are_refused(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = data.read_text().splitlines()
+    table = data.with_name("no-test.csv")
+    table.write_text("\n".join(row for row in rows if not row.endswith(",test")))
+    with pytest.raises(DataError, match=r"no-test.csv: has no part named test"):
+        compress(model, table, tmp_path / "small.h5", replace(QUICK, allow_unlisted=True), threads=1)
+    few = [row for row in rows if not row.endswith(",train")]
+    few += [row for row in rows if row.endswith(",train")][:12]
+    table = data.with_name("few.csv")
+    table.write_text("\n".join(few))
+    with pytest.raises(DataError, match=r"12 training images are too few .* at least 16 are needed"):
+        compress(model, table, tmp_path / "small.h5", QUICK, threads=1)
+    with pytest.raises(UsageError, match="is the original itself"):
+        compress(model, data, model, QUICK, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": (0.5,)}, "must be 1x or more"),
+        ({"macs": (2.0,), "latency_ms": 3.0}, "not both"),
+        ({"latency_ms": 0.0}, "above 0"),
+        ({"max_drop": 1.0}, "not between 0 and 1"),
+        ({"multiple": 0}, "--multiple 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CompressOptions(**options)
+
+
+def test_ratios_are_read_as_they_are_typed() -> None:
+    assert (read_ratio("8x"), read_ratio("2.5")) == (8.0, 2.5)
+    with pytest.raises(UsageError, match="such as 8x"):
+        read_ratio("eight")
+    assert CompressOptions().names == ("2x", "4x", "8x", "16x")
+
+
+@pytest.mark.soak
+def test_a_compressed_model_exports_predicts_and_is_timed_by_the_same_commands(
+    network: Any, data: Path, tmp_path: Path, run: Run
+) -> None:
+    spec = ModelSpec(LABELS, ImageRule(SIDE, SIDE), Intensity.named("unit"))
+    save(network, spec, tmp_path / "model.keras")
+    options = "--output small.h5 --macs 2x --max-drop 0.2 --epochs 1 --multiple 2 --json found.json"
+    done = run("medimg-train", "compress", "model.keras", data, *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["points"][0]["gate"]["backend"] in ("openvino", "onnxruntime")
+    precisions = "--precision fp32 --precision fp16 --precision int8 --force"
+    done = run(
+        *("medimg-export", "small.h5", *precisions.split(), "--calibration", data, "--validation", data),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("small.onnx", "small.fp16.onnx", "small.int8.onnx"):
+        assert (
+            ModelSpec.read(tmp_path / name).compression == ModelSpec.read(tmp_path / "small.h5").compression
+        )
+        assert run("medimg-run", "predict", name, data.parent / "test0.png", cwd=tmp_path).returncode == 0
+        assert "compressed" in run("medimg-run", "inspect", name, cwd=tmp_path).stdout
+    timed = run("medimg-bench", "run", "small.int8.onnx", "--duration", "1", "--json", "t.json", cwd=tmp_path)
+    assert timed.returncode == 0, timed.stderr

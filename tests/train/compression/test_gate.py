@@ -1,0 +1,69 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from medimg.runtime.metrics import images_needed, paired_drop_ci95
+from medimg.train.answers import Answers
+from medimg.train.bootstrap import Resamples
+from medimg.train.compression.gate import judge, passes
+from medimg.train.scores import area_difference, score
+
+Make = Callable[..., Answers]
+
+
+def turned(answers: Answers, share: float) -> Answers:
+    """Answers of which a share is those of another image."""
+    count = round(share * len(answers.probabilities))
+    probabilities = answers.probabilities.copy()
+    probabilities[:count] = np.roll(probabilities[:count], 1, axis=0)
+    return replace(answers, probabilities=probabilities)
+
+
+def test_the_same_answers_are_proven_by_as_many_images_as_are_asked_for(made: Make) -> None:
+    enough = made(3, images_needed(0.01), seed=0)
+    found = judge(enough, enough, 0.01)
+    assert (found.verdict, found.accuracy_drop, found.roc_auc_drop.value) == ("proven", 0, 0)
+    fewer = made(3, images_needed(0.01) - 1, seed=0)
+    assert judge(fewer, fewer, 0.01).verdict == "not proven"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.5, "failed"), (0.01, "not proven")])
+def test_worse_answers_fail_and_slightly_worse_are_not_proven(made: Make, share: float, verdict: str) -> None:
+    answers = made(3, 400, seed=1)
+    found = judge(answers, turned(answers, share), 0.01)
+    assert found.verdict == verdict
+    right = [(item.shown == item.decided).all(axis=1) for item in (answers, turned(answers, share))]
+    assert found.accuracy_drop_ci95 == paired_drop_ci95(*right)
+    assert found.roc_auc_drop.low <= found.roc_auc_drop.value <= found.roc_auc_drop.high
+
+
+def test_an_area_that_is_lost_fails_though_no_decision_changes(made: Make) -> None:
+    answers = made(2, 2000, seed=2)
+    blunt = np.where(answers.probabilities > 0.5, 0.9, 0.1).astype(np.float32)
+    found = judge(answers, replace(answers, probabilities=blunt), 0.01)
+    assert found.accuracy_drop == 0
+    assert found.roc_auc_drop.low > 0.01
+    assert found.verdict == "failed"
+
+
+@pytest.mark.parametrize(("classes", "task"), [(2, "multiclass"), (3, "multiclass"), (3, "multilabel")])
+def test_the_difference_of_areas_is_that_of_the_scores_on_the_same_draws(
+    made: Make, classes: int, task: str
+) -> None:
+    answers = made(classes, 300, seed=3, task=task)
+    other = turned(answers, 0.1)
+    resamples = Resamples(answers.patients)
+    found = area_difference(answers, other, resamples)
+    alone = [score(item, resamples).roc_auc for item in (answers, other)]
+    assert found.value == pytest.approx(alone[0].value - alone[1].value)
+    # Pairing makes the interval narrower than those of the two alone.
+    assert found.high - found.low < max(item.high - item.low for item in alone)
+
+
+def test_strict_keeps_only_what_is_proven() -> None:
+    assert passes("proven", strict=True)
+    assert passes("not proven", strict=False)
+    assert not passes("not proven", strict=True)
+    assert not passes("failed", strict=False)
