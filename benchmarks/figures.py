@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import compression_figures  # noqa: F401
 import driver_figures  # noqa: F401  its figures are registered as it is read
 import export_figures  # noqa: F401
 import peers.table  # noqa: F401
@@ -39,7 +40,7 @@ SCHEMA = 1
 PRECISIONS = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
-    "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "evaluate", "simulate"),
+    "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "compress", "evaluate", "simulate"),
     "medimg-export": ("",),
     "medimg-run": ("", "predict", "inspect", "doctor", "listen", "audit", "bundle", "sbom"),
     "medimg-bench": ("", "run", "sweep", "compare"),

@@ -14,8 +14,8 @@ from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
-from medimg.train.compression import compress as verb
 from medimg.train.compression import point, workshop
+from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
 from medimg.train.compression.summary import compress_lines
 from medimg.train.errors import ChainError, TargetError
@@ -172,7 +172,6 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
 ) -> None:
     whole = compress(model, data, tmp_path / "whole.keras", QUICK, threads=1)
     made: list[str] = []
-    judge = point.judge
 
     def killed(*arguments: Any) -> Any:
         made.append("judged")
@@ -188,8 +187,6 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
         compress(model, data, tmp_path / "small.keras", QUICK, threads=1)
     with pytest.raises(UsageError, match="another epochs"):
         compress(model, data, tmp_path / "small.keras", replace(QUICK, epochs=3), threads=1, resume=True)
-    asked: list[str] = []
-    monkeypatch.setattr(verb, "reference", _counted(verb.reference, asked))
     found = compress(model, data, tmp_path / "small.keras", QUICK, threads=1, resume=True)
     assert made == ["judged"] * 3, "the first point was not made again"
     assert [item.widths for item in found.points] == [item.widths for item in whole.points]
@@ -199,14 +196,6 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
         strict=True,
     ):
         assert np.array_equal(one, other)
-
-
-def _counted(function: Any, calls: list[str]) -> Any:
-    def counted(*arguments: Any) -> Any:
-        calls.append(function.__name__)
-        return function(*arguments)
-
-    return counted
 
 
 @pytest.mark.usefixtures("exported")

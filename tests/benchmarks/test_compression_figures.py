@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+import compression_figures
+from medimg.runtime.data import read_data
+from medimg.train import simulate
+
+
+def test_the_own_split_divides_the_training_part_by_seed(tmp_path: Path) -> None:
+    simulate(tmp_path / "set", train=12, test=3, size=32)
+    tests = []
+    for seed in (0, 0, 1):
+        compression_figures.write_split(tmp_path / "set", tmp_path / "table.csv", seed)
+        data = read_data(tmp_path / "table.csv")
+        train, test = data.part("train"), data.part("test")
+        assert (len(train), len(test)) == (32, 16)
+        names = {sample.name for sample in test.samples}
+        assert not names & {sample.name for sample in train.samples}
+        assert not any("/test/" in name for name in names)
+        tests.append(names)
+    assert tests[0] == tests[1] != tests[2]
+
+
+def gate(drop: float, high: float, area: float, area_high: float) -> dict[str, object]:
+    estimate = {"value": 0.9, "low": 0.8, "high": 0.95}
+    return {
+        "images": 400,
+        "accuracy": estimate,
+        "accuracy_drop": drop,
+        "accuracy_drop_ci95": [-0.01, high],
+        "roc_auc": estimate,
+        "roc_auc_drop": {"value": area, "low": -0.01, "high": area_high},
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (gate(0.0, 0.009, 0.0, 0.005), "proven"),
+        (gate(0.0, 0.02, 0.0, 0.005), "not proven"),
+        (gate(0.0, 0.009, 0.02, 0.03), "failed"),
+        (gate(0.03, 0.05, 0.0, 0.005), "failed"),
+    ],
+)
+def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict: str) -> None:
+    run = {"seed": 1, "gate": found, "throughput_ratio": 3.456}
+    point = {"macs": 1.9e9, "latency_ms": 5.43, "gate": found}
+    text = compression_figures.page({"sets": {"brain-mri": [run]}, "ablations": {"uniform widths": point}})
+    assert f"| {verdict} | 3.46 |" in text
+    assert "| uniform widths | 1.90 | 5.4 | 0.900 |" in text
