@@ -100,7 +100,7 @@ def test_no_command_connects(
         ("medimg-bench", "run", small_artefact, "--duration", "0.2"),
     ]
     for command in commands:
-        done = watched(Path(sys.executable).with_name(command[0]), *command[1:])
+        done = watched(Path(sys.executable).with_name(str(command[0])), *command[1:])
         assert done.returncode in (0, 1), f"{command}: {done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
     assert not outgoing(calls)
