@@ -19,7 +19,6 @@ import driver_figures  # noqa: F401  its figures are registered as it is read
 import export_figures  # noqa: F401
 import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
-import training_figures  # noqa: F401
 import training_speed  # noqa: F401
 import tuning_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
@@ -31,7 +30,8 @@ from medimg.runtime.commandline import write_json
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
-from registry import FIGURES, REAL_SETS, ROOT, SCRATCH, Figure, figure
+from registry import FIGURES, REAL_SETS, ROOT, Figure, figure
+from training_figures import fine_tuned
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
@@ -67,7 +67,7 @@ def startup() -> dict[str, Any]:
 @figure("vgg16-real-sets")
 def real_sets() -> dict[str, Any]:
     """VGG16 fine-tuned on each real set, exported and judged on all published test images."""
-    found = {name: _fine_tuned(name, data) for name, data in REAL_SETS.items()}
+    found = {name: _judged(name) for name in REAL_SETS}
     right = [np.array(item.pop("right"), bool) for item in found.values()]
     reference, int8 = np.concatenate(right, axis=1)
     low, high = paired_drop_ci95(reference, int8)
@@ -80,16 +80,12 @@ def real_sets() -> dict[str, Any]:
     return {"together": together, "sets": found}
 
 
-def _fine_tuned(name: str, data: str) -> dict[str, Any]:
+def _judged(name: str) -> dict[str, Any]:
     """Fit, evaluate and export, each by its command."""
-    real = Path(os.environ["MEDIMG_TEST_DATA"])
-    images, folder = real / data, SCRATCH / name
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    model = folder / "model.h5"
-    weights = real / "weights" / "vgg16_imagenet_notop.h5"
-    fit_s = run_command("medimg-train", "fit", images, "--output", model, "--weights", weights)
-    regression = run_script("frozen_features.py", images, weights)
-    evaluation, export = folder / "evaluation.json", folder / "export.json"
+    real, model = Path(os.environ["MEDIMG_TEST_DATA"]), fine_tuned(name)
+    images = real / REAL_SETS[name]
+    regression = run_script("frozen_features.py", images, real / "weights" / "vgg16_imagenet_notop.h5")
+    evaluation, export = model.with_suffix(".evaluation.json"), model.with_suffix(".export.json")
     run_command("medimg-train", "evaluate", model, images, "--json", evaluation)
     precisions = [word for precision in PRECISIONS for word in ("--precision", precision)]
     export_s = run_command(
@@ -103,7 +99,7 @@ def _fine_tuned(name: str, data: str) -> dict[str, Any]:
     }
     reference = answers["fp32", "onnxruntime"]
     return {
-        "fit_s": fit_s,
+        "fit_s": read_json(model.with_suffix(".fit.json"))["seconds"],
         "export_s": export_s,
         "logistic_regression_on_frozen_features": regression["accuracy"],
         "keras": read_json(evaluation),
