@@ -417,15 +417,9 @@ def evaluate(
 )
 @click.option("--no-temperature", is_flag=True, help="Leave the temperature as it is.")
 @usage_options
-@click.option("--group-by", metavar="PATTERN", help="As given to fit.")
-@click.option(
-    "--validation-fraction",
-    type=float,
-    default=DEFAULTS.validation_fraction,
-    show_default=True,
-    help="As given to fit.",
-)
-@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="As given to fit.")
+@click.option("--group-by", metavar="PATTERN", help="As given to fit.  [default: what MODEL says]")
+@click.option("--validation-fraction", type=float, help="As given to fit.  [default: what MODEL says]")
+@click.option("--seed", type=int, help="As given to fit.  [default: what MODEL says]")
 @click.option("--batch-size", type=positive, default=32, show_default=True, help="Images at once.")
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options
