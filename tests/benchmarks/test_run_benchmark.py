@@ -192,7 +192,8 @@ def test_a_model_that_the_back_end_refuses_is_named(
 
 
 def test_the_machine_is_watched(synthetic: Benchmark) -> None:
-    peak_of_this_process_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # The kernel brings its own figure up to date now and then.
+    peak_of_this_process_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + 1
     for run in synthetic.runs:
         assert run.machine is not None
         assert 20 < (run.machine.peak_memory_mib or 0) <= peak_of_this_process_mib
