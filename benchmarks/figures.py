@@ -30,8 +30,8 @@ from medimg.runtime.commandline import write_json
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
-from registry import FIGURES, REAL_SETS, ROOT, Figure, figure
-from training_figures import fine_tuned
+from registry import FIGURES, REAL_SETS, ROOT, Figure, commit, figure
+from training_figures import fine_tuned, trained_by
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
@@ -99,6 +99,7 @@ def _judged(name: str) -> dict[str, Any]:
     }
     reference = answers["fp32", "onnxruntime"]
     return {
+        "trained_by": trained_by(model),
         "fit_s": read_json(model.with_suffix(".fit.json"))["seconds"],
         "export_s": export_s,
         "logistic_regression_on_frozen_features": regression["accuracy"],
@@ -141,15 +142,6 @@ def _median_s(command: list[str], runs: int = 10) -> float:
     return round(statistics.median(seconds), 4)
 
 
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = " with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
-    return (git("rev-parse", "HEAD") or "none") + changed
-
-
 def main() -> None:
     """Measure the figures named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,7 +161,7 @@ def main() -> None:
 
 def write_figure(name: str, measure: Figure | None = None) -> Path:
     """Measure a figure, the registered one unless given, and write it with where and by what it was made."""
-    started, load, commit = now(), os.getloadavg(), _commit()
+    started, load, measured_at = now(), os.getloadavg(), commit()
     measure = measure or FIGURES[name]
     result = measure()
     head = {
@@ -177,7 +169,7 @@ def write_figure(name: str, measure: Figure | None = None) -> Path:
         "figure": name,
         "what": measure.__doc__,
         "command": f"python benchmarks/figures.py {name}",
-        "commit": commit,
+        "commit": measured_at,
         "machine": to_plain(read_environment(started, load)),
     }
     RESULTS.mkdir(exist_ok=True)

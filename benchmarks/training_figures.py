@@ -1,13 +1,12 @@
 """What fine-tuning reaches on the real sets at default settings; writes docs/results/training.md too."""
 
-import functools
 import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 from commands import read_json, run_command
-from registry import REAL_SETS, ROOT, SCRATCH, figure
+from registry import REAL_SETS, ROOT, SCRATCH, commit, figure
 
 NAME = "training-real-sets"
 SEEDS = (0, 1, 2)
@@ -57,25 +56,33 @@ def training_real_sets() -> dict[str, Any]:
     }
 
 
-@functools.cache
 def fine_tuned(name: str, seed: int = 0) -> Path:
-    """Train VGG16 at default settings, once for all figures of a run, and choose by validation images alone.
+    """Train VGG16 at default settings, choosing by validation images alone; models of earlier runs are kept.
 
     Args:
         name: a key of `REAL_SETS`.
         seed: of the division and the training.
 
     Returns:
-        The model; `.fit.json` beside it is what `fit` reported.
+        The model; `.fit.json` beside it is what `fit` reported, `.commit` names the code that trained it.
     """
     real, model = Path(os.environ["MEDIMG_TEST_DATA"]), SCRATCH / NAME / f"{name}-{seed}.h5"
     (ROOT / model).parent.mkdir(parents=True, exist_ok=True)
     weights, report = real / "weights" / "vgg16_imagenet_notop.h5", model.with_suffix(".fit.json")
+    by = ROOT / model.with_suffix(".commit")
+    if by.exists():
+        return model
     run_command(
         *("medimg-train", "fit", real / REAL_SETS[name], "--output", model, "--seed", str(seed)),
         *("--weights", weights, "--json", report),
     )
+    by.write_text(commit(), encoding="utf-8")
     return model
+
+
+def trained_by(model: Path) -> str:
+    """Name the commit whose code trained a model of `fine_tuned`."""
+    return (ROOT / model.with_suffix(".commit")).read_text(encoding="utf-8")
 
 
 def _evaluate(name: str, seed: int) -> dict[str, Any]:
@@ -88,6 +95,7 @@ def _evaluate(name: str, seed: int) -> dict[str, Any]:
     kept = ("accuracy", "balanced_accuracy", "roc_auc", "pr_auc")
     return {
         "seed": seed,
+        "trained_by": trained_by(model),
         "fit_s": round(trained["seconds"], 1),
         "validation_accuracy": trained["validation"]["accuracy"],
         "test_images": found["scores"]["images"],

@@ -40,7 +40,6 @@ def test_no_test_part_is_read_before_every_model_is_trained(
         return 1.0
 
     monkeypatch.setattr(training_figures, "run_command", answer)
-    training_figures.fine_tuned.cache_clear()
     found = training_figures.training_real_sets()
     assert [words[1] for words in called] == ["fit"] * 9 + ["evaluate"] * 9
     assert {words[words.index("--seed") + 1] for words in called[:9]} == {"0", "1", "2"}
