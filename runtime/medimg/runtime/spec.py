@@ -139,6 +139,17 @@ class Source:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """How validation images were held out of the training part; whatever chooses takes the same images."""
+
+    fraction: float
+    """Share of the training part."""
+    seed: int
+    group_by: str | None = None
+    """Regular expression that finds the patient in an image's path."""
+
+
+@dataclass(frozen=True)
 class Verification:
     """How an artefact's answers compare with those of the Keras model in float32."""
 
@@ -203,6 +214,8 @@ class ModelSpec:
     """Whether the model was trained on simulated images."""
     compression: Compression | None = None
     """For a model that was made smaller."""
+    held_out: HeldOut | None = None
+    """None where the training data have a part for validation."""
     source: Source | None = None
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the tools that made the file."""
