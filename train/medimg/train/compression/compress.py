@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from medimg.runtime.containers import replaced
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import Compression, ModelSpec
+from medimg.runtime.spec import Compression, HeldOut, ModelSpec
 from medimg.train.checkpoint import training_folder
 from medimg.train.compression.gate import passes
 from medimg.train.compression.options import CompressOptions
@@ -31,7 +32,7 @@ from medimg.train.compression.workshop import Workshop, write_original
 from medimg.train.division import Division, divide
 from medimg.train.keras_files import check_output, rewrite_spec
 from medimg.train.keras_setup import start_keras
-from medimg.train.options import Job
+from medimg.train.options import FitOptions, Job
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
 from medimg.train.store import ArrayStore, open_store
@@ -99,14 +100,17 @@ def compress(
     # It takes many networks, each asked a few times, for a loop that compiles one again and again.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     parent, dataset = read_parent(model, data, options, threads)
-    division, test = _parts(parent, dataset, options, str(data))
+    base = fit_options(options, parent.spec.held_out, multilabel=parent.spec.task == "multilabel")
+    division, test = _parts(dataset, base, options.max_drop, str(data))
+    if division.validation_from == "split":
+        held_out = HeldOut(base.validation_fraction, base.seed, base.group_by)
+        parent = replace(parent, spec=parent.spec.with_(held_out=held_out))
     with training_folder(output, resume=resume, restart=restart, mark=MARK) as folder:
         _require_same(folder, parent, data, options)
         (folder / "store").mkdir(exist_ok=True)
         kept = ArrayStore(folder / "store", kept=True)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
-            base = fit_options(options, multilabel=parent.spec.task == "multilabel")
-            job = Job(base, store, threads, progress)
+            job = Job(replace(base, seed=options.seed), store, threads, progress)
             taught = teach(parent, division, job, kept)
             _write_mark(folder, parent, data, options)
             original = write_original(parent, folder)
@@ -125,12 +129,12 @@ def compress(
     return result
 
 
-def _parts(parent: Parent, dataset: DataSet, options: CompressOptions, name: str) -> tuple[Division, DataSet]:
+def _parts(dataset: DataSet, options: FitOptions, max_drop: float, name: str) -> tuple[Division, DataSet]:
     test = dataset.part("test")
     if not len(test):
         raise DataError(f"{name}: has no part named test, and the gate needs images that chose nothing")
-    division = divide(dataset, fit_options(options, multilabel=parent.spec.task == "multilabel"))
-    require_images(division, test, options.max_drop)
+    division = divide(dataset, options)
+    require_images(division, test, max_drop)
     return division, test
 
 

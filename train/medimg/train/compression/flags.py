@@ -81,9 +81,9 @@ _OPTIONS = (
     click.option(
         "--color-order", type=click.Choice(get_args(ColorOrder)), help="Of a MODEL that carries no spec."
     ),
-    click.option("--group-by", metavar="PATTERN", help="As given to fit."),
+    click.option("--group-by", metavar="PATTERN", help="As given to fit, where MODEL does not say."),
     click.option("--allow-unlisted", is_flag=True, help="As given to fit."),
-    click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="As given to fit."),
+    click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True),
     click.option("--cache-dir", type=PathArgument, help="Keeps decoded images for later runs."),
     click.option("--plot", type=PathArgument, metavar="FILE.svg", help="Draw the points by latency."),
     click.option("--resume", is_flag=True, help="Go on with a compression that was broken off, or begin."),

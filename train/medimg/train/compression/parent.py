@@ -14,7 +14,7 @@ from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
 from medimg.runtime.metrics import images_needed
 from medimg.runtime.preprocess import Images
 from medimg.runtime.probabilities import Probabilities, as_probabilities
-from medimg.runtime.spec import Head, ImageRule, Intensity, ModelSpec
+from medimg.runtime.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples
 from medimg.train.cache import DecodedImages, cache_images, images_key
@@ -64,23 +64,25 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     spec = _spec(model)
     chain = read_chain(load_float32(model), str(model))
     several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
-    dataset = read_labelled(data, fit_options(options, multilabel=several), threads)
+    held_out = spec.held_out if spec else None
+    dataset = read_labelled(data, fit_options(options, held_out, multilabel=several), threads)
     spec = spec or _made_spec(chain, dataset, options, str(model))
     return Parent(
         str(model), file_sha256(model), chain, spec, _smaller(spec.image, chain, options)
     ), dataset.relabelled(spec.labels)
 
 
-def fit_options(options: CompressOptions, *, multilabel: bool) -> FitOptions:
-    """Give what reading data and training take."""
+def fit_options(options: CompressOptions, held_out: HeldOut | None, *, multilabel: bool) -> FitOptions:
+    """Give what reading and dividing data take; what the original's spec says comes before the options."""
+    said = held_out or HeldOut(options.validation_fraction, options.seed, options.group_by)
     return FitOptions(
         head="multilabel" if multilabel else "softmax",
-        validation_fraction=options.validation_fraction,
-        group_by=options.group_by,
+        validation_fraction=said.fraction,
+        group_by=said.group_by,
+        seed=said.seed,
         max_unreadable=options.max_unreadable,
         allow_unlisted=options.allow_unlisted,
         batch_size=options.batch_size,
-        seed=options.seed,
     )
 
 

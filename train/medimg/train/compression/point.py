@@ -132,9 +132,6 @@ def _calibrated(shop: Workshop, model: Path) -> tuple[CalibrationResult, tuple[s
             shop.data,
             fit_the_temperature=temperature,
             sensitivities=wanted,
-            validation_fraction=shop.options.validation_fraction,
-            seed=shop.options.seed,
-            group_by=shop.options.group_by,
             threads=shop.job.threads,
             progress=shop.job.progress,
         )
