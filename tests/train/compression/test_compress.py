@@ -210,7 +210,7 @@ def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
     assert found.latency_model is not None
     assert found.points[0].modelled_ms is not None
     (tmp_path / "small.h5").unlink()
-    with pytest.raises(TargetError, match="at the least widths"):
+    with pytest.raises(TargetError, match="narrowing comes down to"):
         compress(model, data, tmp_path / "small.h5", replace(options, latency_ms=1e-3), threads=1)
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
@@ -265,7 +265,7 @@ def untrained(network: Any) -> Any:
         (branched, {}, ChainError, "'shortcut' \\(Add\\) joins branches"),
         (untrained, {}, ModelError, "which chance may give \\(0.333\\): train it first"),
         (None, {"max_drop": 0.01}, DataError, "has 90 images, and the gate needs at least 381"),
-        (None, {"macs": (1e6,)}, TargetError, "at the least widths"),
+        (None, {"macs": (1e6,)}, TargetError, "narrowing comes down to"),
     ],
 )
 @pytest.mark.usefixtures("exported")

@@ -26,9 +26,11 @@ class ChainError(ModelError):
 class TargetError(UsageError):
     """No width of the network reaches what is asked for."""
 
-    def __init__(self, least: float, target: float) -> None:
-        super().__init__(f"at the least widths {least:.4g} is reached, above the target of {target:.4g}")
-        self.least = least
+    def __init__(self, least: float, target: float, unit: str) -> None:
+        super().__init__(
+            f"narrowing comes down to {least:.4g} {unit}, and {target:.4g} are asked for: "
+            "ask for less, or take smaller images by --image-size"
+        )
 
 
 class DivergedError(CheckFailedError):

@@ -30,6 +30,7 @@ from medimg.train.compression.stages import full_widths, total_macs
 from medimg.train.compression.widths import Widths
 from medimg.train.compression.workshop import Workshop, write_original
 from medimg.train.division import Division, divide
+from medimg.train.errors import TargetError
 from medimg.train.keras_files import check_output, rewrite_spec
 from medimg.train.keras_setup import start_keras
 from medimg.train.options import FitOptions, Job
@@ -185,8 +186,16 @@ def _planned(shop: Workshop) -> dict[str, Widths]:
     """Choose the widths of every point."""
     if shop.options.latency_ms:
         return {shop.options.names[0]: shop.choose_widths_for_latency(shop.options.latency_ms)}
-    pairs = zip(shop.options.names, shop.options.ratios, strict=True)
-    return {name: shop.choose_widths(ratio) for name, ratio in pairs}
+    found: dict[str, Widths] = {}
+    for name, ratio in zip(shop.options.names, shop.options.ratios, strict=True):
+        try:
+            found[name] = shop.choose_widths(ratio)
+        except TargetError:
+            # A small network has no point as small as those that nobody asked for.
+            if shop.options.macs or not found:
+                raise
+            break
+    return found
 
 
 def _file(shop: Workshop, name: str, output: Path) -> Path:

@@ -25,7 +25,10 @@ def compress_lines(result: "CompressResult") -> list[str]:
         "",
         "Drops of accuracy have Tango's intervals for pairs; the others are",
         resampling_line(gates[0].resampling),
-        *(f"{name}: not tried, since the point before did not pass" for name in result.not_tried),
+        *(
+            f"{name}: not tried: the point before did not pass, or narrowing does not come so far"
+            for name in result.not_tried
+        ),
         *(f"{point.name}: {printable(note)}" for point in result.points for note in point.notes),
         *(["", SIMULATED] if result.simulated_data else []),
         "",

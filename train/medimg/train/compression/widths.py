@@ -11,6 +11,7 @@ from medimg.train.errors import TargetError
 Widths: TypeAlias = tuple[int, ...]
 Cost: TypeAlias = Callable[[Widths], float]
 LEVELS = 400
+MACS = "multiply-accumulates"
 
 
 def by_error(
@@ -21,6 +22,7 @@ def by_error(
     cost: Cost,
     target: float,
     multiple: int,
+    unit: str = MACS,
 ) -> Widths:
     """Narrow the chain step by step, each time where the least error is added for the price saved.
 
@@ -31,6 +33,7 @@ def by_error(
         cost: what has a target, in its own unit.
         target: the cost to come down to.
         multiple: what widths are multiples of.
+        unit: of the cost, for the message.
 
     Raises:
         TargetError: the narrowest chain still costs more.
@@ -47,12 +50,12 @@ def by_error(
             added = ranking.errors[width] - ranking.errors[widths[place]]
             best = min(best, (float(added) / max(now - price(narrower), 1e-9 * now), narrower))
         if best[1] == widths:
-            raise TargetError(cost(widths), target)
+            raise TargetError(cost(widths), target, unit)
         widths = best[1]
     return widths
 
 
-def uniform(stages: Sequence[Stage], *, cost: Cost, target: float, multiple: int) -> Widths:
+def uniform(stages: Sequence[Stage], *, cost: Cost, target: float, multiple: int, unit: str = MACS) -> Widths:
     """Narrow every layer by the same share, as little as the target allows.
 
     Raises:
@@ -62,4 +65,4 @@ def uniform(stages: Sequence[Stage], *, cost: Cost, target: float, multiple: int
         widths = narrowed(stages, level / LEVELS, multiple)
         if cost(widths) <= target:
             return widths
-    raise TargetError(cost(widths), target)
+    raise TargetError(cost(widths), target, unit)

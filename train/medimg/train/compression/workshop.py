@@ -20,7 +20,7 @@ from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import Parent, Taught
 from medimg.train.compression.selection import Ranking, dropped, importance, interpolation, rank
 from medimg.train.compression.stages import Stage, full_widths, total_macs
-from medimg.train.compression.widths import Widths, by_error, uniform
+from medimg.train.compression.widths import MACS, Widths, by_error, uniform
 from medimg.train.deployment import export_int8, time_singles
 from medimg.train.errors import TargetError
 from medimg.train.keras_files import save
@@ -147,7 +147,7 @@ class Workshop:
         Raises:
             TargetError: no width has so few.
         """
-        return self._chosen(lambda widths: total_macs(self.stages, widths), self.parent_macs / ratio)
+        return self._chosen(lambda widths: total_macs(self.stages, widths), self.parent_macs / ratio, MACS)
 
     def choose_widths_for_latency(self, target_ms: float) -> Widths:
         """Choose widths whose measured latency is at most what is asked for.
@@ -159,17 +159,17 @@ class Workshop:
         assert model is not None
         found = math.inf
         for _ in range(TRIES):
-            widths = self._chosen(lambda widths: model.predict(self.stages, widths), wanted)
+            widths = self._chosen(lambda widths: model.predict(self.stages, widths), wanted, "ms")
             if (found := self.time_ms(widths)) <= target_ms:
                 return widths
             wanted *= min(target_ms / found, 0.98)
-        raise TargetError(found, target_ms)
+        raise TargetError(found, target_ms, "ms")
 
-    def _chosen(self, cost: Callable[[Widths], float], target: float) -> Widths:
+    def _chosen(self, cost: Callable[[Widths], float], target: float, unit: str) -> Widths:
         model = self.latency_model
         multiple = self.options.multiple or (model.multiple if model else DEFAULT_MULTIPLE)
         if self.options.widths == "uniform":
-            return uniform(self.stages, cost=cost, target=target, multiple=multiple)
+            return uniform(self.stages, cost=cost, target=target, unit=unit, multiple=multiple)
         if self.options.widths == "latency" and model:
             timed = model
 
@@ -180,7 +180,9 @@ class Workshop:
             def price(widths: Widths) -> float:
                 return total_macs(self.stages, widths)
 
-        return by_error(self.stages, self.rankings, price=price, cost=cost, target=target, multiple=multiple)
+        return by_error(
+            self.stages, self.rankings, price=price, cost=cost, target=target, unit=unit, multiple=multiple
+        )
 
 
 def write_original(parent: Parent, folder: Path) -> Path:
