@@ -5,7 +5,7 @@ Imports no framework until it is called.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from medimg.train.errors import ChainError
 from medimg.train.keras_setup import Policy
 from medimg.train.networks import Layer, Network
 
-Weights = Mapping[str, Sequence[NDArray[np.float32]]]
+Weights: TypeAlias = Mapping[str, Sequence[NDArray[np.float32]]]
 """The arrays of each layer, by its name."""
 
 MIXING = ("Conv2D", "Dense")
@@ -31,6 +31,7 @@ CHANNELWISE = (
     *(*NORMALISING, *SILENT, *AVERAGING),
 )
 LAST_ACTIVATIONS = ("softmax", "sigmoid")
+CANNOT = "so its channels cannot be left out"
 TOLERANCE = 1e-4
 """Largest difference of an output between the model and the chain that was read from it."""
 
@@ -158,9 +159,6 @@ def read_chain(model: Network, name: str) -> Chain:
     chain = Chain(_image_shape(model, name), tuple(layers[: places[0]]), units)
     _check(chain, model, name)
     return chain
-
-
-CANNOT = "so its channels cannot be left out"
 
 
 def _flat(model: Network, name: str) -> Iterator[Layer]:

@@ -109,6 +109,8 @@ class Workshop:
     @cached_property
     def parent_ms(self) -> float:
         """Median of single images by the original in INT8, on the images that it takes."""
+        if self.parent.image == self.parent.spec.image:
+            return self.time_ms(full_widths(self.stages))
         return self._timed("original", lambda: write_original(self.parent, self.folder))
 
     def time_ms(self, widths: Widths) -> float:
