@@ -29,12 +29,21 @@ def test_the_same_answers_are_proven_by_as_many_images_as_are_asked_for(made: Ma
     assert judge(fewer, fewer, 0.01).verdict == "not proven"
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.5, "failed"), (0.01, "not proven")])
-def test_worse_answers_fail_and_slightly_worse_are_not_proven(made: Make, share: float, verdict: str) -> None:
+def misled(answers: Answers, count: int) -> Answers:
+    """Answers of which so many that were right are wrong."""
+    places = np.flatnonzero((answers.shown == answers.decided).all(axis=1))[:count]
+    probabilities = answers.probabilities.copy()
+    probabilities[places] = np.roll(probabilities[places], 1, axis=1)
+    return replace(answers, probabilities=probabilities)
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(2, "not proven"), (40, "failed")])
+def test_slightly_worse_answers_are_not_proven_and_worse_fail(made: Make, count: int, verdict: str) -> None:
     answers = made(3, 400, seed=1)
-    found = judge(answers, turned(answers, share), 0.01)
+    found = judge(answers, misled(answers, count), 0.01)
     assert found.verdict == verdict
-    right = [(item.shown == item.decided).all(axis=1) for item in (answers, turned(answers, share))]
+    assert found.accuracy_drop == pytest.approx(count / 400)
+    right = [(item.shown == item.decided).all(axis=1) for item in (answers, misled(answers, count))]
     assert found.accuracy_drop_ci95 == paired_drop_ci95(*right)
     assert found.roc_auc_drop.low <= found.roc_auc_drop.value <= found.roc_auc_drop.high
 
