@@ -25,7 +25,7 @@ from medimg.train.keras_files import load_float32, save
 Run = Callable[..., "CompletedProcess[str]"]
 LABELS = ("blue", "green", "red")
 SIDE = 16
-QUICK = CompressOptions(macs=(2.0, 4.0), max_drop=0.1, epochs=2, widths="macs", multiple=2)
+QUICK = CompressOptions(macs=(2.0, 4.0), max_drop=0.25, epochs=2, widths="macs", multiple=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, images in (("train", 90), ("val", 60), ("test", 90)):
         for number in range(images):
             pixels = random.normal(128, 40, (SIDE, SIDE, 3))
-            pixels[..., number % 3] += 30
+            pixels[..., number % 3] += 60
             name = f"{split}{number}.png"
             assert cv2.imwrite(str(folder / name), np.clip(pixels, 0, 255).astype(np.uint8))
             label = LABELS[(number + (random.random() < 0.1)) % 3]
@@ -59,7 +59,7 @@ def network(data: Path) -> Any:
     model = keras.Sequential(
         [
             keras.Input((SIDE, SIDE, 3)),
-            layers.Conv2D(8, 3, padding="same", activation="relu"),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
             layers.MaxPooling2D(),
             layers.Conv2D(16, 3, padding="same", activation="relu"),
             layers.GlobalAveragePooling2D(),
@@ -70,7 +70,7 @@ def network(data: Path) -> Any:
     train = read_data(data).part("train")
     images = np.stack([sample.load(ImageRule(SIDE, SIDE)) for sample in train.samples]) / 255
     model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
-    model.fit(images, train.truth, epochs=12, verbose=0)
+    model.fit(images, train.truth, epochs=30, batch_size=16, verbose=0)
     return model
 
 
@@ -135,8 +135,8 @@ def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
     assert (record.verdict, record.images) == (gate.verdict, 90)
     assert record.accuracy_drop_ci95 == gate.accuracy_drop_ci95
     assert "distillation" in record.method
-    lines = compress_lines(found)
-    assert max(map(len, lines)) <= WIDTH or str(tmp_path) in max(lines, key=len)
+    long = [line for line in compress_lines(found) if len(line) > WIDTH]
+    assert all(str(tmp_path) in line or str(data) in line for line in long), long
     assert ">4x<" in (tmp_path / "plot.svg").read_text()
     assert not list(tmp_path.glob("*.training"))
 
@@ -144,7 +144,7 @@ def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
 def test_a_point_that_fails_ends_the_ladder_and_nothing_is_written(
     model: Path, data: Path, tmp_path: Path, exported: list[Path]
 ) -> None:
-    options = replace(QUICK, macs=(8.0, 2.0, 20.0), epochs=0, reconstruct=False, max_drop=0.05)
+    options = replace(QUICK, macs=(8.0, 2.0, 12.0), epochs=0, reconstruct=False, max_drop=0.05)
     found = compress(model, data, tmp_path / "small.h5", options, threads=1)
     verdicts = [item.gate.verdict for item in found.points]
     assert verdicts[-1] == "failed"
@@ -217,12 +217,13 @@ def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
 
 @pytest.mark.usefixtures("exported")
 def test_smaller_images_cost_less_at_the_same_widths(model: Path, data: Path, tmp_path: Path) -> None:
-    options = replace(QUICK, macs=(4.0,), image_size=16, max_drop=0.9, epochs=1)
-    same = compress(model, data, tmp_path / "small.h5", options, threads=1)
+    options = replace(QUICK, macs=(4.0,), image_size=12, max_drop=0.9, epochs=1)
+    found = compress(model, data, tmp_path / "small.h5", options, threads=1)
     with pytest.raises(UsageError, match="--image-size 20: the original takes 16x16"):
         compress(model, data, tmp_path / "small.h5", replace(options, image_size=20), threads=1)
-    assert ModelSpec.read(tmp_path / "small.h5").image.rows == 16
-    assert same.points[0].macs <= same.macs / 4
+    assert ModelSpec.read(tmp_path / "small.h5").image.rows == 12
+    assert found.points[0].macs <= found.macs / 4
+    assert found.points[0].widths > (4, 4, 3)
 
 
 @pytest.mark.usefixtures("exported")
@@ -293,7 +294,7 @@ def test_data_without_a_test_part_or_with_few_images_are_refused(
     table = data.with_name("few.csv")
     table.write_text("\n".join(few))
     with pytest.raises(DataError, match=r"12 training images are too few .* at least 16 are needed"):
-        compress(model, table, tmp_path / "small.h5", QUICK, threads=1)
+        compress(model, table, tmp_path / "small.h5", replace(QUICK, allow_unlisted=True), threads=1)
     with pytest.raises(UsageError, match="is the original itself"):
         compress(model, data, model, QUICK, threads=1)
 

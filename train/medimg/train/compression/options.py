@@ -56,8 +56,8 @@ class CompressOptions(DataOptions):
             (not (self.macs and self.latency_ms), "give --macs or --latency-ms, not both"),
             (self.latency_ms is None or self.latency_ms > 0, "--latency-ms must be above 0"),
             (
-                self.image_size is None or self.image_size >= 16,
-                f"image size {self.image_size}: 16 at least is needed",
+                self.image_size is None or self.image_size >= 8,
+                f"image size {self.image_size}: 8 at least is needed",
             ),
             (0 < self.max_drop < 1, f"--max-drop {self.max_drop} is not between 0 and 1"),
             (self.epochs >= 0, f"{self.epochs} epochs"),

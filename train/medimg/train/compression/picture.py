@@ -59,4 +59,8 @@ def _mark(panel: Any, latency_ms: float, estimate: Estimate, name: str, color: s
     panel.errorbar(
         [latency_ms], [estimate.value], [[max(below, 0)], [max(above, 0)]], fmt="o", color=color, capsize=3
     )
-    panel.annotate(name, (latency_ms, estimate.value), (6, 5), textcoords="offset points", color=color)
+    # The slowest stands at the right edge.
+    side, place = ("right", (-6, 5)) if name == "original" else ("left", (6, 5))
+    panel.annotate(
+        name, (latency_ms, estimate.value), place, textcoords="offset points", color=color, ha=side
+    )

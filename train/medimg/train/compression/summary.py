@@ -23,7 +23,7 @@ def compress_lines(result: "CompressResult") -> list[str]:
         f"In INT8 on {gates[0].images} images that chose nothing, beside the original in float32:",
         *_figures(result),
         "",
-        "Drops of accuracy have Tango's intervals for pairs; the others are",
+        "The loss of accuracy has Tango's interval for pairs; the other figures have",
         resampling_line(gates[0].resampling),
         *(
             f"{name}: not tried: the point before did not pass, or narrowing does not come so far"
@@ -48,7 +48,7 @@ def _speeds(result: "CompressResult") -> list[str]:
 def _figures(result: "CompressResult") -> list[str]:
     first = result.points[0].gate
     accuracy, area = (f"{found.value:.3f}" for found in (first.accuracy_reference, first.roc_auc_reference))
-    head = ("", "accuracy", "drop", "ROC AUC", "drop", "verdict")
+    head = ("", "accuracy", "loss, 95 %", "ROC AUC", "loss, 95 %", "verdict")
     return table([head, ("original", accuracy, "", area, "", ""), *map(_row, result.points)])
 
 
@@ -58,9 +58,9 @@ def _row(point: "Point") -> tuple[str, ...]:
     return (
         point.name,
         f"{gate.accuracy.value:.3f}",
-        f"{gate.accuracy_drop:.3f} ({low:.3f} to {high:.3f})",
+        f"{low:.3f} to {high:.3f}",
         f"{gate.roc_auc.value:.3f}",
-        f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})",
+        f"{area.low:.3f} to {area.high:.3f}",
         gate.verdict,
     )
 
