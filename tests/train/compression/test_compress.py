@@ -223,7 +223,6 @@ def test_smaller_images_cost_less_at_the_same_widths(model: Path, data: Path, tm
         compress(model, data, tmp_path / "small.h5", replace(options, image_size=20), threads=1)
     assert ModelSpec.read(tmp_path / "small.h5").image.rows == 12
     assert found.points[0].macs <= found.macs / 4
-    assert found.points[0].widths > (4, 4, 3)
 
 
 @pytest.mark.usefixtures("exported")

@@ -49,7 +49,7 @@ def test_slightly_worse_answers_are_not_proven_and_worse_fail(made: Make, count:
 
 
 def test_an_area_that_is_lost_fails_though_no_decision_changes(made: Make) -> None:
-    answers = made(2, 2000, seed=2)
+    answers = made(2, 600, seed=2)
     blunt = np.where(answers.probabilities > 0.5, 0.9, 0.1).astype(np.float32)
     found = judge(answers, replace(answers, probabilities=blunt), 0.01)
     assert found.accuracy_drop == 0
