@@ -44,6 +44,7 @@ def plain(keras: Any) -> list[Any]:
 def flattened(keras: Any) -> list[Any]:
     layers = keras.layers
     return [
+        layers.RandomFlip(),
         layers.Rescaling(2.0),
         layers.Conv2D(8, 3, strides=2, activation="elu"),
         layers.ZeroPadding2D(),

@@ -22,7 +22,10 @@ Weights: TypeAlias = Mapping[str, Sequence[NDArray[np.float32]]]
 MIXING = ("Conv2D", "Dense")
 """Layers whose outputs each depend on all input channels."""
 NORMALISING = ("BatchNormalization",)
-SILENT = ("Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout")
+SILENT = (
+    *("Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "RandomFlip"),
+    *("RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness"),
+)
 """Do something in training only."""
 AVERAGING = ("GlobalAveragePooling2D",)
 CHANNELWISE = (
@@ -252,15 +255,17 @@ def build(
         size: rows and columns of the images.
         widths: output channels of each unit; by default as they are.
         policy: precision of all but the last unit, which is float32.
-        for_training: leave out dropout and the last activation, and give `(batch, logits + features)`, where
-            the features are what the last unit takes, averaged over the image if it is one.
+        for_training: leave out augmentation, dropout and the last activation, and give
+            `(batch, logits + features)`, where the features are what the last unit takes, averaged over the
+            image if it is one.
     """
     from keras import Input, Model, layers
 
     widths = widths or [unit.outputs for unit in chain.units]
     start = values = features = Input((*size, chain.shape[2]), name="image")
     for layer in chain.before:
-        values = _copy(layer, policy)(values)
+        if not (for_training and kind_of(layer) in SILENT):
+            values = _copy(layer, policy)(values)
     for unit, width in zip(chain.units, widths, strict=True):
         last = unit is chain.units[-1]
         dtype = "float32" if last else policy
