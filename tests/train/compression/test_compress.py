@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medimg.runtime.containers import file_sha256
+from medimg.runtime.containers import file_sha256, open_onnx
+from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
@@ -321,9 +322,16 @@ def test_ratios_are_read_as_they_are_typed() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 def test_a_compressed_model_exports_predicts_and_is_timed_by_the_same_commands(
-    network: Any, data: Path, tmp_path: Path, run: Run
+    network: Any, data: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import tensorrt_rtx_bindings as tensorrt
+    import tensorrt_rtx_libs  # noqa: F401  loads the libraries
+
+    from medimg.runtime.engines import builder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec = ModelSpec(LABELS, ImageRule(SIDE, SIDE), Intensity.named("unit"))
     save(network, spec, tmp_path / "model.keras")
     options = "--output small.h5 --macs 2x --max-drop 0.2 --epochs 1 --multiple 2 --json found.json"
@@ -343,5 +351,7 @@ def test_a_compressed_model_exports_predicts_and_is_timed_by_the_same_commands(
         )
         assert run("medimg-run", "predict", name, data.parent / "test0.png", cwd=tmp_path).returncode == 0
         assert "compressed" in run("medimg-run", "inspect", name, cwd=tmp_path).stdout
+        profile = builder.BuildOptions(BatchProfile(1, 4, 16), workspace_mib=512)
+        assert builder.build(tensorrt, open_onnx(tmp_path / name), profile, gpu="none").engine
     timed = run("medimg-bench", "run", "small.int8.onnx", "--duration", "1", "--json", "t.json", cwd=tmp_path)
     assert timed.returncode == 0, timed.stderr
