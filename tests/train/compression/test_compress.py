@@ -115,9 +115,7 @@ def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
         assert item.gate.accuracy_reference.value > 0.75
         assert item.training is not None
         assert len(item.training.epochs) == 2
-        assert item.notes == (
-            "the operating point of blue names no sensitivity to keep: choose one by calibrate",
-        )
+        assert item.notes == ("the threshold of blue names no sensitivity to keep: choose one by calibrate",)
     small, spec = load_float32(output), ModelSpec.read(output)
     assert [type(layer).__name__ for layer in small.layers[1:]] == [
         type(layer).__name__ for layer in load_float32(model).layers

@@ -121,7 +121,7 @@ def _calibrated(shop: Workshop, model: Path) -> tuple[CalibrationResult, tuple[s
     """Fit temperature and operating points anew, on validation images."""
     wanted = wanted_sensitivities(shop.parent.spec.operating_points)
     notes = tuple(
-        f"the operating point of {point.label} names no sensitivity to keep: choose one by calibrate"
+        f"the threshold of {point.label} names no sensitivity to keep: choose one by calibrate"
         for point in shop.parent.spec.operating_points
         if point.label not in wanted
     )
