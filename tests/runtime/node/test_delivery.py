@@ -139,7 +139,7 @@ def test_http_gets_json_lines_until_it_takes_them(start: Start, tmp_path: Path) 
 def test_waits_double_up_to_the_limit(start: Start, tmp_path: Path) -> None:
     from medimg.runtime.node.counters import Counters
     from medimg.runtime.node.delivery import Deliverer, DeliveryError, Sender
-    from medimg.runtime.node.store import Pending
+    from medimg.runtime.node.records import Pending
 
     class Down(Sender):
         name = "archive"

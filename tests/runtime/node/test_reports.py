@@ -20,7 +20,7 @@ from medimg.runtime.node import sr
 from medimg.runtime.node.arrivals import HEADER, checked_value
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.journal import read_lines
-from medimg.runtime.node.store import Member
+from medimg.runtime.node.records import Member
 from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for

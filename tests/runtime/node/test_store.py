@@ -12,7 +12,8 @@ import pytest
 from medimg.runtime.node.arrivals import read_file_arrival
 from medimg.runtime.node.files import write_temporary
 from medimg.runtime.node.journal import Journal, read_lines
-from medimg.runtime.node.store import Arrival, Report, Result, Store
+from medimg.runtime.node.records import Arrival, Report, Result
+from medimg.runtime.node.store import Store
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
 

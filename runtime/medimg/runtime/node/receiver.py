@@ -17,7 +17,8 @@ from medimg.runtime.node import arrivals
 from medimg.runtime.node.config import NodeConfig, Peer, Tls
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.files import write_temporary
-from medimg.runtime.node.store import Arrival, Store
+from medimg.runtime.node.records import Arrival
+from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 

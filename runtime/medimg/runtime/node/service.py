@@ -13,6 +13,7 @@ from pathlib import Path
 from medimg.runtime.errors import CheckFailedError
 from medimg.runtime.node import arrivals
 from medimg.runtime.node.audit import Checkpoints
+from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import NodeConfig
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.delivery import Deliverer, make_senders
@@ -20,6 +21,7 @@ from medimg.runtime.node.files import make_folder
 from medimg.runtime.node.health import Snapshot, StatusServer
 from medimg.runtime.node.journal import Journal
 from medimg.runtime.node.models import Models
+from medimg.runtime.node.overlay import Overlays
 from medimg.runtime.node.receiver import Receiver
 from medimg.runtime.node.series import SeriesReporter
 from medimg.runtime.node.store import Store
@@ -33,6 +35,8 @@ _ROUND_S = 0.2
 """How often a thread without work looks for some."""
 STALLED_S = 300.0
 """A thread that has not made its round for so long is taken to hang."""
+_LONGEST_HOLD_S = 1.0
+"""An image that is durable is acknowledged after so long at the latest, before its sender doubts it."""
 _TIDY_S = 10.0
 _FORGET_S = 3600.0
 
@@ -51,7 +55,7 @@ class Node:
 
     def __init__(self, model: Path, config: NodeConfig, threads: int) -> None:
         # Here, since imports by several threads at once can meet modules that are half made.
-        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr"):
+        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr", "highdicom.sc"):
             require(module, "node")
         folder = Path(config.folder)
         self._config = config
@@ -64,10 +68,10 @@ class Node:
         public_key = Path(config.public_key) if config.public_key else None
         self.models = Models(model, public_key, self.store, threads)
         self._adopt_files()
-        self._worker = Worker(
-            self.store, self.models, config.inference, self.counters, self._results.catch_up
-        )
-        self._series = SeriesReporter(self.store, config.inference, config.codes, self._on_reported)
+        self._answered = Bell()
+        self._worker = Worker(self.store, self.models, config.inference, self.counters, self._answered.ring)
+        overlays = Overlays(self.models, self.store) if config.deliver.overlay else None
+        self._series = SeriesReporter(self.store, config.inference, config.codes, overlays, self._on_reported)
         self._deliverers = [
             Deliverer(sender, self.store, config.deliver, self.counters)
             for sender in make_senders(config, self.store)
@@ -84,11 +88,12 @@ class Node:
     def start(self) -> None:
         """Begin all work, receiving last."""
         self.store.audit("started", model_sha256=self.models.current.sha256)
-        self._begin("classify", self._worker.work, self._worker.wait)
+        self._begin("classify", self._worker.work, self._worker.bell.wait)
+        self._begin("lines", self._copy_lines, self._answered.wait)
         self._begin("series", self._series.work, self._pause)
         for deliverer in self._deliverers:
             # It waits for others, within limits of its own.
-            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.wait, is_watched=False)
+            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.bell.wait, is_watched=False)
         self._begin("keep", self._keep, self._pause)
         self.receiver.start()
         self._status.start()
@@ -125,7 +130,7 @@ class Node:
         """Receive nothing more, work off the queue within the limit, and end."""
         end = time.monotonic() + self._config.drain_s
         self.receiver.stop(self._config.drain_s)
-        self._worker.wake()
+        self._worker.bell.ring()
         while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
@@ -214,20 +219,26 @@ class Node:
 
     def _on_stored(self, series_uid: str) -> None:
         self._series.touch(series_uid)
-        self._worker.wake()
+        self._worker.note_arrival()
+        self._worker.hold_back(_LONGEST_HOLD_S)
 
     def _on_reported(self) -> None:
         self._catch_up()
         for deliverer in self._deliverers:
-            deliverer.wake()
+            deliverer.bell.ring()
 
     def _catch_up(self) -> None:
         self._results.catch_up()
         self._audit.catch_up()
 
+    def _copy_lines(self) -> int:
+        """Write results down as soon as they are committed, apart from all that could delay it."""
+        self._results.catch_up()
+        return 0
+
     def _keep(self) -> int:
-        """Keep the logs up to date and the disk free."""
-        self._catch_up()
+        """Keep the audit log up to date and the disk free."""
+        self._audit.catch_up()
         self._sign()
         now, keep = time.monotonic(), self._config.retention
         if now >= self._next_tidy:
