@@ -150,6 +150,18 @@ def storescu(port: int, *arguments: str | Path, called: str = "MEDIMG") -> "subp
     )
 
 
+def real_images(folder: Path) -> list[tuple[str, Path]]:
+    """Name the real DICOM images that storescu can send, each with its transfer syntax."""
+    found = []
+    for file in sorted((folder / "dicom").rglob("*.dcm")):
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        syntax = str(header.file_meta.TransferSyntaxUID)
+        # Structured reports are not images; storescu proposes no retired JPEG.
+        if header.Modality != "SR" and syntax[-2:] not in ("53", "55", "57"):
+            found.append((syntax, file))
+    return found
+
+
 def uid_of(path: Path) -> str:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
 

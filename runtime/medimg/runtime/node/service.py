@@ -78,7 +78,7 @@ class Node:
         ]
         self.receiver = Receiver(config, self.store, self.counters, self._on_stored)
         self._status = StatusServer(config.status_port, self.snapshot, self.counters)
-        self._stopping, self._ended = threading.Event(), threading.Event()
+        self._ended, self._is_ending = threading.Event(), False
         self._signals: list[Callable[[], object]] = []
         self._rounds: dict[str, float] = {}
         self._next_tidy = self._next_forget = 0.0
@@ -106,21 +106,21 @@ class Node:
             CheckFailedError: the node cannot go on; a new start repairs it.
         """
         for number, action in (
-            (signal.SIGTERM, self._stopping.set),
-            (signal.SIGINT, self._stopping.set),
-            (signal.SIGHUP, lambda: self._signals.append(self._reload)),
-            (signal.SIGUSR2, lambda: self._signals.append(self.models.rollback)),
+            (signal.SIGTERM, self._end),
+            (signal.SIGINT, self._end),
+            (signal.SIGHUP, self._reload),
+            (signal.SIGUSR2, self.models.rollback),
         ):
-            signal.signal(number, lambda *_, act=action: act())
+            # A handler may find this thread within any lock, so it takes none, not even an event's.
+            signal.signal(number, lambda *_, act=action: self._signals.append(act))
         self.start()
         notify("READY=1")
-        while not self._stopping.wait(_ROUND_S):
-            while self._signals:
-                self._obey(self._signals.pop(0))
-            if self.failure:
-                break
+        while not self._is_ending and not self.failure:
             if self.problem() is None:
                 notify("WATCHDOG=1")
+            time.sleep(_ROUND_S)
+            while self._signals:
+                self._obey(self._signals.pop(0))
         notify("STOPPING=1")
         self.stop()
         if self.failure:
@@ -261,6 +261,9 @@ class Node:
             action()
         except (OSError, sqlite3.OperationalError) as error:
             _LOG.error("a signal could not be obeyed: %s", printable(str(error)))
+
+    def _end(self) -> None:
+        self._is_ending = True
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
