@@ -225,6 +225,24 @@ def test_an_association_is_slowed_to_its_rate(
     assert 90 < max(waits) <= 100
 
 
+def test_senders_wait_while_more_images_are_queued_than_are_soon_answered(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medimg.runtime.node.service._LONGEST_HOLD_S", 60.0)
+    node = start()
+    node._worker._image_s = 10.0
+    images = make_series(tmp_path / "series", 2)
+    command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
+    with node.models.in_use():  # so that nothing is answered
+        assert storescu(node.receiver.port, images[0]).returncode == 0
+        sender = subprocess.Popen([*command, images[1]])
+        wait_for(lambda: len(stored(node)) == 2)
+        with pytest.raises(subprocess.TimeoutExpired):
+            sender.wait(timeout=0.5)
+    assert sender.wait(timeout=20) == 0
+    wait_for(lambda: node.counters.total("answered") == 2)
+
+
 def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:
     from pynetdicom import AE
 

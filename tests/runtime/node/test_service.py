@@ -232,7 +232,7 @@ def test_two_nodes_do_not_share_a_folder(start: Start, tiny_model: Path, tmp_pat
         Node(tiny_model, make_config(tmp_path), 1)
 
 
-SMALL_DISK = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=8m none "$0" && exec "$@"')
+SMALL_DISK = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=16m none "$0" && exec "$@"')
 """Ends with the folder and the command; both need no root."""
 
 
@@ -248,7 +248,7 @@ def test_a_file_system_that_is_full_refuses_and_recovers(tiny_model: Path, tmp_p
     uids = {uid_of(image) for image in images}
     with running(tmp_path, tiny_model, [*SMALL_DISK, state]) as node:
         ballast = node.state / "ballast"
-        ballast.write_bytes(bytes(4_000_000))
+        ballast.write_bytes(bytes(12_000_000))
         sent = storescu(node.port, "-nh", *images)
         acknowledged = sent.stderr.count("(Success)")
         assert 0 < acknowledged < len(images)

@@ -159,9 +159,7 @@ def write_overlay(picture: Picture, content: sr.ReportContent) -> bytes:
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.BurnedInAnnotation = "YES"
     image.SeriesDescription = f"Overlay by medimg. {NOT_DIAGNOSTIC}"
-    image.DerivationDescription = (
-        "As the network takes it, enlarged, with class activation map and scores"
-    )
+    image.DerivationDescription = "As the network takes it, enlarged, with class activation map and scores"
     image.ImageComments = NOT_DIAGNOSTIC
     image.SourceImageSequence = [_source(source)]
     # Optional, and the present time as highdicom writes them.

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 _ROUND_S = 0.2
 """How often a thread without work looks for some."""
+_SWITCH_S = 0.001
 STALLED_S = 300.0
 """A thread that has not made its round for so long is taken to hang."""
 _LONGEST_HOLD_S = 1.0
@@ -113,6 +115,8 @@ class Node:
         ):
             # A handler may find this thread within any lock, so it takes none, not even an event's.
             signal.signal(number, lambda *_, act=action: self._signals.append(act))
+        # A thread that computes, as one that writes a long report, holds up the others so long each time.
+        sys.setswitchinterval(_SWITCH_S)
         self.start()
         notify("READY=1")
         while not self._is_ending and not self.failure:
