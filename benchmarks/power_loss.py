@@ -44,6 +44,7 @@ network_timeout_s = 5.0
 series_idle_s = 0.5
 max_tries = 100
 [deliver]
+overlay = true
 first_retry_s = 0.1
 max_retry_s = 0.5
 [[deliver.dicom]]
@@ -71,7 +72,8 @@ class Archive:
         self.references: dict[str, set[str]] = {}
         self.predecessors: dict[str, str] = {}
         entity = AE("ARCHIVE")
-        entity.add_supported_context("1.2.840.10008.5.1.4.1.1.88.33")
+        for sop_class in ("1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.7"):
+            entity.add_supported_context(sop_class)
         self.port = free_port()
         handlers = [(evt.EVT_C_STORE, self._on_store)]
         self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
@@ -333,7 +335,7 @@ def play(kills: int, senders: int, seed: int, model: Path, image: Path) -> dict[
         "kills": kills,
         "senders": senders,
         "acknowledged": len(acknowledged),
-        "reports": len(archive.contents),
+        "reports_and_overlays": len(archive.contents),
         "exit_status": status,
         "problems": problems,
     }
