@@ -198,11 +198,11 @@ class NodeProcess:
         """End it by SIGTERM; give its exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=300)
 
     def _wait_until_listening(self) -> None:
         assert self._process is not None
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while self._process.poll() is None and time.monotonic() < end:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -343,7 +343,7 @@ def play(kills: int, senders: int, seed: int, model: Path, image: Path) -> dict[
 
 def wait_until_delivered(state: Path) -> None:
     """Wait until the queue is empty and every series is reported and delivered."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     query = "SELECT count(*) FROM instances WHERE state != 'delivered'"
     while time.monotonic() < end:
         with sqlite3.connect(f"file:{state / 'node.db'}?mode=ro", uri=True) as database:

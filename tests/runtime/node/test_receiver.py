@@ -204,6 +204,17 @@ def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
         assert connection.version()
 
 
+def test_a_silent_client_does_not_keep_the_node_from_ending(start: Start, tmp_path: Path) -> None:
+    patient = Reception(reserve_mb=1, network_timeout_s=300)
+    node = start(make_config(tmp_path, drain_s=300.0, receive=patient))
+    with socket.create_connection(("127.0.0.1", node.receiver.port)):
+        wait_for(lambda: node.receiver.associations == 1)
+        ending = threading.Thread(target=node.stop, daemon=True)
+        ending.start()
+        ending.join(60)
+        assert not ending.is_alive()
+
+
 def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:
     node = start()
     series = [make_series(tmp_path / str(number), 3) for number in range(8)]

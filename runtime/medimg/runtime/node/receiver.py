@@ -28,6 +28,9 @@ SUCCESS, DUPLICATE, NOT_AUTHORIZED = 0x0000, 0x0111, 0x0124
 OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
 """C-STORE statuses (PS3.4 B.2.3, PS3.7 C)."""
 
+_ABORT_S = 0.2
+"""Time in which an A-ABORT goes out."""
+
 TRANSFER_SYNTAXES = (
     *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"),
     *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
@@ -100,16 +103,23 @@ class Receiver:
             ) from None
 
     def stop(self, grace_s: float) -> None:
-        """Accept nothing more; wait for open associations, then end them."""
+        """Accept nothing more; wait for established associations, then end all."""
         if self._server is None:
             return
+        from medimg.runtime.node import transport
+
         server, self._server = self._server, None
         server.shutdown()
         end = time.monotonic() + grace_s
-        while server.active_associations and time.monotonic() < end:
+        while _established(server) and time.monotonic() < end:
             time.sleep(0.02)
+        if left := _established(server):
+            for association in left:
+                association.abort(block=False)
+            time.sleep(_ABORT_S)
+        # Not pynetdicom's own end, which waits for peers that say nothing.
         for association in server.active_associations:
-            association.abort()
+            transport.end(association, "the node stops")
 
     def _entity(self, pynetdicom: Any, max_pdu_bytes: int) -> Any:  # noqa: ANN401
         receive = self._config.receive
@@ -253,6 +263,10 @@ def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
         files = ", ".join(Path(name).name for name in (tls.certificate, tls.key, tls.authorities))
         raise UsageError(f"TLS with {files}: {error}") from None
     return context
+
+
+def _established(server: Any) -> list[Any]:  # noqa: ANN401  pynetdicom has no types
+    return [association for association in server.active_associations if association.is_established]
 
 
 def _sender(association: Any) -> str:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """The node as one process: its threads, its signals, its end."""
 
+import gc
 import logging
 import os
 import signal
@@ -118,6 +119,9 @@ class Node:
         # A thread that computes, as one that writes a long report, holds up the others so long each time.
         sys.setswitchinterval(_SWITCH_S)
         self.start()
+        # What is there now stays; looking through all of it for garbage would stop every thread each time.
+        gc.collect()
+        gc.freeze()
         notify("READY=1")
         while not self._is_ending and not self.failure:
             if self.problem() is None:
