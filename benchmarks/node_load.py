@@ -72,7 +72,15 @@ def make_slices() -> list[Any]:
     return slices
 
 
-def send(number: int, senders: int, port: int, interval_s: float, end: float, sent: Any) -> None:  # noqa: ANN401
+def send(
+    number: int,
+    senders: int,
+    port: int,
+    interval_s: float,
+    minutes: float,
+    ready: Any,  # noqa: ANN401  a barrier
+    sent: Any,  # noqa: ANN401  a queue
+) -> None:
     """Send series until the end, every so many seconds or without pause; runs in a process of its own."""
     from pydicom.uid import generate_uid
     from pynetdicom import AE
@@ -80,6 +88,8 @@ def send(number: int, senders: int, port: int, interval_s: float, end: float, se
     slices = make_slices()
     entity = AE(f"SENDER{number}")
     entity.add_requested_context(slices[0].SOPClassUID, ["1.2.840.10008.1.2.1"])
+    ready.wait()
+    end = time.time() + 60 * minutes
     due, count, study = time.time() + number * interval_s / senders, 0, ""
     while (now := time.time()) < end:
         if interval_s and now < due:
@@ -181,18 +191,21 @@ def measure(model: Path, minutes: float, series_per_hour: float, senders: int) -
         watcher = Watcher(folder / "state" / "results")
         watcher.start()
         sent: Any = multiprocessing.Queue()
-        begin = time.time()
-        end = begin + 60 * minutes
+        ready = multiprocessing.Barrier(senders + 1)
         interval_s = 3600 * senders / series_per_hour if series_per_hour else 0.0
         processes = [
-            multiprocessing.Process(target=send, args=(number, senders, port, interval_s, end, sent))
+            multiprocessing.Process(
+                target=send, args=(number, senders, port, interval_s, minutes, ready, sent)
+            )
             for number in range(senders)
         ]
         for process in processes:
             process.start()
+        ready.wait()
+        begin, used_before_s = time.time(), processor_s(node.pid)
         images, memory_mb = collect(sent, processes, node.pid)
         wait_for_results(images, watcher)
-        took_s, used_s = time.time() - begin, processor_s(node.pid)
+        took_s, used_s = time.time() - begin, processor_s(node.pid) - used_before_s
         senders_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
         node.terminate()
         status = node.wait(timeout=120)
@@ -246,7 +259,7 @@ def collect(
 
 def wait_for_port(port: int) -> None:
     """Wait until somebody listens."""
-    for _ in range(600):
+    for _ in range(3000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
