@@ -259,7 +259,7 @@ def test_images_of_several_associations_share_batches(
     sizes: list[int] = []
     take = node.store.take
     monkeypatch.setattr(node.store, "take", lambda limit: noted(take(limit), sizes))
-    node._worker._image_s = 1e-3
+    monkeypatch.setattr(node._worker, "_fitting", lambda _: 64)
     with node.models.in_use():  # holds the worker at its first batch
         images = [make_image(tmp_path / f"{n}.dcm", number=n) for n in range(6)]
         for image in images:

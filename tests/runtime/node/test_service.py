@@ -65,7 +65,7 @@ class Running:
         (folder / "notify").unlink(missing_ok=True)
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(folder / "notify"))
-        self._notices.settimeout(30)
+        self._notices.settimeout(90)
         self.log = folder / "node.log"
         program = str(Path(sys.executable).with_name("medimg-run"))
         with self.log.open("w") as log:
@@ -148,7 +148,7 @@ def test_a_life(tiny_model: Path, tmp_path: Path) -> None:
         wait_for(lambda: len(node.lines("results")) >= 10)
         node.process.terminate()
         node.expect("STOPPING=1")
-        assert node.process.wait(timeout=30) == 0
+        assert node.process.wait(timeout=90) == 0
         assert sender.wait() == 0
         answered = {line.get("sop_instance_uid") for line in node.lines("results")}
         assert {uid_of(image) for image in images} <= answered
@@ -218,7 +218,7 @@ def test_a_database_damaged_under_way_ends_the_node_with_a_message(tiny_model: P
             with path.open("r+b") as file:
                 file.write(b"\xff" * path.stat().st_size)
         storescu(node.port, make_image(tmp_path / "b.dcm"))
-        assert node.process.wait(timeout=30) == 1
+        assert node.process.wait(timeout=90) == 1
         assert "Traceback" not in node.log.read_text()
         assert node.log.read_text().splitlines()[-1].startswith("error: ")
     with running(tmp_path, tiny_model) as node:
@@ -260,7 +260,7 @@ def test_a_file_system_that_is_full_refuses_and_recovers(tiny_model: Path, tmp_p
         answered = wait_for(lambda: len(lines := answers(node)) == len(images) and lines)
         assert sorted(answered) == sorted(uids)
         node.process.terminate()
-        assert node.process.wait(timeout=30) == 0
+        assert node.process.wait(timeout=90) == 0
 
 
 def answers(node: Running) -> list[object]:

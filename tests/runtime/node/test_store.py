@@ -199,7 +199,7 @@ def test_a_lost_database_is_made_anew_from_the_files(start: Start, tmp_path: Pat
     images = make_series(tmp_path / "series", 3)
     first = start(config)
     assert storescu(first.receiver.port, *images).returncode == 0
-    wait_for(lambda: first.store.latest_report(series_of(images[0])))
+    wait_for(lambda: first.store.counts()["series"] == 0)
     report = first.store.latest_report(series_of(images[0]))
     assert report is not None
     content = first.store.report_path(report).read_bytes()
