@@ -177,7 +177,7 @@ def test_a_late_image_makes_a_report_that_names_its_predecessor(start: Start, tm
 
 
 def test_results_tell_scores_operating_points_and_use(start: Start, tmp_path: Path) -> None:
-    node = start(make_config(tmp_path, inference=Inference(series_idle_s=0.2, combine="max")))
+    node = start(make_config(tmp_path, inference=Inference(series_idle_s=1.0, combine="max")))
     images = make_series(tmp_path / "series", 3)
     storescu(node.receiver.port, *images)
     (series,) = wait_for(lambda: lines_of(node, "series"))
