@@ -17,6 +17,7 @@ import numpy as np
 
 import driver_figures  # noqa: F401  its figures are registered as it is read
 import export_figures  # noqa: F401
+import node_figures  # noqa: F401
 import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
 import training_speed  # noqa: F401

@@ -147,6 +147,30 @@ class Classifier:
             )
         return self.backend.infer(images)
 
+    def activation_map(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Say of each place of an image how it speaks for each class; the mean over the places is the logit.
+
+        Args:
+            image: `(rows, columns, 3)` uint8 RGB, already of the network's size.
+
+        Returns:
+            `(rows, columns, classes)` float32, of the last feature map's size.
+
+        Raises:
+            ModelError: the artefact has no heat maps.
+            BackendError: the back end gives none.
+
+        Source:
+            B. Zhou et al., Learning deep features for discriminative localization, CVPR 2016.
+        """
+        if not self.spec.heatmap:
+            raise ModelError(f"{self._name}: has no heat maps: export it with --heatmap")
+        # Engines of TensorRT have no use for them yet.
+        maps = getattr(self.backend, "activation_maps", None)
+        if maps is None:
+            raise BackendError(f"{self.backend.name} gives no heat maps: run the .onnx file")
+        return np.asarray(maps(image[np.newaxis])[0], np.float32)
+
     def predict(
         self, inputs: Iterable[Input], *, top_k: int = 5, batch_size: int | None = None
     ) -> Iterator[Prediction]:
