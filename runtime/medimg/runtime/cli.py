@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from medimg.runtime import commandline
-from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.archive.cli import archive
+from medimg.runtime.commandline import BACKENDS, TRUST, PathArgument, standard_options, version_option
 from medimg.runtime.node import cli as node
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
 
-BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 STANDARD_INPUT = Path("-")
-TRUST = click.option(
-    "--trust",
-    "trusted",
-    metavar="SHA256",
-    multiple=True,
-    help="Run this TensorRT engine, which was not built here.",
-)
 
 
 @click.group()
@@ -153,7 +146,7 @@ def _verify(model: Path, golden: Path, trusted: tuple[str, ...]) -> int:
     return 0 if found.passed else 1
 
 
-for command in node.COMMANDS:
+for command in (archive, *node.COMMANDS):
     cli.add_command(command)
 
 
