@@ -43,6 +43,12 @@ def cli() -> None:
     help="Of DICOM files, in place of the one that the model was made for.",
 )
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
+@click.option(
+    "--triton",
+    "server",
+    metavar="URL",
+    help="Have a server run MODEL: http://host:8000 or grpc://host:8001, and /NAME if that is another there.",
+)
 @TRUST
 @standard_options
 def predict(
@@ -55,6 +61,7 @@ def predict(
     style: str,
     window: str | None,
     output: Path | None,
+    server: str | None,
     trusted: tuple[str, ...],
     threads: int,
 ) -> int:
@@ -75,6 +82,7 @@ def predict(
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
         trusted=trusted,
+        server=server,
     ) as classifier:
         used, reason = classifier.backend, classifier.choice.reason
         why = f" (auto: {reason})" if reason else ""

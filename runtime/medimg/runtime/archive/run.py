@@ -220,7 +220,7 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Send standard error to nowhere, also that of native code: Ray tells there that it was told to be quiet."""
+    """Send standard error to nowhere, native code's too: Ray tells there that it was told to be quiet."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
