@@ -3,6 +3,7 @@
     OUTPUT/_list.parquet     every path in order, a row group a partition
     OUTPUT/_job.json         the Job; it is written last, so what has it has the whole list
     OUTPUT/part-00000.parquet …
+    OUTPUT/_sums/00000 …     the SHA-256 of each
 
 Partition n holds the answers to row group n alone. Its file appears whole, by a rename: the commit.
 """
@@ -63,6 +64,11 @@ def partition_path(output: Path, partition: int) -> Path:
     return output / f"part-{partition:05d}.parquet"
 
 
+def sum_path(output: Path, partition: int) -> Path:
+    """Name the file that has the SHA-256 of a partition's."""
+    return output / "_sums" / f"{partition:05d}"
+
+
 def tries_path(output: Path, partition: int) -> Path:
     """Name the file that has a byte for each time that a partition was begun."""
     return output / f".part-{partition:05d}.tries"
@@ -70,7 +76,7 @@ def tries_path(output: Path, partition: int) -> Path:
 
 @contextlib.contextmanager
 def only_run(output: Path) -> Iterator[None]:
-    """Make the output folder, and keep other runs out of it; what a killed one left half written is removed.
+    """Make the output folder, and keep other runs out of it; what a killed worker left is removed.
 
     Raises:
         UsageError: another run is at work there, or it cannot be written.
@@ -79,13 +85,18 @@ def only_run(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         with (output / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in output.glob(".part-*"):
-                left.unlink(missing_ok=True)
+            _remove_drafts(output)
             yield
+            _remove_drafts(output)
     except BlockingIOError:
         raise UsageError(f"{output}: another run is writing here") from None
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _remove_drafts(output: Path) -> None:
+    for left in output.glob(".part-*"):
+        left.unlink(missing_ok=True)
 
 
 def open_job(output: Path, wanted: Job, partition_files: int | None) -> Job:

@@ -1,4 +1,4 @@
-"""One partition's file: written whole, read with every checksum, and counted."""
+"""One partition's file: written whole, held against its SHA-256 when it is read, and counted."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from medimg.runtime.archive.job import Job, partition_path
+from medimg.runtime.archive.job import Job, partition_path, sum_path
 from medimg.runtime.classifier import Prediction
-from medimg.runtime.containers import replaced
+from medimg.runtime.containers import file_sha256, replaced
 
 _ROWS_AT_ONCE = 1024
 _RAN_ON = b"medimg.ran_on"
@@ -69,12 +69,16 @@ def write_partition(
 
     schema = _schema().with_metadata({_RAN_ON: ran_on})
     columns = _columns(rows, job.model_sha256)
-    with (
-        replaced(partition_path(output, partition)) as temporary,
-        parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
-    ):
-        while piece := list(islice(columns, _ROWS_AT_ONCE)):
-            writer.write_table(pyarrow.Table.from_pylist(piece, schema))
+    with replaced(partition_path(output, partition)) as temporary:
+        with parquet.ParquetWriter(temporary, schema) as writer:
+            while piece := list(islice(columns, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(piece, schema))
+        digest = file_sha256(temporary)
+    # A worker that dies before this line leaves a partition that is made once more.
+    sum_file = sum_path(output, partition)
+    sum_file.parent.mkdir(exist_ok=True)
+    with replaced(sum_file) as temporary:
+        temporary.write_text(digest)
 
 
 def read_partition(output: Path, job: Job, partition: int) -> Counts | None:
@@ -88,9 +92,10 @@ def read_partition(output: Path, job: Job, partition: int) -> Counts | None:
 
     path = partition_path(output, partition)
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-    except (OSError, pyarrow.ArrowException):
+        if file_sha256(path) != sum_path(output, partition).read_text():
+            return None
+        table = parquet.ParquetFile(path).read()
+    except (OSError, UnicodeError, pyarrow.ArrowException):
         return None
     if not table.schema.equals(_schema()) or not _is_whole(table, job, partition):
         return None

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -33,7 +34,7 @@ class ArchiveOptions:
     """How an archive is classified; what it is, is its `Job`."""
 
     address: str | None = None
-    """Of a Ray cluster; None to start Ray on this machine, where nothing else can reach it."""
+    """Of a Ray cluster; None to start Ray on this machine, for this run alone."""
     workers: int | None = None
     """Classifiers at once; one a machine unless given."""
     threads: int | None = None
@@ -102,10 +103,7 @@ def classify_archive(
         CheckFailedError: workers died again and again at some partitions; all others are done.
     """
     options = options or ArchiveOptions()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Ray's native part writes to standard error, past every logger; read as it is imported.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    require("ray.data", "ray")
+    _set_up_ray(options.address)
     if is_uri(str(output)):
         raise UsageError(
             f"{output}: the output is a folder, since a commit is a rename: copy it when it is done"
@@ -183,9 +181,21 @@ def _outcomes(work: Work, pool: _Pool) -> Iterator[Outcome]:
     return map(Outcome.from_row, rows)
 
 
+def _set_up_ray(address: str | None) -> None:
+    """Set what Ray reads as it is imported: no usage reports, and no orders from strangers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Its native part writes to standard error, past every logger.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None:
+        # Ray listens on every address of the machine; who has no token is refused.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    require("ray.data", "ray")
+
+
 @contextlib.contextmanager
 def _ray(address: str | None, cpus: int) -> Iterator[None]:
-    """Join a cluster, or start one that only this machine can reach and that leaves nothing behind."""
+    """Join a cluster, or start one that only this process can use and that leaves nothing behind."""
     import ray
 
     folder = None
@@ -197,7 +207,6 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
             "num_cpus": cpus,
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
             "_temp_dir": folder,
         }
     else:
