@@ -58,7 +58,7 @@ class TritonBackend:
                 f"--triton {url}: a URL such as http://host:8000 or grpc://host:8001/model is wanted"
             )
         self.device = f"{parts.scheme}://{parts.netloc}"
-        self.precision = spec.precision
+        self.precision: str = spec.precision
         self.batch_size = 8
         self.notes: tuple[str, ...] = ()
         self._model = parts.path.strip("/") or served_name(path)
