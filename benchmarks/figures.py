@@ -21,7 +21,6 @@ import export_figures  # noqa: F401
 import fleet_figures  # noqa: F401
 import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
-import training_figures  # noqa: F401
 import training_speed  # noqa: F401
 import tuning_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
@@ -33,7 +32,8 @@ from medimg.runtime.commandline import write_json
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
-from registry import FIGURES, REAL_SETS, ROOT, SCRATCH, Figure, figure
+from registry import FIGURES, REAL_SETS, ROOT, Figure, commit, figure
+from training_figures import fine_tuned, trained_by
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
@@ -69,7 +69,7 @@ def startup() -> dict[str, Any]:
 @figure("vgg16-real-sets")
 def real_sets() -> dict[str, Any]:
     """VGG16 fine-tuned on each real set, exported and judged on all published test images."""
-    found = {name: _fine_tuned(name, data) for name, data in REAL_SETS.items()}
+    found = {name: _judged(name) for name in REAL_SETS}
     right = [np.array(item.pop("right"), bool) for item in found.values()]
     reference, int8 = np.concatenate(right, axis=1)
     low, high = paired_drop_ci95(reference, int8)
@@ -82,16 +82,12 @@ def real_sets() -> dict[str, Any]:
     return {"together": together, "sets": found}
 
 
-def _fine_tuned(name: str, data: str) -> dict[str, Any]:
+def _judged(name: str) -> dict[str, Any]:
     """Fit, evaluate and export, each by its command."""
-    real = Path(os.environ["MEDIMG_TEST_DATA"])
-    images, folder = real / data, SCRATCH / name
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    model = folder / "model.h5"
-    weights = real / "weights" / "vgg16_imagenet_notop.h5"
-    fit_s = run_command("medimg-train", "fit", images, "--output", model, "--weights", weights)
-    regression = run_script("frozen_features.py", images, weights)
-    evaluation, export = folder / "evaluation.json", folder / "export.json"
+    real, model = Path(os.environ["MEDIMG_TEST_DATA"]), fine_tuned(name)
+    images = real / REAL_SETS[name]
+    regression = run_script("frozen_features.py", images, real / "weights" / "vgg16_imagenet_notop.h5")
+    evaluation, export = model.with_suffix(".evaluation.json"), model.with_suffix(".export.json")
     run_command("medimg-train", "evaluate", model, images, "--json", evaluation)
     precisions = [word for precision in PRECISIONS for word in ("--precision", precision)]
     export_s = run_command(
@@ -105,7 +101,8 @@ def _fine_tuned(name: str, data: str) -> dict[str, Any]:
     }
     reference = answers["fp32", "onnxruntime"]
     return {
-        "fit_s": fit_s,
+        "trained_by": trained_by(model),
+        "fit_s": read_json(model.with_suffix(".fit.json"))["seconds"],
         "export_s": export_s,
         "logistic_regression_on_frozen_features": regression["accuracy"],
         "keras": read_json(evaluation),
@@ -147,15 +144,6 @@ def _median_s(command: list[str], runs: int = 10) -> float:
     return round(statistics.median(seconds), 4)
 
 
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = " with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
-    return (git("rev-parse", "HEAD") or "none") + changed
-
-
 def main() -> None:
     """Measure the figures named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,7 +163,7 @@ def main() -> None:
 
 def write_figure(name: str, measure: Figure | None = None) -> Path:
     """Measure a figure, the registered one unless given, and write it with where and by what it was made."""
-    started, load, commit = now(), os.getloadavg(), _commit()
+    started, load, measured_at = now(), os.getloadavg(), commit()
     measure = measure or FIGURES[name]
     result = measure()
     head = {
@@ -183,7 +171,7 @@ def write_figure(name: str, measure: Figure | None = None) -> Path:
         "figure": name,
         "what": measure.__doc__,
         "command": f"python benchmarks/figures.py {name}",
-        "commit": commit,
+        "commit": measured_at,
         "machine": to_plain(read_environment(started, load)),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """The figures by name, and where they are measured."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ REAL_SETS = {
 
 Figure = Callable[[], dict[str, Any]]
 FIGURES: dict[str, Figure] = {}
+
+
+def commit() -> str:
+    """Name the commit that is checked out, and whether files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = " with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
+    return (git("rev-parse", "HEAD") or "none") + changed
 
 
 def figure(name: str) -> Callable[[Figure], Figure]:

@@ -1,4 +1,5 @@
 import json
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -191,9 +192,11 @@ def test_a_model_that_the_back_end_refuses_is_named(
 
 
 def test_the_machine_is_watched(synthetic: Benchmark) -> None:
+    # The kernel brings its own figure up to date now and then.
+    peak_of_this_process_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + 1
     for run in synthetic.runs:
         assert run.machine is not None
-        assert 20 < (run.machine.peak_memory_mib or 0) < 2000
+        assert 20 < (run.machine.peak_memory_mib or 0) <= peak_of_this_process_mib
         assert 0 < run.machine.own_cores < 64
 
 

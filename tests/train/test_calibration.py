@@ -12,7 +12,7 @@ import pytest
 
 from medimg.runtime.containers import write_spec
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
+from medimg.runtime.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
 from medimg.train import FitResult, Usage, calibrate, evaluate
 from medimg.train.evaluation_summary import WIDTH, calibration_lines
 from medimg.train.keras_files import load_float32, rewrite_spec
@@ -77,9 +77,10 @@ def test_intended_use_and_what_is_allowed_go_into_the_spec(model: Path, colored:
         Usage(body_part=("chest",))
 
 
-def test_fit_takes_the_intended_use_too(scratch: FitResult) -> None:
+def test_fit_writes_the_intended_use_and_what_it_held_out(scratch: FitResult) -> None:
     spec = ModelSpec.read(scratch.output)
     assert (spec.intended_use, spec.allowed) == ("tests", Allowed(("US",)))
+    assert spec.held_out == HeldOut(0.3, scratch.options.seed)
 
 
 def test_points_of_another_temperature_are_dropped_and_said(model: Path, colored: Path) -> None:
@@ -116,6 +117,15 @@ def test_without_a_part_val_the_images_are_those_that_fit_held_out(model: Path, 
     held_out = divide(read_data(table), FitOptions(seed=5, validation_fraction=0.5)).validation
     assert found.images == len(held_out)
     assert found.chosen_on == "validation images held out with seed 5"
+
+
+def test_the_model_says_what_fit_held_out(model: Path, colored: Path) -> None:
+    rewrite_spec(model, ModelSpec.read(model).with_(held_out=HeldOut(0.5, 7)), model)
+    table = _undivided(colored)
+    assert calibrate(model, table).chosen_on == "validation images held out with seed 7"
+    assert calibrate(model, table, seed=7).images == calibrate(model, table, validation_fraction=0.5).images
+    with pytest.raises(UsageError, match="seed 8 is not what the model was trained with, 7"):
+        calibrate(model, table, seed=8)
 
 
 def test_what_cannot_be_calibrated(model: Path, colored: Path, tmp_path: Path) -> None:

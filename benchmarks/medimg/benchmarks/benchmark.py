@@ -10,19 +10,20 @@ from typing import Literal, TypeAlias
 
 from medimg.benchmarks import with_loadgen
 from medimg.benchmarks.cold_start import measure_cold_start
-from medimg.benchmarks.environment import now, read_environment
+from medimg.benchmarks.environment import Environment, now, read_environment
 from medimg.benchmarks.judgement import judge_machine, judge_precision
 from medimg.benchmarks.measuring import Progress, Settings, measure
 from medimg.benchmarks.percentiles import SHARES
 from medimg.benchmarks.pipeline import Measurement, Pipeline
-from medimg.benchmarks.queries import make_queries, read_queries
+from medimg.benchmarks.queries import Queries, make_queries, read_queries
 from medimg.benchmarks.results import Benchmark, DriverName, Knee, Run, ScenarioName
 from medimg.benchmarks.sensors import Processor, open_gpu
-from medimg.runtime.backends import Tuning
+from medimg.runtime.backends import Backend, Tuning
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
 from medimg.runtime.optional import require
+from medimg.runtime.spec import ModelSpec
 
 BATCH_SIZES: Mapping[ScenarioName, tuple[int, ...]] = {
     "single-stream": (1,),
@@ -113,10 +114,8 @@ def run_benchmark(
             for name, item in classifiers.items()
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
-        if data is None:
-            queries = make_queries(spec.image)
-        else:
-            queries = read_queries(data, spec.image, threads, spec.labels if accuracy else None)
+        labels = spec.labels if accuracy else None
+        queries = read_queries(data, spec.image, threads, labels) if data else make_queries(spec.image)
         if images_from == "arrays":
             queries = queries.decoded(spec.image)
         # What cannot run at all fails here, with its own message.
@@ -153,12 +152,7 @@ def run_benchmark(
                 images_from=queries.images_from,
                 images=queries.measured,
                 environment=environment,
-                warnings=(
-                    *judge_machine(environment),
-                    *judge_precision(spec.precision, used.precision, used.name),
-                    *queries.warnings,
-                    *(warning for run in runs for warning in run.warnings),
-                ),
+                warnings=_warnings(environment, spec, used, queries, runs),
                 complete=len(runs) == len(plan),
                 knee=find_knee(runs),
                 runs=tuple(runs),
@@ -166,6 +160,17 @@ def run_benchmark(
             on_run(found)
     assert found, "a plan has a run"
     return found
+
+
+def _warnings(
+    environment: Environment, spec: ModelSpec, used: Backend, queries: Queries, runs: Sequence[Run]
+) -> tuple[str, ...]:
+    return (
+        *judge_machine(environment),
+        *judge_precision(spec.precision, used.precision, used.name),
+        *queries.warnings,
+        *(warning for run in runs for warning in run.warnings),
+    )
 
 
 def choose_driver(driver: DriverOption) -> DriverName:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from medimg.runtime.images import load_frames, load_image
     from medimg.runtime.spec import ModelSpec
 
-# From 1.29 on it sends names, versions and hashes of models to its maker (docs/Privacy.md in its repository);
-# read when it is first imported, in this process and its children.
+# From 1.29 on it sends names, versions and hashes of models to its maker (docs/Privacy.md in its repository).
+# It reads this when it is first imported, in this process and its children.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {

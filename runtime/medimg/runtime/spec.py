@@ -139,6 +139,17 @@ class Source:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """How validation images were held out of the training part; whatever chooses takes the same images."""
+
+    fraction: float
+    """Share of the training part."""
+    seed: int
+    group_by: str | None = None
+    """Regular expression that finds the patient in an image's path."""
+
+
+@dataclass(frozen=True)
 class Verification:
     """How an artefact's answers compare with those of the Keras model in float32."""
 
@@ -180,6 +191,8 @@ class ModelSpec:
     allowed: Allowed = field(default_factory=Allowed)
     simulated_data: bool = False
     """Whether the model was trained on simulated images."""
+    held_out: HeldOut | None = None
+    """None where the training data have a part for validation."""
     source: Source | None = None
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of the tools that made the file."""

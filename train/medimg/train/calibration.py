@@ -9,7 +9,7 @@ from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.probabilities import with_temperature
-from medimg.runtime.spec import Allowed, ModelSpec, OperatingPoint
+from medimg.runtime.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
 from medimg.train.answers import Answers, ask
 from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.division import divide, read_labelled
@@ -62,8 +62,8 @@ def calibrate(
     fit_the_temperature: bool = True,
     sensitivities: Mapping[str, float] | None = None,
     usage: Usage | None = None,
-    validation_fraction: float = DEFAULTS.validation_fraction,
-    seed: int = DEFAULTS.seed,
+    validation_fraction: float | None = None,
+    seed: int | None = None,
     group_by: str | None = None,
     batch_size: int = 32,
     threads: int | None = None,
@@ -82,7 +82,7 @@ def calibrate(
         fit_the_temperature: otherwise the spec's own stays.
         sensitivities: the wanted sensitivity of each class that gets an operating point.
         usage: intended use and what the model may be given.
-        validation_fraction: as given to `fit`.
+        validation_fraction: as given to `fit`; by default what the model's spec says, as for the next two.
         seed: as given to `fit`.
         group_by: as given to `fit`.
         batch_size: images at once.
@@ -99,11 +99,12 @@ def calibrate(
     output = Path(output) if output else model
     _check(model, output, part, use_test=use_test)
     spec = ModelSpec.read(model)
+    held_out = _held_out(spec, {"fraction": validation_fraction, "seed": seed, "group_by": group_by})
     options = FitOptions(
         head="multilabel" if spec.task == "multilabel" else "softmax",
-        validation_fraction=validation_fraction,
-        seed=seed,
-        group_by=group_by,
+        validation_fraction=held_out.fraction,
+        seed=held_out.seed,
+        group_by=held_out.group_by,
         allow_unlisted=True,
     )
     found = read_labelled(Path(data), options, threads)
@@ -162,6 +163,20 @@ def _check(model: Path, output: Path, part: CalibrationPart, *, use_test: bool) 
             "use validation images, or say --use-test"
         )
     check_output(output)
+
+
+def _held_out(spec: ModelSpec, given: Mapping[str, float | str | None]) -> HeldOut:
+    """Find out what `fit` held out: what the spec says, or what is given where it says nothing."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if not spec.held_out:
+        return replace(HeldOut(DEFAULTS.validation_fraction, DEFAULTS.seed), **given)  # type: ignore[arg-type]
+    for name, value in given.items():
+        if value != (fitted := getattr(spec.held_out, name)):
+            raise UsageError(
+                f"{name} {value} is not what the model was trained with, {fitted}: "
+                "images that it learned from would choose; leave it out"
+            )
+    return spec.held_out
 
 
 def _choose(

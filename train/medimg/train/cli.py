@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
@@ -15,7 +16,7 @@ from medimg.train.augmentation import PRESETS, read_augmentation
 from medimg.train.data_flags import division_options, reading_options
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooling
-from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
+from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule, require_heeded
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation import FileFormat
 from medimg.train.tuning_options import DIRECTIONS, TUNERS, TuneOptions
@@ -43,7 +44,7 @@ def cli() -> None:
 @click.option(
     "--weights",
     metavar="imagenet|none|PATH",
-    help="Pretrained VGG16 weights.  [default: imagenet for vgg16, none for vgg-bn]",
+    help="Pretrained VGG16 weights.  [default: imagenet for vgg16, none otherwise]",
 )
 @reading_options
 @click.option(
@@ -201,10 +202,13 @@ def fit(
     from medimg.train.fitting import fit as run_fit
     from medimg.train.summary import fit_lines
 
+    fit_options = FitOptions(augment=read_augmentation(augment), **options)
+    source = click.get_current_context().get_parameter_source
+    require_heeded(fit_options, [name for name in options if source(name) is ParameterSource.COMMANDLINE])
     result = run_fit(
         data,
         output,
-        FitOptions(augment=read_augmentation(augment), **options),
+        fit_options,
         threads=threads,
         cache_dir=cache_dir,
         progress=terminal_progress(),
@@ -417,15 +421,9 @@ def evaluate(
 )
 @click.option("--no-temperature", is_flag=True, help="Leave the temperature as it is.")
 @usage_options
-@click.option("--group-by", metavar="PATTERN", help="As given to fit.")
-@click.option(
-    "--validation-fraction",
-    type=float,
-    default=DEFAULTS.validation_fraction,
-    show_default=True,
-    help="As given to fit.",
-)
-@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="As given to fit.")
+@click.option("--group-by", metavar="PATTERN", help="As given to fit.  [default: what MODEL says]")
+@click.option("--validation-fraction", type=float, help="As given to fit.  [default: what MODEL says]")
+@click.option("--seed", type=int, help="As given to fit.  [default: what MODEL says]")
 @click.option("--batch-size", type=positive, default=32, show_default=True, help="Images at once.")
 @click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
 @standard_options

@@ -14,7 +14,7 @@ from medimg.runtime.metrics import Evaluation
 from medimg.runtime.metrics import evaluate as score
 from medimg.runtime.metrics import evaluate_labels as score_labels
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.spec import HeldOut, ModelSpec
 from medimg.train.answers import keras_answer
 from medimg.train.cache import BATCH
 from medimg.train.checkpoint import Checkpoint, training_folder
@@ -125,7 +125,7 @@ def fit(
                 options, store, threads, progress, tensorboard=Path(tensorboard) if tensorboard else None
             )
             fitted = _fit(division, job, folder, Path(history) if history else None)
-        spec = (usage or Usage()).applied(_spec(fitted, is_simulated(data)))
+        spec = (usage or Usage()).applied(_spec(fitted, division, is_simulated(data)))
         save(fitted.network, spec, output)
     prepared = fitted.prepared
     return FitResult(
@@ -181,8 +181,9 @@ def _fingerprint(prepared: Prepared, options: FitOptions) -> dict[str, str]:
     }
 
 
-def _spec(fitted: _Fitted, simulated: bool) -> ModelSpec:
+def _spec(fitted: _Fitted, division: Division, simulated: bool) -> ModelSpec:
     options = fitted.trained.options
+    held_out = HeldOut(options.validation_fraction, options.seed, options.group_by)
     return ModelSpec(
         fitted.prepared.labels,
         options.image,
@@ -190,6 +191,7 @@ def _spec(fitted: _Fitted, simulated: bool) -> ModelSpec:
         task=fitted.prepared.task,
         head=options.head,
         simulated_data=simulated,
+        held_out=held_out if division.validation_from == "split" else None,
         tools={name: version(name) for name in ("medimg", "keras", "tensorflow")},
     )
 

@@ -1,10 +1,12 @@
 """What `fit` may be told."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
+from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import ImageRule, Intensity, JpegRule
 from medimg.train.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.balance import Balance
@@ -146,6 +148,35 @@ class Job:
     """Is told of every epoch."""
     tensorboard: Path | None = None
     """A folder for TensorBoard's logs."""
+
+
+def require_heeded(options: FitOptions, given: Collection[str]) -> None:
+    """Check that nothing was asked for that would be passed over in silence.
+
+    Args:
+        options: all of them.
+        given: the names of those that somebody chose, not the defaults.
+
+    Raises:
+        UsageError: one has no effect beside the others.
+    """
+    cnn, vgg16 = options.arch == "cnn", options.arch == "vgg16"
+    heeded = {
+        **dict.fromkeys(("filters", "blocks", "block_layers"), (cnn, "--arch cnn")),
+        **dict.fromkeys(("fine_tune_epochs", "unfreeze_blocks", "fine_tune_rate"), (vgg16, "--arch vgg16")),
+        "augment_copies": (vgg16 and options.augment.changes, "--arch vgg16 with --augment"),
+        "dense_layers": (
+            options.arch != "vgg-bn" and options.dense_units is not None,
+            "--arch vgg16 or cnn with --dense-units",
+        ),
+        "momentum": (options.optimizer == "sgd", "--optimizer sgd"),
+    }
+    for name in given:
+        works, where = heeded.get(name, (True, ""))
+        if not works:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect here: it is for {where}; leave it out"
+            )
 
 
 def _one_of(name: str, value: str, choices: object) -> tuple[bool, str]:
