@@ -26,8 +26,8 @@ def simulate_feeding(
 ) -> float:
     """Let cores decode files into a queue, from which one GPU takes whole batches.
 
-    The queue holds four batches, or two files a core if that is more. Gives the share of its time that the GPU
-    is busy, over the second half, so that the start does not count.
+    The queue holds four batches, or two files a core if that is more. Gives the share of its time that the
+    GPU is busy, over the second half, so that the start does not count.
 
     Args:
         cores: that decode.
