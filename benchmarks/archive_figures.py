@@ -91,7 +91,7 @@ def _failures(whole: Path) -> dict[str, Any]:
     """Kill a raylet, then the driver, then damage a partition; the same command each time goes on."""
     output = _fresh("failures")
     partitions = -(-IMAGES // 256)
-    steps = {}
+    steps: dict[str, Any] = {}
     with _cluster(2) as (cluster, nodes):
         running = _start(cluster, whole, output, 2)
         _wait(output, partitions // 4, running)
