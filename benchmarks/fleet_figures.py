@@ -107,7 +107,7 @@ def fleet() -> dict[str, Any]:
         "useful_share_with_deaths": {
             f"{files} files a partition, a death every {hours} h": {
                 "simulated": simulate_deaths(2 * per_core, files, hours, 30.0, 20_000.0),
-                "by_formula": _useful_share(2 * per_core, files, hours, 30.0),
+                "by_formula": useful_share(2 * per_core, files, hours, 30.0),
             }
             for files in (256, 24_415)
             for hours in (1, 24)
@@ -133,7 +133,7 @@ def _feeders(decode_ms: float, rate: float) -> dict[str, Any]:
     return {"cores": cores, "gpu_busy": busy, "gpu_busy_with_half_the_cores": half}
 
 
-def _useful_share(rate: float, files: int, mean_life_h: float, restart_s: float) -> float:
+def useful_share(rate: float, files: int, mean_life_h: float, restart_s: float) -> float:
     """On average half a partition is lost with a worker, whose life is long beside it."""
     life = mean_life_h * 3600
     return (life - files / rate / 2) / (life + restart_s)
