@@ -13,6 +13,7 @@ import numpy as np
 
 from brain_model import ARTEFACTS, make_model
 from commands import BIN, read_json
+from medimg.runtime.archive.run import NO_REPORTS
 from medimg.runtime.cpus import usable_cpus
 from memory import run_measured
 from registry import SCRATCH, figure
@@ -146,7 +147,7 @@ def _rows(output: Path) -> dict[str, int]:
 @contextmanager
 def _cluster(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
     """A real Ray cluster: a head without processors, and raylets that are held to a core each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= NO_REPORTS
     from ray.cluster_utils import Cluster
 
     cores = sorted(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from medimg.runtime.archive.run import NO_REPORTS
 from medimg.runtime.classifier import Prediction
 
 from .conftest import assert_same, read_rows
@@ -25,7 +26,8 @@ HEALTH = {
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without processors, and two raylets of one each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in NO_REPORTS.items():
+        monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": HEALTH}

@@ -26,6 +26,8 @@ from medimg.runtime.spec import ModelSpec
 _STORE_BYTES = 128 * 2**20
 """Ray's object store on this machine: only partitions' numbers and counts pass through it."""
 
+# Disabled, Ray still reports that it is (ray.dashboard.modules.usage_stats), unless the address leads nowhere.
+NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
 Progress = Callable[[Outcome, Job], None]
 
 
@@ -183,7 +185,7 @@ def _outcomes(work: Work, pool: _Pool) -> Iterator[Outcome]:
 
 def _set_up_ray(address: str | None) -> None:
     """Set what Ray reads as it is imported: no usage reports, and no orders from strangers."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= NO_REPORTS
     # Its native part writes to standard error, past every logger.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
