@@ -26,7 +26,7 @@ from medimg.runtime.spec import ModelSpec
 _STORE_BYTES = 128 * 2**20
 """Ray's object store on this machine: only partitions' numbers and counts pass through it."""
 
-# Disabled, Ray still reports that it is (ray.dashboard.modules.usage_stats), unless the address leads nowhere.
+# Disabled, Ray still reports that it is (ray.dashboard.modules.usage_stats), unless that leads nowhere.
 NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
 Progress = Callable[[Outcome, Job], None]
 
