@@ -84,6 +84,9 @@ def test_answers_are_those_of_predict_and_bad_files_are_rows(
     assert "32 were there before" in again.stdout
     assert {path.name: path.read_bytes() for path in output.iterdir() if "part" in path.name} == whole
 
+    inside = archive(model, pictures, "--output", pictures / "answers")
+    assert inside.returncode == 2
+    assert "lies in the archive" in inside.stderr
     other = archive(model, pictures, "--output", output, "--top-k", "1")
     assert other.returncode == 2
     assert "its top_k is 3, and 1 is asked for: take another --output" in other.stderr

@@ -81,17 +81,20 @@ def only_run(output: Path) -> Iterator[None]:
     Raises:
         UsageError: another run is at work there, or it cannot be written.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with (output / _LOCK).open("w") as lock:
+    with contextlib.ExitStack() as held:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((output / _LOCK).open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_drafts(output)
+        except BlockingIOError:
+            raise UsageError(f"{output}: another run is writing here") from None
+        except OSError as error:
+            raise UsageError(f"{output}: cannot be written ({error.strerror})") from None
+        try:
             yield
+        finally:
             _remove_drafts(output)
-    except BlockingIOError:
-        raise UsageError(f"{output}: another run is writing here") from None
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror})") from None
 
 
 def _remove_drafts(output: Path) -> None:
@@ -115,8 +118,10 @@ def open_job(output: Path, wanted: Job, partition_files: int | None) -> Job:
         return _begin(output, wanted, partition_files)
     try:
         fields = json.loads(file.read_bytes())
-        found = from_plain(Job, {name: fields[name] for name in fields if name != "schema"}, str(file))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if fields.pop("schema") != SCHEMA:
+            raise DataError(f"{file}: written by another version of medimg: take another --output")
+        found = from_plain(Job, fields, str(file))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise DataError(f"{file}: cannot be read ({error}): take another --output") from None
     asked = replace(wanted, files=found.files, partition_files=partition_files or found.partition_files)
     if asked != found:

@@ -111,6 +111,10 @@ def classify_archive(
             f"{output}: the output is a folder, since a commit is a rename: copy it when it is done"
         )
     model, output = Path(model).absolute(), Path(output).absolute()
+    if not is_uri(source) and output.is_relative_to(Path(source).absolute()):
+        raise UsageError(
+            f"{output}: lies in the archive, and would be read as a part of it: take another --output"
+        )
     spec = ModelSpec.read(model)
     wanted = Job(
         source if is_uri(source) else str(Path(source).absolute()),
