@@ -84,9 +84,6 @@ def test_answers_are_those_of_predict_and_bad_files_are_rows(
     assert "32 were there before" in again.stdout
     assert {path.name: path.read_bytes() for path in output.iterdir() if "part" in path.name} == whole
 
-    inside = archive(model, pictures, "--output", pictures / "answers")
-    assert inside.returncode == 2
-    assert "lies in the archive" in inside.stderr
     other = archive(model, pictures, "--output", output, "--top-k", "1")
     assert other.returncode == 2
     assert "its top_k is 3, and 1 is asked for: take another --output" in other.stderr
@@ -282,6 +279,19 @@ def test_an_output_has_one_run_at_a_time_and_belongs_to_one_job(
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="holds no files"):
         make_work(model, str(tmp_path / "none"), tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("s3://bucket/answers", "the output is a folder"), ("pictures/answers", "lies in the archive")],
+)
+def test_an_output_that_cannot_be_is_refused(
+    output: str, reason: str, model: Path, make_pictures: Make, tmp_path: Path
+) -> None:
+    done = archive(model, make_pictures(1, 16), "--output", output if ":" in output else tmp_path / output)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert reason in done.stderr
 
 
 def test_each_answer_belongs_to_its_input() -> None:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PathArgument)
 @click.argument("source", metavar="INPUT")
-@click.option(
-    "--output", type=PathArgument, required=True, metavar="DIR", help="Folder for the answers, as Parquet."
-)
+@click.option("--output", required=True, metavar="DIR", help="Folder for the answers, as Parquet.")
 @click.option("--address", metavar="RAY", help="Ray cluster to work on.  [default: this machine]")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Classifiers at once.  [default: one a machine or GPU]"
@@ -51,7 +49,7 @@ def archive(
     context: click.Context,
     model: Path,
     source: str,
-    output: Path,
+    output: str,
     address: str | None,
     workers: int | None,
     batch_size: int | None,

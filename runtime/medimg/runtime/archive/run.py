@@ -105,7 +105,6 @@ def classify_archive(
         CheckFailedError: workers died again and again at some partitions; all others are done.
     """
     options = options or ArchiveOptions()
-    _set_up_ray(options.address)
     if is_uri(str(output)):
         raise UsageError(
             f"{output}: the output is a folder, since a commit is a rename: copy it when it is done"
@@ -116,6 +115,7 @@ def classify_archive(
             f"{output}: lies in the archive, and would be read as a part of it: take another --output"
         )
     spec = ModelSpec.read(model)
+    _set_up_ray(options.address)
     wanted = Job(
         source if is_uri(source) else str(Path(source).absolute()),
         file_sha256(model),
