@@ -25,7 +25,6 @@ PART = 2_000
 INT8 = ARTEFACTS["int8"]
 FOLDER = SCRATCH / "archive"
 _STORE_BYTES = 80 * 2**20
-_SMALL_DISK = "256k"
 
 
 @figure("archive")
@@ -116,9 +115,10 @@ def _full_disk(part: Path) -> dict[str, Any]:
     """Write to a file system that is too small, make it larger, and go on."""
     output = _fresh("disk")
     output.mkdir()
-    command = f"{BIN / 'medimg-run'} archive {INT8} {part} --output {output} --partition-files 500"
+    needed = sum(path.stat().st_size for path in (FOLDER / "small").rglob("*") if path.is_file())
+    command = f"{BIN / 'medimg-run'} archive {INT8} {part} --output {output}"
     script = (
-        f"mount -t tmpfs -o size={_SMALL_DISK} none {output} && {command}; first=$?; ls {output}; "
+        f"mount -t tmpfs -o size={needed * 6 // 10} none {output} && {command}; first=$?; "
         f"mount -o remount,size=64m {output} && {command}; second=$?; "
         f"cp -r {output}/part-*.parquet {output}/../disk-copy/; echo STATUS $first $second"
     )
