@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 from commands import run_command
-from registry import SCRATCH
+from registry import REAL_SETS
+from training_figures import fine_tuned, path_of
 
-MODEL = SCRATCH / "brain-mri" / "model.h5"
+SET = "brain-mri"
+MODEL = path_of(SET)
 ARTEFACTS = {
     "fp32": MODEL.with_suffix(".onnx"),
     "fp16": MODEL.with_suffix(".fp16.onnx"),
@@ -16,12 +18,9 @@ ARTEFACTS = {
 
 def make_model() -> None:
     """Fine-tune and export it, unless an earlier figure has left it there."""
-    if all(path.exists() for path in (MODEL, *ARTEFACTS.values())):
+    fine_tuned(SET)
+    if all(path.exists() for path in ARTEFACTS.values()):
         return
-    real = Path(os.environ["MEDIMG_TEST_DATA"])
-    images = real / "images" / "brain-mri"
-    MODEL.parent.mkdir(parents=True, exist_ok=True)
-    weights = real / "weights" / "vgg16_imagenet_notop.h5"
-    run_command("medimg-train", "fit", images, "--output", MODEL, "--weights", weights)
+    images = Path(os.environ["MEDIMG_TEST_DATA"]) / REAL_SETS[SET]
     precisions = [word for precision in ARTEFACTS for word in ("--precision", precision)]
     run_command("medimg-export", MODEL, *precisions, "--calibration", images, "--validation", images)

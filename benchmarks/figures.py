@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
+import archive_figures  # noqa: F401  its figures are registered as it is read
 import compression_figures  # noqa: F401
-import driver_figures  # noqa: F401  its figures are registered as it is read
+import driver_figures  # noqa: F401
 import export_figures  # noqa: F401
+import fleet_figures  # noqa: F401
+import node_figures  # noqa: F401
 import peers.table  # noqa: F401
 import speed_figures  # noqa: F401
 import training_speed  # noqa: F401
@@ -42,7 +45,7 @@ BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
     "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "compress", "evaluate", "simulate"),
     "medimg-export": ("",),
-    "medimg-run": ("", "predict", "inspect", "doctor", "listen", "audit", "bundle", "sbom"),
+    "medimg-run": ("", "predict", "archive", "inspect", "doctor", "listen", "audit", "bundle", "sbom"),
     "medimg-bench": ("", "run", "sweep", "compare"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")

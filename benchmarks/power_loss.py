@@ -44,6 +44,7 @@ network_timeout_s = 5.0
 series_idle_s = 0.5
 max_tries = 100
 [deliver]
+overlay = true
 first_retry_s = 0.1
 max_retry_s = 0.5
 [[deliver.dicom]]
@@ -71,7 +72,8 @@ class Archive:
         self.references: dict[str, set[str]] = {}
         self.predecessors: dict[str, str] = {}
         entity = AE("ARCHIVE")
-        entity.add_supported_context("1.2.840.10008.5.1.4.1.1.88.33")
+        for sop_class in ("1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.7"):
+            entity.add_supported_context(sop_class)
         self.port = free_port()
         handlers = [(evt.EVT_C_STORE, self._on_store)]
         self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
@@ -196,11 +198,11 @@ class NodeProcess:
         """End it by SIGTERM; give its exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=300)
 
     def _wait_until_listening(self) -> None:
         assert self._process is not None
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while self._process.poll() is None and time.monotonic() < end:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -333,7 +335,7 @@ def play(kills: int, senders: int, seed: int, model: Path, image: Path) -> dict[
         "kills": kills,
         "senders": senders,
         "acknowledged": len(acknowledged),
-        "reports": len(archive.contents),
+        "reports_and_overlays": len(archive.contents),
         "exit_status": status,
         "problems": problems,
     }
@@ -341,7 +343,7 @@ def play(kills: int, senders: int, seed: int, model: Path, image: Path) -> dict[
 
 def wait_until_delivered(state: Path) -> None:
     """Wait until the queue is empty and every series is reported and delivered."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     query = "SELECT count(*) FROM instances WHERE state != 'delivered'"
     while time.monotonic() < end:
         with sqlite3.connect(f"file:{state / 'node.db'}?mode=ro", uri=True) as database:

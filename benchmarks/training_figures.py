@@ -56,6 +56,11 @@ def training_real_sets() -> dict[str, Any]:
     }
 
 
+def path_of(name: str, seed: int = 0) -> Path:
+    """Say where `fine_tuned` puts a model."""
+    return SCRATCH / NAME / f"{name}-{seed}.h5"
+
+
 def fine_tuned(name: str, seed: int = 0) -> Path:
     """Train VGG16 at default settings, choosing by validation images alone; models of earlier runs are kept.
 
@@ -66,7 +71,7 @@ def fine_tuned(name: str, seed: int = 0) -> Path:
     Returns:
         The model; `.fit.json` beside it is what `fit` reported, `.commit` names the code that trained it.
     """
-    real, model = Path(os.environ["MEDIMG_TEST_DATA"]), SCRATCH / NAME / f"{name}-{seed}.h5"
+    real, model = Path(os.environ["MEDIMG_TEST_DATA"]), path_of(name, seed)
     (ROOT / model).parent.mkdir(parents=True, exist_ok=True)
     weights, report = real / "weights" / "vgg16_imagenet_notop.h5", model.with_suffix(".fit.json")
     by = ROOT / model.with_suffix(".commit")

@@ -27,11 +27,22 @@ FRAMEWORKS = (
     "cryptography",
     "cyclonedx",
     "sklearn",
+    "ray",
+    "pyarrow",
+    "tritonclient",
 )
 ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {
     "medimg-run": (
-        *(("predict",), ("inspect",), ("doctor",), ("listen",), ("audit", "verify"), ("bundle", "sign")),
+        *(
+            ("predict",),
+            ("archive",),
+            ("inspect",),
+            ("doctor",),
+            ("listen",),
+            ("audit", "verify"),
+            ("bundle", "sign"),
+        ),
         *(("bundle", "verify"), ("sbom",)),
     ),
     "medimg-export": ((),),

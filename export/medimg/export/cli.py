@@ -15,13 +15,14 @@ from medimg.runtime.text import printable
 
 if TYPE_CHECKING:
     from medimg.export.result import ExportResult
+    from medimg.export.to_triton import ServedModel, ServingBackend, ServingOptions
     from medimg.runtime.engines.builder import BuildOptions
     from medimg.runtime.engines.make import EngineFile
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _FOR_ENGINES = {"model", "output", "formats", "precisions", "profile", "workspace_mib", "version_compatible"}
-_FOR_ENGINES |= {"force", "json_file", "threads"}
-"""What may be said about an engine from a ready ONNX file; anything else concerns the conversion."""
+_FOR_ENGINES |= {"force", "json_file", "threads", "triton_backend", "queue_delay_us", "instances"}
+"""What may be said about a finished artefact; anything else concerns the conversion."""
 
 
 def _numbers(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -65,11 +66,11 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
 @click.option(
     "--to",
     "formats",
-    type=click.Choice(["onnx", "tensorrt"]),
+    type=click.Choice(["onnx", "tensorrt", "triton"]),
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="tensorrt builds engines for this machine's GPU.",
+    help="tensorrt builds engines for this machine's GPU, triton a model repository.",
 )
 @click.option(
     "--precision",
@@ -145,7 +146,7 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     default="1,8,32",
     show_default=True,
     metavar="LEAST,BEST,MOST",
-    help="Images at once that an engine takes.",
+    help="Images at once that an engine, or a server, takes.",
 )
 @click.option(
     "--workspace",
@@ -155,6 +156,27 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     help="GPU memory for an engine.",
 )
 @click.option("--version-compatible", is_flag=True, help="Let later versions of TensorRT run the engine.")
+@click.option(
+    "--triton-backend",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    help="What a server runs ONNX files with.  [default: openvino for int8, else onnxruntime on a GPU]",
+)
+@click.option(
+    "--queue-delay",
+    "queue_delay_us",
+    type=click.IntRange(min=0),
+    default=2000,
+    show_default=True,
+    metavar="MICROSECONDS",
+    help="How long a server lets a request wait for others.",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Copies of a model on a server.",
+)
 @click.option("--heatmap", is_flag=True, help="Add the output activation_map (pooling + dense heads).")
 @click.option("--allow-code", is_flag=True, help="Let code in the model file run, such as a Lambda layer.")
 @click.option(
@@ -185,6 +207,9 @@ def cli(
     profile: tuple[int, ...],
     workspace_mib: int | None,
     version_compatible: bool,
+    triton_backend: "ServingBackend | None",
+    queue_delay_us: int,
+    instances: int,
     threads: int,
     **options: Any,  # noqa: ANN401  the fields of ExportOptions
 ) -> int:
@@ -193,15 +218,24 @@ def cli(
     MODEL is a .keras, .h5 or .onnx file, or a SavedModel folder.
 
     Writes MODEL's name with .onnx, .fp16.onnx and .int8.onnx, for each --precision. With --to tensorrt also
-    engines for this machine's GPU; from an .onnx file of medimg-export that needs no framework.
+    engines for this machine's GPU, with --to triton also a model repository, in the folder triton; from
+    finished files of medimg-export neither needs a framework.
     """
     from medimg.export.to_tensorrt import is_exported
+    from medimg.export.to_triton import ServingOptions
+    from medimg.runtime.containers import PLAN_SUFFIX
     from medimg.runtime.engines.builder import BuildOptions
     from medimg.runtime.engines.plan import BatchProfile
 
     engine = BuildOptions(BatchProfile(*profile), workspace_mib, version_compatible)
-    if formats == ("tensorrt",) and is_exported(model):
-        _build_ready(context, model, engine, json_file)
+    serving = ServingOptions(triton_backend, engine.profile, queue_delay_us, instances)
+    if "onnx" not in formats and (is_exported(model) or model.suffix == PLAN_SUFFIX):
+        if len(formats) > 1:
+            raise click.UsageError("first --to tensorrt, then --to triton for the engine that it wrote")
+        if formats == ("tensorrt",):
+            _build_ready(context, model, engine, json_file)
+        else:
+            _serve_ready(context, model, serving, json_file)
         return 0
     try:
         from medimg.export.pipeline import export_model
@@ -214,7 +248,7 @@ def cli(
         ) from None
 
     result = export_model(model, threads=threads, progress=_show, spec_fields=_fields(spec_file), **options)
-    if "tensorrt" not in formats or json_file != "-":
+    if formats == ("onnx",) or json_file != "-":
         commandline.write_json(result, json_file, schema=SCHEMA)
     if report:
         from medimg.export.report import render
@@ -224,6 +258,11 @@ def cli(
     _tell(result.warnings, (lines(result),), json_file)
     if "tensorrt" in formats:
         result = replace(result, engines=_build_exported(result, engine, options["force"], json_file))
+    if "triton" in formats:
+        result = replace(
+            result, repository=_serve_exported(result, model, options["output"], serving, json_file)
+        )
+    if formats != ("onnx",):
         commandline.write_json(result, json_file, schema=SCHEMA)
     unproven = [item for item in result.artefacts if item.verification.verdict != "proven"]
     return 1 if result.failed or (options["strict"] and unproven) else 0
@@ -261,6 +300,32 @@ def _build_exported(
     notes = [note for item in engines for note in to_tensorrt.warnings_of(item)]
     _tell(notes, (to_tensorrt.lines(item) for item in engines), json_file)
     return engines
+
+
+def _serve_ready(
+    context: click.Context, model: Path, serving: "ServingOptions", json_file: str | None
+) -> None:
+    """Put a finished artefact into a model repository."""
+    from medimg.export import to_triton
+
+    _asked_of_an_engine(context)
+    root = (context.params["output"] or model.parent) / to_triton.FOLDER
+    built = to_triton.Repository(to_triton.build_repository([model], root, serving))
+    commandline.write_json(built, json_file, schema=to_triton.SCHEMA)
+    _tell((), (to_triton.lines(item) for item in built.repository), json_file)
+
+
+def _serve_exported(
+    result: "ExportResult", model: Path, output: Path | None, serving: "ServingOptions", json_file: str | None
+) -> "tuple[ServedModel, ...]":
+    """Put what an export has written into a model repository."""
+    from medimg.export import to_triton
+
+    written = [item.path for item in result.artefacts if item.written]
+    written += [item.path for item in result.engines]
+    served = to_triton.build_repository(written, (output or model.parent) / to_triton.FOLDER, serving)
+    _tell((), (to_triton.lines(item) for item in served), json_file)
+    return served
 
 
 def _asked_of_an_engine(context: click.Context) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from medimg.export.evidence import Evidence
 from medimg.export.ranges import MethodScore
 from medimg.export.repair import LayerEffect
+from medimg.export.to_triton import ServedModel
 from medimg.export.verify import ClassRecall
 from medimg.runtime.engines.make import EngineFile
 from medimg.runtime.spec import Precision, Verification
@@ -83,6 +84,8 @@ class ExportResult:
     """Seconds that each step took."""
     engines: tuple[EngineFile, ...] = ()
     """TensorRT engines that were built from the artefacts."""
+    repository: tuple[ServedModel, ...] = ()
+    """Models of a Triton repository, made of artefacts and engines."""
 
     @property
     def failed(self) -> tuple[ArtefactFile, ...]:

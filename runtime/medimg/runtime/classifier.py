@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Probabilities, Tuning, choose_backend
+from medimg.runtime.backends import Backend, Choice, Probabilities, Tuning, choose_backend
 from medimg.runtime.containers import open_artefact
 from medimg.runtime.cpus import divide, usable_cpus
 from medimg.runtime.errors import BackendError, MedimgError, ModelError, UsageError
@@ -80,6 +80,8 @@ class Classifier:
         tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
         dicom_window: another window of DICOM files than the artefact's own: `first`, `window-N` or `min-max`.
         trusted: SHA-256 of TensorRT engines that the user vouches for.
+        server: URL of a server that runs this model, in place of a back end here; see
+            `medimg.runtime.backends.with_triton`.
 
     Raises:
         ModelError: the file cannot be used.
@@ -96,17 +98,28 @@ class Classifier:
         tuned_for: Tuning = "throughput",
         dicom_window: str | None = None,
         trusted: Sequence[str] = (),
+        server: str | None = None,
     ) -> None:
-        artefact = open_artefact(model, trusted)
         self._name = str(model)
         self._division = divide(threads or usable_cpus())
-        self.spec: ModelSpec = artefact.spec
+        self.backend: Backend
+        if server is not None:
+            from medimg.runtime.backends.with_triton import connect
+
+            if (backend, device) != ("auto", "auto"):
+                raise UsageError("a server chooses its own back end and device: leave them out")
+            remote = connect(server, Path(model))
+            self.spec: ModelSpec = remote.spec
+            self.backend, self.choice = remote, Choice(remote.name, remote.device, "")
+        else:
+            artefact = open_artefact(model, trusted)
+            self.spec = artefact.spec
+            self.choice = choose_backend(
+                artefact.spec.precision, backend, device, engine=artefact.engine is not None
+            )
+            self.backend = self.choice.open(artefact, self._division.inference, tuned_for)
         if dicom_window is not None:
             self.spec = self.spec.with_(image=replace(self.spec.image, dicom_window=dicom_window))
-        self.choice = choose_backend(
-            artefact.spec.precision, backend, device, engine=artefact.engine is not None
-        )
-        self.backend = self.choice.open(artefact, self._division.inference, tuned_for)
 
     def __enter__(self) -> "Classifier":
         return self
@@ -146,6 +159,30 @@ class Classifier:
                 "export it again with --preprocessing"
             )
         return self.backend.infer(images)
+
+    def activation_map(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Say of each place of an image how it speaks for each class; the mean over the places is the logit.
+
+        Args:
+            image: `(rows, columns, 3)` uint8 RGB, already of the network's size.
+
+        Returns:
+            `(rows, columns, classes)` float32, of the last feature map's size.
+
+        Raises:
+            ModelError: the artefact has no heat maps.
+            BackendError: the back end gives none.
+
+        Source:
+            B. Zhou et al., Learning deep features for discriminative localization, CVPR 2016.
+        """
+        if not self.spec.heatmap:
+            raise ModelError(f"{self._name}: has no heat maps: export it with --heatmap")
+        # Engines of TensorRT have no use for them yet.
+        maps = getattr(self.backend, "activation_maps", None)
+        if maps is None:
+            raise BackendError(f"{self.backend.name} gives no heat maps: run the .onnx file")
+        return np.asarray(maps(image[np.newaxis])[0], np.float32)
 
     def predict(
         self, inputs: Iterable[Input], *, top_k: int = 5, batch_size: int | None = None

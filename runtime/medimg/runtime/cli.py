@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from medimg.runtime import commandline
-from medimg.runtime.commandline import PathArgument, standard_options, version_option
+from medimg.runtime.archive.cli import archive
+from medimg.runtime.commandline import BACKENDS, TRUST, PathArgument, standard_options, version_option
 from medimg.runtime.node import cli as node
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
 
-BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 STANDARD_INPUT = Path("-")
-TRUST = click.option(
-    "--trust",
-    "trusted",
-    metavar="SHA256",
-    multiple=True,
-    help="Run this TensorRT engine, which was not built here.",
-)
 
 
 @click.group()
@@ -50,6 +43,12 @@ def cli() -> None:
     help="Of DICOM files, in place of the one that the model was made for.",
 )
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
+@click.option(
+    "--triton",
+    "server",
+    metavar="URL",
+    help="Have a server run MODEL: http://host:8000 or grpc://host:8001, and /NAME if that is another there.",
+)
 @TRUST
 @standard_options
 def predict(
@@ -62,6 +61,7 @@ def predict(
     style: str,
     window: str | None,
     output: Path | None,
+    server: str | None,
     trusted: tuple[str, ...],
     threads: int,
 ) -> int:
@@ -82,6 +82,7 @@ def predict(
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
         trusted=trusted,
+        server=server,
     ) as classifier:
         used, reason = classifier.backend, classifier.choice.reason
         why = f" (auto: {reason})" if reason else ""
@@ -153,7 +154,7 @@ def _verify(model: Path, golden: Path, trusted: tuple[str, ...]) -> int:
     return 0 if found.passed else 1
 
 
-for command in node.COMMANDS:
+for command in (archive, *node.COMMANDS):
     cli.add_command(command)
 
 

@@ -22,6 +22,14 @@ from medimg.runtime.text import printable
 Command = TypeVar("Command", bound=Callable[..., Any])
 PathArgument = click.Path(path_type=Path)
 JSON_HELP = "Write the result as JSON to FILE, or to standard output for -."
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
+TRUST = click.option(
+    "--trust",
+    "trusted",
+    metavar="SHA256",
+    multiple=True,
+    help="Run this TensorRT engine, which was not built here.",
+)
 
 
 def run(command: click.Command) -> NoReturn:

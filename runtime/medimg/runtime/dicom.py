@@ -7,6 +7,7 @@ JPEG, can end its process, which is therefore one of its own. "PS3.x" are parts 
 
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ _PLUGINS = {**dict.fromkeys(_JPEG_LS, "pyjpegls"), **dict.fromkeys(_JPEG_2000, "
 """Transfer syntax to the one plug-in of pydicom that may decode it."""
 
 _GDCM = DecoderPool(gdcm_frames.__name__)
+_FIRST_IMPORT = threading.Lock()
+"""Decoding threads that begin together would meet modules of pydicom that are half made."""
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -118,7 +121,10 @@ def read_patient_id(content: bytes) -> str | None:
 
 def quiet_pydicom() -> Any:  # noqa: ANN401  a module without types
     """Import pydicom, and keep its remarks and logged tracebacks out of a bad file's one-line reason."""
-    pydicom = require("pydicom", "dicom")
+    with _FIRST_IMPORT:
+        pydicom = require("pydicom", "dicom")
+        for part in ("pydicom.encaps", "pydicom.pixels"):
+            require(part, "dicom")
     logger = logging.getLogger("pydicom")
     if not pydicom.config.debugging:
         logger.setLevel(logging.CRITICAL)

@@ -40,7 +40,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait until something holds, and give it."""
     end = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -148,6 +148,18 @@ def storescu(port: int, *arguments: str | Path, called: str = "MEDIMG") -> "subp
         text=True,
         check=False,
     )
+
+
+def real_images(folder: Path) -> list[tuple[str, Path]]:
+    """Name the real DICOM images that storescu can send, each with its transfer syntax."""
+    found = []
+    for file in sorted((folder / "dicom").rglob("*.dcm")):
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        syntax = str(header.file_meta.TransferSyntaxUID)
+        # Structured reports are not images; storescu proposes no retired JPEG.
+        if header.Modality != "SR" and syntax[-2:] not in ("53", "55", "57"):
+            found.append((syntax, file))
+    return found
 
 
 def uid_of(path: Path) -> str:

@@ -15,12 +15,14 @@ import pytest
 from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination, Reception
 
 from .conftest import (
+    PROPOSALS,
     Orthanc,
     Start,
     certificate,
     free_port,
     make_config,
     make_series,
+    real_images,
     storescu,
     uid_of,
     wait_for,
@@ -60,6 +62,40 @@ def test_orthanc_forwards_studies_and_gets_reports_that_resolve(
         assert len(orthanc.lookup(uid)) == 1
     # It stands in the study of its images.
     assert orthanc.get("/studies") == [study]
+
+
+@pytest.mark.real
+def test_real_studies_go_through_orthanc_in_every_transfer_syntax(
+    start: Start, tmp_path: Path, real_data: Path, orthanc: Orthanc
+) -> None:
+    """Under new instance UIDs, since several files are one image in other transfer syntaxes."""
+    deliver = replace(QUICK, dicom=(archive(orthanc.port),))
+    node = start(make_config(tmp_path, port=orthanc.node_port, deliver=deliver))
+    wait_for(orthanc.is_up)
+    sent = real_images(real_data)
+    for syntax, file in sent:
+        done = storescu(orthanc.port, "+II", PROPOSALS.get(syntax, "-xe"), file, called="ORTHANC")
+        assert done.returncode == 0, done.stderr
+    images = {
+        orthanc.get(f"/instances/{one}")["MainDicomTags"]["SOPInstanceUID"]
+        for one in orthanc.get("/instances")
+    }
+    assert len(images) == len(sent)
+    for study in orthanc.get("/studies"):
+        orthanc.get("/modalities/medimg/store", study.encode())
+    wait_for(lambda: node.counters.total("answered") == len(images))
+    wait_for(lambda: not node.store.unreported_series() and not node.store.counts()["undelivered"])
+    reports = [pydicom.dcmread(orthanc.file(one)) for one in orthanc.find("SR")]
+    ours = [report for report in reports if report.Manufacturer == "medimg"]
+    referred = {
+        image.ReferencedSOPInstanceUID
+        for report in ours
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for image in series.ReferencedSOPSequence
+    }
+    assert referred >= images
+    assert all(len(orthanc.lookup(uid)) == 1 for uid in referred)
 
 
 def test_a_destination_that_is_down_gets_everything_later(start: Start, tmp_path: Path) -> None:
@@ -139,7 +175,7 @@ def test_http_gets_json_lines_until_it_takes_them(start: Start, tmp_path: Path) 
 def test_waits_double_up_to_the_limit(start: Start, tmp_path: Path) -> None:
     from medimg.runtime.node.counters import Counters
     from medimg.runtime.node.delivery import Deliverer, DeliveryError, Sender
-    from medimg.runtime.node.store import Pending
+    from medimg.runtime.node.records import Pending
 
     class Down(Sender):
         name = "archive"

@@ -21,6 +21,7 @@ from .conftest import (
     make_config,
     make_image,
     make_series,
+    real_images,
     storescu,
     uid_of,
     wait_for,
@@ -88,17 +89,11 @@ def test_a_uid_never_has_two_contents(start: Start, tmp_path: Path) -> None:
 def test_every_real_image_is_queued_and_answered(start: Start, real_data: Path) -> None:
     """Under new instance UIDs, in each transfer syntax that storescu can propose."""
     node = start()
-    sent = []
-    for file in sorted((real_data / "dicom").rglob("*.dcm")):
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        syntax = header.file_meta.TransferSyntaxUID
-        # Structured reports are not images; storescu proposes no retired JPEG.
-        if header.Modality != "SR" and syntax[-2:] not in ("53", "55", "57"):
-            done = storescu(node.receiver.port, "+II", PROPOSALS.get(syntax, "-xe"), file)
-            assert answers(done) == ["Success"], done.stderr
-            sent.append(syntax)
-    assert len(set(sent)) >= 12
-    wait_for(lambda: node.counters.total("answered") == len(sent))
+    for syntax, file in (images := real_images(real_data)):
+        done = storescu(node.receiver.port, "+II", PROPOSALS.get(syntax, "-xe"), file)
+        assert answers(done) == ["Success"], done.stderr
+    assert len({syntax for syntax, _ in images}) >= 12
+    wait_for(lambda: node.counters.total("answered") == len(images))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +204,17 @@ def test_a_silent_client_holds_up_nobody(start: Start, tmp_path: Path) -> None:
         assert connection.version()
 
 
+def test_a_silent_client_does_not_keep_the_node_from_ending(start: Start, tmp_path: Path) -> None:
+    patient = Reception(reserve_mb=1, network_timeout_s=300)
+    node = start(make_config(tmp_path, drain_s=300.0, receive=patient))
+    with socket.create_connection(("127.0.0.1", node.receiver.port)):
+        wait_for(lambda: node.receiver.associations == 1)
+        ending = threading.Thread(target=node.stop, daemon=True)
+        ending.start()
+        ending.join(60)
+        assert not ending.is_alive()
+
+
 def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:
     node = start()
     series = [make_series(tmp_path / str(number), 3) for number in range(8)]
@@ -228,6 +234,24 @@ def test_an_association_is_slowed_to_its_rate(
         patched.setattr("medimg.runtime.node.receiver.time.sleep", waits.append)
         assert storescu(node.receiver.port, make_image(tmp_path / "a.dcm")).returncode == 0
     assert 90 < max(waits) <= 100
+
+
+def test_senders_wait_while_more_images_are_queued_than_are_soon_answered(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medimg.runtime.node.service._LONGEST_HOLD_S", 60.0)
+    node = start()
+    node._worker._image_s = 10.0
+    images = make_series(tmp_path / "series", 2)
+    command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
+    with node.models.in_use():  # so that nothing is answered
+        assert storescu(node.receiver.port, images[0]).returncode == 0
+        sender = subprocess.Popen([*command, images[1]])
+        wait_for(lambda: len(stored(node)) == 2)
+        with pytest.raises(subprocess.TimeoutExpired):
+            sender.wait(timeout=0.5)
+    assert sender.wait(timeout=20) == 0
+    wait_for(lambda: node.counters.total("answered") == 2)
 
 
 def test_more_associations_than_allowed_are_rejected(start: Start, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import numpy as np
 import pydicom
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,8 @@ from medimg.runtime.node import sr
 from medimg.runtime.node.arrivals import HEADER, checked_value
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.journal import read_lines
-from medimg.runtime.node.store import Member
+from medimg.runtime.node.overlay import Picture, write_overlay
+from medimg.runtime.node.records import Member
 from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
@@ -131,11 +133,13 @@ def test_the_same_content_gives_the_same_bytes() -> None:
 def test_no_text_of_a_peer_keeps_a_series_from_its_report(header: dict[str, str]) -> None:
     """Impossible dates, too many name components and control characters are all in real files."""
     checked = {name: checked_value(header, name) for name in HEADER}
-    written = sr.write_report(replace(CASES["one image"], header=checked))
-    report = pydicom.dcmread(BytesIO(written))
-    assert report.PatientID == checked["PatientID"]
-    for name in HEADER:
-        assert str(report.get(name) or "").isprintable()
+    odd = replace(CASES["one image"], header=checked)
+    picture = Picture(np.zeros((2, 2, 3), np.uint8), odd.groups[0].members[0])
+    for written in (sr.write_report(odd), write_overlay(picture, odd)):
+        document = pydicom.dcmread(BytesIO(written))
+        assert document.PatientID == checked["PatientID"]
+        for name in HEADER:
+            assert str(document.get(name) or "").isprintable()
 
 
 def test_uids_depend_on_model_series_and_instances_alone() -> None:
@@ -173,7 +177,7 @@ def test_a_late_image_makes_a_report_that_names_its_predecessor(start: Start, tm
 
 
 def test_results_tell_scores_operating_points_and_use(start: Start, tmp_path: Path) -> None:
-    node = start(make_config(tmp_path, inference=Inference(series_idle_s=0.2, combine="max")))
+    node = start(make_config(tmp_path, inference=Inference(series_idle_s=1.0, combine="max")))
     images = make_series(tmp_path / "series", 3)
     storescu(node.receiver.port, *images)
     (series,) = wait_for(lambda: lines_of(node, "series"))
@@ -255,7 +259,7 @@ def test_images_of_several_associations_share_batches(
     sizes: list[int] = []
     take = node.store.take
     monkeypatch.setattr(node.store, "take", lambda limit: noted(take(limit), sizes))
-    node._worker._image_s = 1e-3
+    monkeypatch.setattr(node._worker, "_fitting", lambda _: 64)
     with node.models.in_use():  # holds the worker at its first batch
         images = [make_image(tmp_path / f"{n}.dcm", number=n) for n in range(6)]
         for image in images:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,32 +40,47 @@ address = "127.0.0.1"
 port = {port}
 status_port = {status_port}
 [receive]
-reserve_mb = 1
+reserve_mb = {reserve_mb}
 [inference]
 series_idle_s = 0.3
 """
 
 
 class Running:
-    """A node in a process of its own, with a socket where systemd's would be."""
+    """A node in a process of its own, with a socket where systemd's would be.
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    Args:
+        folder: for configuration and state.
+        model: an artefact.
+        prefix: a command that ends by becoming another.
+    """
+
+    def __init__(self, folder: Path, model: Path, prefix: Sequence[str | Path] = ()) -> None:
         self.folder, self.port, self.status_port = folder, free_port(), free_port()
+        self._prefix = prefix
         config = folder / "node.toml"
-        config.write_text(CONFIG.format(port=self.port, status_port=self.status_port))
+        config.write_text(
+            CONFIG.format(port=self.port, status_port=self.status_port, reserve_mb=0 if prefix else 1)
+        )
         (folder / "notify").unlink(missing_ok=True)
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(folder / "notify"))
-        self._notices.settimeout(30)
+        self._notices.settimeout(90)
         self.log = folder / "node.log"
         program = str(Path(sys.executable).with_name("medimg-run"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [program, "listen", str(model), "--config", str(config), "--threads", "1"],
+                [*prefix, program, "listen", str(model), "--config", str(config), "--threads", "1"],
                 env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
                 stderr=log,
             )
         self.expect("READY=1")
+
+    @property
+    def state(self) -> Path:
+        """Its folder of state, as it sees it itself."""
+        state = self.folder / "state"
+        return Path(f"/proc/{self.process.pid}/root{state}") if self._prefix else state
 
     def expect(self, message: str) -> None:
         """Wait for a notice to systemd."""
@@ -77,7 +92,7 @@ class Running:
             return str(answer.read().decode())
 
     def lines(self, stream: str) -> list[dict[str, object]]:
-        path = self.folder / "state" / stream / "000000.jsonl"
+        path = self.state / stream / "000000.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def close(self) -> None:
@@ -88,8 +103,8 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, model: Path) -> Iterator[Running]:
-    node = Running(folder, model)
+def running(folder: Path, model: Path, prefix: Sequence[str | Path] = ()) -> Iterator[Running]:
+    node = Running(folder, model, prefix)
     try:
         yield node
     finally:
@@ -133,7 +148,7 @@ def test_a_life(tiny_model: Path, tmp_path: Path) -> None:
         wait_for(lambda: len(node.lines("results")) >= 10)
         node.process.terminate()
         node.expect("STOPPING=1")
-        assert node.process.wait(timeout=30) == 0
+        assert node.process.wait(timeout=90) == 0
         assert sender.wait() == 0
         answered = {line.get("sop_instance_uid") for line in node.lines("results")}
         assert {uid_of(image) for image in images} <= answered
@@ -203,7 +218,7 @@ def test_a_database_damaged_under_way_ends_the_node_with_a_message(tiny_model: P
             with path.open("r+b") as file:
                 file.write(b"\xff" * path.stat().st_size)
         storescu(node.port, make_image(tmp_path / "b.dcm"))
-        assert node.process.wait(timeout=30) == 1
+        assert node.process.wait(timeout=90) == 1
         assert "Traceback" not in node.log.read_text()
         assert node.log.read_text().splitlines()[-1].startswith("error: ")
     with running(tmp_path, tiny_model) as node:
@@ -215,6 +230,42 @@ def test_two_nodes_do_not_share_a_folder(start: Start, tiny_model: Path, tmp_pat
     start()
     with pytest.raises(CheckFailedError, match="another node works there"):
         Node(tiny_model, make_config(tmp_path), 1)
+
+
+SMALL_DISK = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=16m none "$0" && exec "$@"')
+"""Ends with the folder and the command; both need no root."""
+
+
+@pytest.mark.skipif(
+    subprocess.run([*SMALL_DISK[:2], "true"], check=False, capture_output=True).returncode != 0,
+    reason="no user namespaces here",
+)
+def test_a_file_system_that_is_full_refuses_and_recovers(tiny_model: Path, tmp_path: Path) -> None:
+    """Without a reserve, so that file, database and lines really meet its end."""
+    state = tmp_path / "state"
+    state.mkdir()
+    images = [make_image(tmp_path / f"{n}.dcm", number=n, size=512) for n in range(12)]
+    uids = {uid_of(image) for image in images}
+    with running(tmp_path, tiny_model, [*SMALL_DISK, state]) as node:
+        ballast = node.state / "ballast"
+        ballast.write_bytes(bytes(12_000_000))
+        sent = storescu(node.port, "-nh", *images)
+        acknowledged = sent.stderr.count("(Success)")
+        assert 0 < acknowledged < len(images)
+        assert sent.stderr.count("(Refused: OutOfResources)") == len(images) - acknowledged
+        assert node.get("/health") == "ok\n"
+        ballast.unlink()
+        again = storescu(node.port, *images)
+        assert again.stderr.count("(Success)") == len(images), again.stderr
+        answered = wait_for(lambda: len(lines := answers(node)) == len(images) and lines)
+        assert sorted(answered) == sorted(uids)
+        node.process.terminate()
+        assert node.process.wait(timeout=90) == 0
+
+
+def answers(node: Running) -> list[object]:
+    """UIDs of the images that have a line."""
+    return [line["sop_instance_uid"] for line in node.lines("results") if line["kind"] == "instance"]
 
 
 def test_a_full_disk_loses_nothing(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

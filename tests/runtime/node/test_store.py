@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from medimg.runtime.node.arrivals import read_file_arrival
 from medimg.runtime.node.files import write_temporary
 from medimg.runtime.node.journal import Journal, read_lines
-from medimg.runtime.node.store import Arrival, Report, Result, Store
+from medimg.runtime.node.records import Arrival, Report, Result
+from medimg.runtime.node.store import Store
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
 
@@ -45,6 +47,28 @@ def test_an_image_is_added_once(store: Store) -> None:
     assert add(store, arrival(1)) == "known"
     assert add(store, replace(arrival(1), sha256="other")) == "other content"
     assert [path.name for path in store.images.iterdir()] == [store.image_path("1.2.3.1").name]
+
+
+def test_images_that_come_together_share_one_flush(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same image twice among them is still added once, and a failure reaches every sender."""
+    flushed: list[Path] = []
+    monkeypatch.setattr("medimg.runtime.node.store.sync_folder", flushed.append)
+    numbers = [1, 2, 3, 3]
+
+    def add_all() -> list[str]:
+        with ThreadPoolExecutor(len(numbers)) as senders:
+            with store._lock:  # as another transaction would have it
+                added = [senders.submit(add, store, arrival(number)) for number in numbers]
+                wait_for(lambda: len(store._arriving) == len(numbers))
+            return sorted(one.result() for one in added)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_append", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("full")))
+        with pytest.raises(sqlite3.OperationalError):
+            add_all()
+    assert store.counts()["received"] == 0
+    assert add_all() == ["known", "stored", "stored", "stored"]
+    assert flushed == [store.images]
 
 
 def test_states(store: Store) -> None:
@@ -101,11 +125,13 @@ def test_old_files_and_rows_go(store: Store) -> None:
     store.record([answer("1.2.3.1")])
     store.add_report(Report("9.9", "1.2", None, ("1.2.3.1",), {}))
     store.report_path("9.9").write_bytes(b"report")
+    store.overlay_path("9.9").write_bytes(b"overlay")
     for destination in ("pacs", "other"):
         store.delivered("9.9", destination)
     later = 1e12
     assert store.clean_files(0) == 0
     assert store.clean_files(later) == 1
+    assert not store.overlay_path("9.9").exists()
     assert [path.name for path in store.images.iterdir()] == [store.image_path("1.2.3.2").name]
     store.clean_rows(0)
     assert len(store._rows("SELECT 1 FROM instances")) == 2
@@ -173,7 +199,7 @@ def test_a_lost_database_is_made_anew_from_the_files(start: Start, tmp_path: Pat
     images = make_series(tmp_path / "series", 3)
     first = start(config)
     assert storescu(first.receiver.port, *images).returncode == 0
-    wait_for(lambda: first.store.latest_report(series_of(images[0])))
+    wait_for(lambda: first.store.counts()["series"] == 0)
     report = first.store.latest_report(series_of(images[0]))
     assert report is not None
     content = first.store.report_path(report).read_bytes()

@@ -80,6 +80,16 @@ class OnnxRuntimeBackend:
             raise _failure(error, images) from None
         return np.asarray(probabilities, np.float32)
 
+    def activation_maps(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Run one batch; `(batch, rows, columns, classes)` of an artefact that has heat maps."""
+        if self._session is None:
+            raise BackendError("the classifier is closed")
+        try:
+            (maps,) = self._session.run(["activation_map"], {"image": images})
+        except _errors() as error:
+            raise _failure(error, images) from None
+        return np.asarray(maps, np.float32)
+
     def _open_on_gpu(self, artefact: Artefact, threads: int, options: dict[str, str]) -> Any:  # noqa: ANN401
         """Open a session all of whose nodes run on the GPU, but for arithmetic on shapes."""
         onnxruntime = require("onnxruntime", "gpu")

@@ -60,12 +60,19 @@ class OpenVinoBackend:
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
         """Run one batch; see `Backend.infer`."""
+        return self._run(images, "probabilities")
+
+    def activation_maps(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Run one batch; `(batch, rows, columns, classes)` of an artefact that has heat maps."""
+        return self._run(images, "activation_map")
+
+    def _run(self, images: NDArray[np.generic], output: str) -> NDArray[np.float32]:
         request = self._requests.get()
         try:
             if request is None:
                 raise BackendError("the classifier is closed")
             request.infer({"image": images}, share_inputs=True)
-            return np.array(request.get_tensor("probabilities").data, np.float32)
+            return np.array(request.get_tensor(output).data, np.float32)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on a batch of shape {images.shape}: {error}") from None
         finally:

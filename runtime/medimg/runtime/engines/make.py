@@ -104,7 +104,7 @@ class Making:
     def run(self, output: Path | None) -> EngineFile:
         """Build, check, verify and write."""
         artefact, gpu = self.artefact, self.cuda.device(self.device)
-        stem = _stem(artefact.path)
+        stem = artefact_stem(artefact.path)
         path = (output or artefact.path.parent) / plan_name(stem, gpu.sm, artefact.spec)
         self.progress(f"build {path.name}: minutes, the first time")
         kept_for = f"{gpu.name} {gpu.compute_capability}"
@@ -165,7 +165,7 @@ class Making:
             raise CheckFailedError(f"{otherwise}. Nothing is written; --force writes it all the same")
 
 
-def _stem(path: Path) -> str:
+def artefact_stem(path: Path) -> str:
     """Give an ONNX file's name without `.onnx` and without its precision."""
     name = path.name.removesuffix(".onnx")
     return next((name.removesuffix(suffix) for suffix in _PRECISION_SUFFIXES if name.endswith(suffix)), name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.node.store import Arrival
+from medimg.runtime.node.records import Arrival
 from medimg.runtime.optional import require
 
 HEADER = (
@@ -20,13 +20,21 @@ HEADER = (
 )
 IMPLEMENTATION_UID = "2.25.316301806038218270065623334814262699499"
 """Of this node (PS3.7 D.3.3.2), derived from a UUID (PS3.5 B.2)."""
+MANUFACTURER = "medimg"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", re.ASCII)
 _LONGEST = {"StudyID": 16, "AccessionNumber": 16}
 _ROW_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
-_TAGS = [*_ROW_TAGS, "BodyPartExamined", "PhotometricInterpretation", "SpecificCharacterSet", *HEADER]
+_TAGS = [
+    *_ROW_TAGS,
+    "Manufacturer",
+    "BodyPartExamined",
+    "PhotometricInterpretation",
+    "SpecificCharacterSet",
+    *HEADER,
+]
 
 
 class UnusableError(ImageError):
@@ -59,6 +67,8 @@ def read_arrival(
         kind = [
             _text(header, name, 64) for name in ("Modality", "BodyPartExamined", "PhotometricInterpretation")
         ]
+        if str(header.get("Manufacturer")) == MANUFACTURER:
+            raise UnusableError("an overlay that medimg has drawn itself, not an image of a scanner")
         patient_and_study = {name: checked_value(header, name) for name in HEADER}
     except dicom.DAMAGED as error:
         raise UnusableError(f"a damaged data set ({type(error).__name__})") from None

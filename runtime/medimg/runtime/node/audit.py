@@ -9,9 +9,9 @@ from pathlib import Path
 
 from medimg.runtime.errors import CheckFailedError
 from medimg.runtime.node.bundle import read_private_key, read_public_key
+from medimg.runtime.node.database import NO_HEAD
 from medimg.runtime.node.files import append_durable, last_line, make_folder
 from medimg.runtime.node.journal import read_lines
-from medimg.runtime.node.store import NO_HEAD
 from medimg.runtime.optional import require
 
 CHECKPOINTS = "checkpoints.jsonl"

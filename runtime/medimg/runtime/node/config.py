@@ -122,6 +122,9 @@ class Inference:
 
     budget_ms: float = 100.0
     """Time that one batch may take; a batch holds as many images as were measured to fit, at least one."""
+    queue_ms: float = 200.0
+    """While more images wait than can be answered in this time, acknowledgements are held back, so that
+    senders come no faster than answers do; 0 never holds one back."""
     series_idle_s: float = 10.0
     """A series to which nothing was added for so long is reported."""
     combine: Literal["mean", "max"] = "mean"
@@ -131,8 +134,8 @@ class Inference:
 
     def __post_init__(self) -> None:
         _require(
-            self.budget_ms > 0 and self.series_idle_s > 0 and self.max_tries > 0,
-            "budget_ms, series_idle_s and max_tries must be positive",
+            self.budget_ms > 0 and self.series_idle_s > 0 and self.max_tries > 0 and self.queue_ms >= 0,
+            "budget_ms, series_idle_s and max_tries must be positive, queue_ms 0 or more",
         )
 
 
@@ -185,6 +188,8 @@ class Delivery:
 
     dicom: tuple[DicomDestination, ...] = ()
     http: tuple[HttpDestination, ...] = ()
+    overlay: bool = False
+    """Whether each report comes with a secondary capture: an image, its heat map and scores, burned in."""
     first_retry_s: float = 1.0
     max_retry_s: float = 300.0
     """The wait doubles from the first to this one; a destination is never given up."""

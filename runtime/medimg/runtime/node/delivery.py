@@ -1,20 +1,22 @@
 """Sends reports to their destinations until they have them."""
 
 import logging
-import threading
 import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from medimg.runtime.errors import MedimgError
-from medimg.runtime.node import sr
+from medimg.runtime.node import overlay, sr
+from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination, NodeConfig
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.receiver import tls_context
-from medimg.runtime.node.store import Pending, Store
+from medimg.runtime.node.records import Pending
+from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 
@@ -43,7 +45,7 @@ class Sender(ABC):
 
 
 class DicomSender(Sender):
-    """Sends the structured reports by C-STORE, several over one association."""
+    """Sends reports, and overlays before them, by C-STORE, several over one association."""
 
     def __init__(self, destination: DicomDestination, config: NodeConfig, store: Store) -> None:
         self.name = destination.name
@@ -62,30 +64,35 @@ class DicomSender(Sender):
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
         entity.connection_timeout = timeout_s
         entity.add_requested_context(sr.SOP_CLASS, [sr.TRANSFER_SYNTAX])
+        if self._config.deliver.overlay:
+            entity.add_requested_context(overlay.SOP_CLASS, [sr.TRANSFER_SYNTAX])
         tls_args = (self._tls, where.host) if self._tls else None
         association = entity.associate(where.host, where.port, ae_title=where.ae_title, tls_args=tls_args)
         if not association.is_established:
             raise DeliveryError(f"{where.ae_title} at {where.host}:{where.port} gave no association")
         try:
             for report in reports:
-                self._store_one(association, report)
+                drawn = self._store.overlay_path(report.report_uid)
+                if self._config.deliver.overlay and drawn.exists():
+                    _store_one(association, drawn)
+                _store_one(association, self._store.report_path(report.report_uid))
                 done(report)
         finally:
             if association.is_established:
                 association.release()
 
-    def _store_one(self, association: Any, report: Pending) -> None:  # noqa: ANN401
-        path = self._store.report_path(report.report_uid)
-        try:
-            dataset = require("pydicom", "node").dcmread(path)
-            status = association.send_c_store(dataset)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DeliveryError(f"{path.name}: {error}") from None
-        code = status.get("Status") if status else None
-        if code is None:
-            raise DeliveryError("no answer to C-STORE")
-        if code != 0 and code not in _WARNINGS:
-            raise DeliveryError(f"C-STORE was answered with status {code:04X}")
+
+def _store_one(association: Any, path: Path) -> None:  # noqa: ANN401  pynetdicom has no types
+    try:
+        dataset = require("pydicom", "node").dcmread(path)
+        status = association.send_c_store(dataset)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DeliveryError(f"{path.name}: {error}") from None
+    code = status.get("Status") if status else None
+    if code is None:
+        raise DeliveryError("no answer to C-STORE")
+    if code != 0 and code not in _WARNINGS:
+        raise DeliveryError(f"C-STORE was answered with status {code:04X}")
 
 
 class HttpSender(Sender):
@@ -135,7 +142,7 @@ class Deliverer:
     ) -> None:
         self._sender, self._store, self._rules, self._counters = sender, store, rules, counters
         self._clock = clock
-        self._reported = threading.Event()
+        self.bell = Bell()
         self._wait_s = rules.first_retry_s
         self._not_before = 0.0
 
@@ -143,15 +150,6 @@ class Deliverer:
     def name(self) -> str:
         """The destination's name."""
         return self._sender.name
-
-    def wake(self) -> None:
-        """Tell that there is a new report."""
-        self._reported.set()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until there is a new report."""
-        self._reported.wait(timeout_s)
-        self._reported.clear()
 
     def work(self) -> int:
         """Send what is pending, if it is time to; give how many were taken."""

@@ -79,7 +79,7 @@ def _handler(snapshot: Callable[[], Snapshot], counters: Counters) -> type[BaseH
             if self.path == "/health":
                 self._answer(503 if now.problem else 200, "text/plain", f"{now.problem or 'ok'}\n")
             elif self.path == "/metrics":
-                gauges = {**{f"{name}_now": float(count) for name, count in now.counts.items()}}
+                gauges = {f"{name}_now": float(count) for name, count in now.counts.items()}
                 text = counters.text({**gauges, "associations_now": now.associations})
                 self._answer(200, "text/plain; version=0.0.4", text)
             elif self.path == "/":

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from medimg.runtime.node.database import NO_HEAD, Database, Stream
 from medimg.runtime.node.files import append_durable, last_line, make_folder
-from medimg.runtime.node.store import NO_HEAD, Store, Stream
 
 LINES_A_FILE = 1_000_000
 
@@ -15,7 +15,7 @@ LINES_A_FILE = 1_000_000
 class Journal:
     """One stream's files: `NNNNNN.jsonl`, a million lines each, numbered by the lines' sequence."""
 
-    def __init__(self, folder: Path, stream: Stream, store: Store) -> None:
+    def __init__(self, folder: Path, stream: Stream, store: Database) -> None:
         self.folder = make_folder(folder)
         self._stream, self._store = stream, store
         self._lock = threading.Lock()

@@ -102,7 +102,7 @@ class Models:
             raise ModelError(f"{path}: was changed while it was read: copy the bundle again")
         copy = self._copies / f"{sha256}.onnx"
         write_durable(copy, content)
-        classifier = Classifier(copy, threads=self._threads, tuned_for="throughput")
+        classifier = Classifier(copy, threads=self._threads, tuned_for="latency")
         if classifier.spec.intensity.rule == "unspecified":
             classifier.close()
             raise ModelError(

@@ -17,7 +17,8 @@ from medimg.runtime.node import arrivals
 from medimg.runtime.node.config import NodeConfig, Peer, Tls
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.files import write_temporary
-from medimg.runtime.node.store import Arrival, Store
+from medimg.runtime.node.records import Arrival
+from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 
@@ -26,6 +27,9 @@ _LOG = logging.getLogger(__name__)
 SUCCESS, DUPLICATE, NOT_AUTHORIZED = 0x0000, 0x0111, 0x0124
 OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
 """C-STORE statuses (PS3.4 B.2.3, PS3.7 C)."""
+
+_ABORT_S = 0.2
+"""Time in which an A-ABORT goes out."""
 
 TRANSFER_SYNTAXES = (
     *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"),
@@ -99,16 +103,23 @@ class Receiver:
             ) from None
 
     def stop(self, grace_s: float) -> None:
-        """Accept nothing more; wait for open associations, then end them."""
+        """Accept nothing more; wait for established associations, then end all."""
         if self._server is None:
             return
+        from medimg.runtime.node import transport
+
         server, self._server = self._server, None
         server.shutdown()
         end = time.monotonic() + grace_s
-        while server.active_associations and time.monotonic() < end:
+        while _established(server) and time.monotonic() < end:
             time.sleep(0.02)
+        if left := _established(server):
+            for association in left:
+                association.abort(block=False)
+            time.sleep(_ABORT_S)
+        # Not pynetdicom's own end, which waits for peers that say nothing.
         for association in server.active_associations:
-            association.abort()
+            transport.end(association, "the node stops")
 
     def _entity(self, pynetdicom: Any, max_pdu_bytes: int) -> Any:  # noqa: ANN401
         receive = self._config.receive
@@ -252,6 +263,10 @@ def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
         files = ", ".join(Path(name).name for name in (tls.certificate, tls.key, tls.authorities))
         raise UsageError(f"TLS with {files}: {error}") from None
     return context
+
+
+def _established(server: Any) -> list[Any]:  # noqa: ANN401  pynetdicom has no types
+    return [association for association in server.active_associations if association.is_established]
 
 
 def _sender(association: Any) -> str:  # noqa: ANN401

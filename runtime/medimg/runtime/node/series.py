@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from medimg.runtime.node import sr
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.files import write_durable
-from medimg.runtime.node.store import Member, Report, Store
+from medimg.runtime.node.overlay import Overlays
+from medimg.runtime.node.records import Member, Report
+from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import combined, describe_scores
 from medimg.runtime.spec import ModelSpec
 
@@ -20,6 +22,7 @@ class SeriesReporter:
         store: the queue.
         rules: when a series is idle, and how scores are combined.
         codes: of labels.
+        overlays: what draws one for each report, if that is wanted.
         on_reported: called after a report has been queued.
         clock: seconds that never jump.
     """
@@ -29,11 +32,12 @@ class SeriesReporter:
         store: Store,
         rules: Inference,
         codes: Mapping[str, LabelCode],
+        overlays: Overlays | None,
         on_reported: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._rules, self._codes = store, rules, codes
-        self._on_reported, self._clock = on_reported, clock
+        self._overlays, self._on_reported, self._clock = overlays, on_reported, clock
         self._lock = threading.Lock()
         self._touched = dict.fromkeys(store.unreported_series(), clock())
 
@@ -80,6 +84,7 @@ class SeriesReporter:
                 predecessor=predecessor,
                 codes=self._codes,
             )
+            self._write_overlay(content)
             write_durable(path, sr.write_report(content))
         line = {
             "series_instance_uid": series_uid,
@@ -90,6 +95,12 @@ class SeriesReporter:
         self._store.add_report(
             Report(uid, series_uid, predecessor, tuple(member.sop_uid for member in members), line)
         )
+
+    def _write_overlay(self, content: sr.ReportContent) -> None:
+        """Write a report's overlay, which is sent with it, unless it is there already."""
+        path = self._store.overlay_path(content.report_uid)
+        if self._overlays and not path.exists() and (overlay := self._overlays.write(content)):
+            write_durable(path, overlay)
 
     def _groups(self, members: Sequence[Member]) -> list[sr.Group]:
         """Put together what one model answered in one way, in an order that depends on nothing else."""

@@ -1,10 +1,12 @@
 """The node as one process: its threads, its signals, its end."""
 
+import gc
 import logging
 import os
 import signal
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from pathlib import Path
 from medimg.runtime.errors import CheckFailedError
 from medimg.runtime.node import arrivals
 from medimg.runtime.node.audit import Checkpoints
+from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import NodeConfig
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.delivery import Deliverer, make_senders
@@ -20,6 +23,7 @@ from medimg.runtime.node.files import make_folder
 from medimg.runtime.node.health import Snapshot, StatusServer
 from medimg.runtime.node.journal import Journal
 from medimg.runtime.node.models import Models
+from medimg.runtime.node.overlay import Overlays
 from medimg.runtime.node.receiver import Receiver
 from medimg.runtime.node.series import SeriesReporter
 from medimg.runtime.node.store import Store
@@ -31,8 +35,11 @@ _LOG = logging.getLogger(__name__)
 
 _ROUND_S = 0.2
 """How often a thread without work looks for some."""
+_SWITCH_S = 0.001
 STALLED_S = 300.0
 """A thread that has not made its round for so long is taken to hang."""
+_LONGEST_HOLD_S = 1.0
+"""An image that is durable is acknowledged after so long at the latest, before its sender doubts it."""
 _TIDY_S = 10.0
 _FORGET_S = 3600.0
 
@@ -51,7 +58,7 @@ class Node:
 
     def __init__(self, model: Path, config: NodeConfig, threads: int) -> None:
         # Here, since imports by several threads at once can meet modules that are half made.
-        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr"):
+        for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr", "highdicom.sc"):
             require(module, "node")
         folder = Path(config.folder)
         self._config = config
@@ -64,17 +71,17 @@ class Node:
         public_key = Path(config.public_key) if config.public_key else None
         self.models = Models(model, public_key, self.store, threads)
         self._adopt_files()
-        self._worker = Worker(
-            self.store, self.models, config.inference, self.counters, self._results.catch_up
-        )
-        self._series = SeriesReporter(self.store, config.inference, config.codes, self._on_reported)
+        self._answered = Bell()
+        self._worker = Worker(self.store, self.models, config.inference, self.counters, self._answered.ring)
+        overlays = Overlays(self.models, self.store) if config.deliver.overlay else None
+        self._series = SeriesReporter(self.store, config.inference, config.codes, overlays, self._on_reported)
         self._deliverers = [
             Deliverer(sender, self.store, config.deliver, self.counters)
             for sender in make_senders(config, self.store)
         ]
         self.receiver = Receiver(config, self.store, self.counters, self._on_stored)
         self._status = StatusServer(config.status_port, self.snapshot, self.counters)
-        self._stopping, self._ended = threading.Event(), threading.Event()
+        self._ended, self._is_ending = threading.Event(), False
         self._signals: list[Callable[[], object]] = []
         self._rounds: dict[str, float] = {}
         self._next_tidy = self._next_forget = 0.0
@@ -84,11 +91,12 @@ class Node:
     def start(self) -> None:
         """Begin all work, receiving last."""
         self.store.audit("started", model_sha256=self.models.current.sha256)
-        self._begin("classify", self._worker.work, self._worker.wait)
+        self._begin("classify", self._worker.work, self._worker.bell.wait)
+        self._begin("lines", self._copy_lines, self._answered.wait)
         self._begin("series", self._series.work, self._pause)
         for deliverer in self._deliverers:
             # It waits for others, within limits of its own.
-            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.wait, is_watched=False)
+            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.bell.wait, is_watched=False)
         self._begin("keep", self._keep, self._pause)
         self.receiver.start()
         self._status.start()
@@ -101,21 +109,26 @@ class Node:
             CheckFailedError: the node cannot go on; a new start repairs it.
         """
         for number, action in (
-            (signal.SIGTERM, self._stopping.set),
-            (signal.SIGINT, self._stopping.set),
-            (signal.SIGHUP, lambda: self._signals.append(self._reload)),
-            (signal.SIGUSR2, lambda: self._signals.append(self.models.rollback)),
+            (signal.SIGTERM, self._end),
+            (signal.SIGINT, self._end),
+            (signal.SIGHUP, self._reload),
+            (signal.SIGUSR2, self.models.rollback),
         ):
-            signal.signal(number, lambda *_, act=action: act())
+            # A handler may find this thread within any lock, so it takes none, not even an event's.
+            signal.signal(number, lambda *_, act=action: self._signals.append(act))
+        # A thread that computes, as one that writes a long report, holds up the others so long each time.
+        sys.setswitchinterval(_SWITCH_S)
         self.start()
+        # What is there now stays; looking through all of it for garbage would stop every thread each time.
+        gc.collect()
+        gc.freeze()
         notify("READY=1")
-        while not self._stopping.wait(_ROUND_S):
-            while self._signals:
-                self._obey(self._signals.pop(0))
-            if self.failure:
-                break
+        while not self._is_ending and not self.failure:
             if self.problem() is None:
                 notify("WATCHDOG=1")
+            time.sleep(_ROUND_S)
+            while self._signals:
+                self._obey(self._signals.pop(0))
         notify("STOPPING=1")
         self.stop()
         if self.failure:
@@ -125,7 +138,7 @@ class Node:
         """Receive nothing more, work off the queue within the limit, and end."""
         end = time.monotonic() + self._config.drain_s
         self.receiver.stop(self._config.drain_s)
-        self._worker.wake()
+        self._worker.bell.ring()
         while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
@@ -214,20 +227,26 @@ class Node:
 
     def _on_stored(self, series_uid: str) -> None:
         self._series.touch(series_uid)
-        self._worker.wake()
+        self._worker.note_arrival()
+        self._worker.hold_back(_LONGEST_HOLD_S)
 
     def _on_reported(self) -> None:
         self._catch_up()
         for deliverer in self._deliverers:
-            deliverer.wake()
+            deliverer.bell.ring()
 
     def _catch_up(self) -> None:
         self._results.catch_up()
         self._audit.catch_up()
 
+    def _copy_lines(self) -> int:
+        """Write results down as soon as they are committed, apart from all that could delay it."""
+        self._results.catch_up()
+        return 0
+
     def _keep(self) -> int:
-        """Keep the logs up to date and the disk free."""
-        self._catch_up()
+        """Keep the audit log up to date and the disk free."""
+        self._audit.catch_up()
         self._sign()
         now, keep = time.monotonic(), self._config.retention
         if now >= self._next_tidy:
@@ -250,6 +269,9 @@ class Node:
             action()
         except (OSError, sqlite3.OperationalError) as error:
             _LOG.error("a signal could not be obeyed: %s", printable(str(error)))
+
+    def _end(self) -> None:
+        self._is_ending = True
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from io import BytesIO
 from typing import Any
 
-from medimg.runtime.node.arrivals import IMPLEMENTATION_UID
+from medimg.runtime.node.arrivals import IMPLEMENTATION_UID, MANUFACTURER
 from medimg.runtime.node.config import LabelCode
-from medimg.runtime.node.store import Member
+from medimg.runtime.node.records import Member
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
 from medimg.runtime.spec import ModelSpec
@@ -65,45 +65,55 @@ def report_uid(series_uid: str, members: Sequence[Member]) -> str:
 
 def write_report(content: ReportContent) -> bytes:
     """Write the report as a DICOM file."""
-    _quiet_highdicom()
+    quiet_highdicom()
     sr = require("highdicom.sr", "node")
-    members = [member for group in content.groups for member in group.members]
-    written_at = datetime.fromtimestamp(max(member.received_at for member in members), timezone.utc)
+    members = _members(content)
     report = sr.ComprehensiveSR(
-        evidence=[_evidence(member, content) for member in members],
+        evidence=[evidence(member, content) for member in members],
         content=_content(sr, content)[0],
         series_instance_uid=derived_uid("series", content.series_uid),
         series_number=9000,
         sop_instance_uid=content.report_uid,
         instance_number=1,
-        manufacturer="medimg",
+        manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
         previous_versions=[_predecessor(content)] if content.predecessor else None,
         series_description=f"Classification by medimg. {NOT_DIAGNOSTIC}"[:64],
-        manufacturer_model_name="medimg",
-        software_versions=version("medimg"),
         device_serial_number="0",
-        content_date=written_at.date(),
-        content_time=written_at.time(),
         coding_schemes=[_coding_scheme()],
         specific_character_set="ISO_IR 192",
     )
-    # highdicom writes the present time here, which would be another each time.
-    report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
-    for equipment in report.get("ContributingEquipmentSequence", ()):
-        equipment.ContributionDateTime = written_at.strftime("%Y%m%d%H%M%S.%f")
-    report.TimezoneOffsetFromUTC = "+0000"
     report.PreliminaryFlag = "PRELIMINARY"
-    report.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
-    report.file_meta.ImplementationVersionName = "MEDIMG"
+    return finished_file(report, content)
+
+
+def finished_file(dataset: Any, content: ReportContent) -> bytes:  # noqa: ANN401  pydicom has no types
+    """Write a DICOM file that names this software, and whose times are those of its images.
+
+    highdicom writes the present time in many places, which would be another each time.
+    """
+    written_at = datetime.fromtimestamp(max(member.received_at for member in _members(content)), timezone.utc)
+    for kind in ("Content", "InstanceCreation"):
+        setattr(dataset, f"{kind}Date", written_at.strftime("%Y%m%d"))
+        setattr(dataset, f"{kind}Time", written_at.strftime("%H%M%S.%f"))
+    for equipment in dataset.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = written_at.strftime("%Y%m%d%H%M%S.%f")
+    dataset.TimezoneOffsetFromUTC = "+0000"
+    dataset.ManufacturerModelName, dataset.SoftwareVersions = "medimg", version("medimg")
+    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    dataset.file_meta.ImplementationVersionName = "MEDIMG"
     written = BytesIO()
-    report.save_as(written)
+    dataset.save_as(written)
     return written.getvalue()
 
 
-def _quiet_highdicom() -> None:
+def _members(content: ReportContent) -> list[Member]:
+    return [member for group in content.groups for member in group.members]
+
+
+def quiet_highdicom() -> None:
     """Keep its remarks on names out of the log, which would name patients."""
     # Not catch_warnings, which threads would undo for one another.
     if not any(rule[0] == "ignore" and "highdicom" in str(rule[3]) for rule in warnings.filters):
@@ -211,19 +221,20 @@ def _coding_scheme() -> Any:  # noqa: ANN401
     return item(designator=_SCHEME, name="Codes of medimg", responsible_organization="medimg")
 
 
-def _evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401
-    evidence = _dataset()
+def evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401  pydicom has no types
+    """Give what highdicom wants to know of an image: patient, study, series and its UIDs."""
+    image = _dataset()
     for name, value in content.header.items():
-        setattr(evidence, name, value)
-    evidence.SpecificCharacterSet = "ISO_IR 192"
-    evidence.StudyInstanceUID, evidence.SeriesInstanceUID = content.study_uid, content.series_uid
-    evidence.SOPInstanceUID, evidence.SOPClassUID = member.sop_uid, member.sop_class
-    evidence.Modality = "OT"
-    return evidence
+        setattr(image, name, value)
+    image.SpecificCharacterSet = "ISO_IR 192"
+    image.StudyInstanceUID, image.SeriesInstanceUID = content.study_uid, content.series_uid
+    image.SOPInstanceUID, image.SOPClassUID = member.sop_uid, member.sop_class
+    image.Modality = "OT"
+    return image
 
 
 def _predecessor(content: ReportContent) -> Any:  # noqa: ANN401
-    predecessor = _evidence(content.groups[0].members[0], content)
+    predecessor = evidence(content.groups[0].members[0], content)
     predecessor.SeriesInstanceUID = derived_uid("series", content.series_uid)
     predecessor.SOPInstanceUID, predecessor.SOPClassUID = content.predecessor, SOP_CLASS
     return predecessor

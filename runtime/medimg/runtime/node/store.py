@@ -1,157 +1,31 @@
-"""The queue: one SQLite database, with images and reports as files beside it.
-
-Every method is one transaction under one lock, committed with `synchronous=FULL` in WAL mode: when it
-returns, what it did outlives a loss of power. Methods may be called by any thread.
-"""
+"""The queue: images, their answers, reports and deliveries, with images and reports as files beside it."""
 
 import hashlib
 import json
-import logging
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
+from medimg.runtime.node.database import Database
 from medimg.runtime.node.files import make_folder, remove_temporary, sync_folder
-
-_LOG = logging.getLogger(__name__)
-
-Outcome: TypeAlias = Literal["classified", "not applicable", "unreadable", "set aside"]
-Added: TypeAlias = Literal["stored", "known", "other content"]
-Stream: TypeAlias = Literal["results", "audit"]
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS instances(
-    arrival INTEGER PRIMARY KEY AUTOINCREMENT,
-    sop_uid TEXT NOT NULL UNIQUE, sop_class TEXT NOT NULL, series_uid TEXT NOT NULL, study_uid TEXT NOT NULL,
-    modality TEXT NOT NULL, body_part TEXT NOT NULL, photometric TEXT NOT NULL,
-    file TEXT UNIQUE, sha256 TEXT NOT NULL, sender TEXT NOT NULL, received_at REAL NOT NULL,
-    state TEXT NOT NULL DEFAULT 'received' CHECK(state IN ('received', 'inferred', 'delivered')),
-    tries INTEGER NOT NULL DEFAULT 0,
-    outcome TEXT, reason TEXT, scores TEXT, model TEXT, inferred_at REAL, report_uid TEXT);
-CREATE INDEX IF NOT EXISTS waiting ON instances(arrival) WHERE state = 'received';
-CREATE INDEX IF NOT EXISTS unreported ON instances(series_uid) WHERE report_uid IS NULL;
-CREATE INDEX IF NOT EXISTS by_series ON instances(series_uid);
-CREATE INDEX IF NOT EXISTS by_report ON instances(report_uid);
-CREATE INDEX IF NOT EXISTS kept ON instances(inferred_at) WHERE state = 'delivered' AND file IS NOT NULL;
-CREATE INDEX IF NOT EXISTS old ON instances(inferred_at) WHERE state = 'delivered' AND file IS NULL;
-CREATE TABLE IF NOT EXISTS series(series_uid TEXT PRIMARY KEY, header TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS models(sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, spec TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS reports(
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    report_uid TEXT NOT NULL UNIQUE, series_uid TEXT NOT NULL, predecessor TEXT, lines TEXT NOT NULL,
-    created_at REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS reports_by_series ON reports(series_uid);
-CREATE TABLE IF NOT EXISTS deliveries(
-    report_uid TEXT NOT NULL, destination TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, error TEXT,
-    delivered_at REAL, PRIMARY KEY(report_uid, destination)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS undelivered ON deliveries(destination, report_uid) WHERE delivered_at IS NULL;
-CREATE TABLE IF NOT EXISTS streams(stream TEXT PRIMARY KEY, sequence INTEGER NOT NULL, head TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS lines(
-    stream TEXT NOT NULL, sequence INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY(stream, sequence))
-    WITHOUT ROWID;
-"""
-
-NO_HEAD = "0" * 64
-"""What stands for the hash of the line before the first."""
+from medimg.runtime.node.records import Added, Arrival, Member, Pending, Report, Result, Waiting
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """An image that has just been received."""
+@dataclass
+class _Entry:
+    """An image on its way into the queue."""
 
-    sop_uid: str
-    sop_class: str
-    series_uid: str
-    study_uid: str
-    modality: str
-    body_part: str
-    photometric: str
-    sender: str
-    """AE title and address."""
-    received_at: float
-    """Seconds since 1970, when its last byte had come."""
-    sha256: str
-    """Of the data set as it was sent."""
-    header: Mapping[str, str]
-    """Patient and study, for the series' report."""
+    arrival: Arrival
+    temporary: Path
+    audited: Mapping[str, object]
+    outcome: Added | Exception | None = None
+    """What became of it; None until it has been dealt with."""
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """An image to be classified."""
-
-    sop_uid: str
-    series_uid: str
-    study_uid: str
-    modality: str
-    body_part: str
-    photometric: str
-    path: Path
-    tries: int
-    """With the one that begins now."""
-    received_at: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """The one answer for an image."""
-
-    sop_uid: str
-    outcome: Outcome
-    model: str
-    """SHA-256 of the model's file."""
-    scores: tuple[float, ...] | None = None
-    """One a class; None unless classified."""
-    reason: str | None = None
-    """Why it was not classified."""
-    line: Mapping[str, object] | None = None
-    """Further fields of the results line."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image of a series, with its answer."""
-
-    sop_uid: str
-    sop_class: str
-    study_uid: str
-    outcome: Outcome
-    reason: str | None
-    scores: tuple[float, ...] | None
-    model: str
-    received_at: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a series' report is stored as."""
-
-    report_uid: str
-    series_uid: str
-    predecessor: str | None
-    members: tuple[str, ...]
-    """SOP instance UIDs."""
-    line: Mapping[str, object]
-    """The series' results line."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A report that a destination does not have yet."""
-
-    report_uid: str
-    series_uid: str
-    tries: int
-    lines: str
-    """The series' result as JSON lines."""
-
-
-class Store:
+class Store(Database):
     """The node's durable state.
 
     Args:
@@ -166,14 +40,9 @@ class Store:
         for part in (self.images, self.reports):
             remove_temporary(part)
         self._destinations = tuple(destinations)
-        self._lock = threading.RLock()
-        self._database = _open(folder / "node.db")
+        self._arriving: deque[_Entry] = deque()
+        super().__init__(folder / "node.db")
         sync_folder(folder)
-
-    def close(self) -> None:
-        """Close the database."""
-        with self._lock:
-            self._database.close()
 
     def image_path(self, sop_uid: str) -> Path:
         """Name an image's file: by a hash, so that no text of a peer becomes a path."""
@@ -183,45 +52,57 @@ class Store:
         """Name a report's file."""
         return self.reports / f"{report_uid}.dcm"
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-
-    def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._lock:
-            return self._database.execute(query, values).fetchall()
+    def overlay_path(self, report_uid: str) -> Path:
+        """Name the file of a report's overlay."""
+        return self.reports / f"{report_uid}.overlay.dcm"
 
     # Receiving
 
     def add(self, arrival: Arrival, temporary: Path, audited: Mapping[str, object]) -> Added:
         """Queue an image whose content is durable under a temporary name; the name is used up.
 
+        Images that several threads add meanwhile are committed together: one flush serves them all.
+
         Returns:
             `stored`; `known` if the same data set is here already; `other content` if its UID has another.
         """
+        entry = _Entry(arrival, temporary, audited)
+        self._arriving.append(entry)
         try:
-            with self._transaction() as database:
-                found = database.execute(
-                    "SELECT sha256 FROM instances WHERE sop_uid = ?", (arrival.sop_uid,)
-                ).fetchone()
-                if found:
-                    return "known" if found[0] == arrival.sha256 else "other content"
-                path = self.image_path(arrival.sop_uid)
-                temporary.replace(path)
-                sync_folder(self.images)
-                self._insert(database, arrival, path)
-                self._append(database, "audit", {"event": "received", **audited})
-                return "stored"
+            with self._lock:
+                if entry.outcome is None:
+                    self._add_together([self._arriving.popleft() for _ in range(len(self._arriving))])
         finally:
             temporary.unlink(missing_ok=True)
+        if isinstance(entry.outcome, Exception):
+            raise entry.outcome
+        assert entry.outcome is not None, "whoever had the lock has dealt with it"
+        return entry.outcome
+
+    def _add_together(self, entries: Sequence[_Entry]) -> None:
+        outcomes: list[Added | Exception] = []
+        try:
+            with self._transaction() as database:
+                outcomes = [self._place(database, entry) for entry in entries]
+                if "stored" in outcomes:
+                    sync_folder(self.images)
+        except (OSError, sqlite3.Error) as error:
+            outcomes = [error for _ in entries]
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            entry.outcome = outcome
+
+    def _place(self, database: sqlite3.Connection, entry: _Entry) -> Added:
+        arrival = entry.arrival
+        found = database.execute(
+            "SELECT sha256 FROM instances WHERE sop_uid = ?", (arrival.sop_uid,)
+        ).fetchone()
+        if found:
+            return "known" if found[0] == arrival.sha256 else "other content"
+        path = self.image_path(arrival.sop_uid)
+        entry.temporary.replace(path)
+        self._insert(database, arrival, path)
+        self._append(database, "audit", {"event": "received", **entry.audited})
+        return "stored"
 
     def adopt(self, arrival: Arrival, path: Path) -> None:
         """Queue an image whose file is in place and whose row is not."""
@@ -250,8 +131,11 @@ class Store:
     # Classifying
 
     def take(self, limit: int) -> list[Waiting]:
-        """Give those that waited longest, and count their tries; one that was tried before comes alone."""
-        with self._transaction() as database:
+        """Give those that waited longest, and count their tries; one that was tried before comes alone.
+
+        What ends the process does not undo the count; that a loss of power may do so costs one more try.
+        """
+        with self._transaction(durable=False) as database:
             rows = database.execute(
                 "SELECT sop_uid, series_uid, study_uid, modality, body_part, photometric, file, tries + 1,"
                 " received_at FROM instances WHERE state = 'received' ORDER BY arrival LIMIT ?",
@@ -410,43 +294,6 @@ class Store:
                 fields = {"report_uid": report_uid, "destination": destination, "reason": error}
                 self._append(database, "audit", {"event": "delivery failed", **fields})
 
-    # Lines
-
-    def audit(self, event: str, **fields: object) -> None:
-        """Add an entry to the audit log that belongs to no other change."""
-        with self._transaction() as database:
-            self._append(database, "audit", {"event": event, **fields})
-
-    def _append(self, database: sqlite3.Connection, stream: Stream, fields: Mapping[str, object]) -> None:
-        sequence, head = _position(database, stream)
-        record = {"sequence": sequence + 1, "previous": head, "at": time.time(), **fields}
-        text = json.dumps(record, separators=(",", ":"))
-        database.execute("INSERT INTO lines VALUES (?, ?, ?)", (stream, sequence + 1, text))
-        database.execute(
-            "INSERT OR REPLACE INTO streams VALUES (?, ?, ?)",
-            (stream, sequence + 1, hashlib.sha256(text.encode()).hexdigest()),
-        )
-
-    def continue_stream(self, stream: Stream, sequence: int, head: str) -> None:
-        """Continue a stream after a line of its file that the database does not know of."""
-        with self._transaction() as database:
-            if _position(database, stream)[0] < sequence:
-                database.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?)", (stream, sequence, head))
-
-    def lines_after(self, stream: Stream, sequence: int) -> list[tuple[int, str]]:
-        """Give a stream's lines that are not in its file yet."""
-        return self._rows(
-            "SELECT sequence, text FROM lines WHERE stream = ? AND sequence > ?"
-            " ORDER BY sequence LIMIT 10000",
-            stream,
-            sequence,
-        )
-
-    def forget_lines(self, stream: Stream, up_to: int) -> None:
-        """Remove lines that are durable in their file."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM lines WHERE stream = ? AND sequence <= ?", (stream, up_to))
-
     # Housekeeping
 
     def counts(self) -> dict[str, int]:
@@ -467,16 +314,24 @@ class Store:
         )
 
     def clean_files(self, before: float, limit: int = 500) -> int:
-        """Remove the files of images that were answered before a time, and delivered; give how many."""
+        """Remove the files of images that were answered before a time, and delivered; give how many.
+
+        The overlays of their reports go with them.
+        """
+        files = self._rows(
+            "SELECT file, report_uid FROM instances WHERE state = 'delivered' AND file IS NOT NULL"
+            " AND inferred_at < ? LIMIT ?",
+            before,
+            limit,
+        )
+        # Outside of the lock, which others wait for: many large files take their time.
+        for name, report_uid in files:
+            (self.images / name).unlink(missing_ok=True)
+            self.overlay_path(report_uid).unlink(missing_ok=True)
         with self._transaction() as database:
-            files = database.execute(
-                "SELECT file FROM instances WHERE state = 'delivered' AND file IS NOT NULL"
-                " AND inferred_at < ? LIMIT ?",
-                (before, limit),
-            ).fetchall()
-            for (name,) in files:
-                (self.images / name).unlink(missing_ok=True)
-            database.executemany("UPDATE instances SET file = NULL WHERE file = ?", files)
+            database.executemany(
+                "UPDATE instances SET file = NULL WHERE file = ?", [(name,) for name, _ in files]
+            )
         return len(files)
 
     def clean_rows(self, before: float) -> None:
@@ -493,6 +348,7 @@ class Store:
             ).fetchall()
             for (uid,) in gone:
                 self.report_path(uid).unlink(missing_ok=True)
+                self.overlay_path(uid).unlink(missing_ok=True)
             database.executemany("DELETE FROM deliveries WHERE report_uid = ?", gone)
             database.execute("DELETE FROM series WHERE series_uid NOT IN (SELECT series_uid FROM instances)")
 
@@ -500,39 +356,3 @@ class Store:
 def _scores(text: str) -> tuple[float, ...] | None:
     scores = json.loads(text)
     return None if scores is None else tuple(scores)
-
-
-def _position(database: sqlite3.Connection, stream: str) -> tuple[int, str]:
-    row = database.execute("SELECT sequence, head FROM streams WHERE stream = ?", (stream,)).fetchone()
-    return row or (0, NO_HEAD)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the database; a damaged one is set aside, and its images are queued again from their files."""
-    try:
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        aside = path.with_name(f"damaged-{time.time_ns()}")
-        aside.mkdir()
-        for part in path.parent.glob(f"{path.name}*"):
-            part.replace(aside / part.name)
-        sync_folder(path.parent)
-        _LOG.error("%s was damaged (%s) and is now in %s; the queue is made anew", path, error, aside)
-        return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        database.executescript(_SCHEMA)
-    except BaseException:
-        database.close()
-        raise
-    return database

@@ -100,7 +100,7 @@ class _LastingStateMachine(StateMachine):  # type: ignore[misc]
         try:
             super().do_action(event)
         except Exception as error:  # noqa: BLE001  whatever a peer's bytes have led to
-            _end(self.dul.assoc, error)
+            end(self.dul.assoc, error)
 
 
 class _LastingNegotiation(ACSE):  # type: ignore[misc]
@@ -110,12 +110,12 @@ class _LastingNegotiation(ACSE):  # type: ignore[misc]
         try:
             super().negotiate_association()
         except Exception as error:  # noqa: BLE001  whatever a peer's bytes have led to
-            _end(self.assoc, error)
+            end(self.assoc, error)
 
 
-def _end(association: Any, error: Exception) -> None:  # noqa: ANN401
+def end(association: Any, reason: object) -> None:  # noqa: ANN401
     """End both threads of an association, and its connection, as pynetdicom's own reactor does."""
-    _LOG.info("an association ends: %s", error)
+    _LOG.info("an association ends: %s", reason)
     association.is_aborted, association.is_established = True, False
     association._kill = association.dul._kill_thread = True
     if association.dul.socket:

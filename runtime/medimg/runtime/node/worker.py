@@ -9,10 +9,12 @@ from itertools import groupby
 import numpy as np
 
 from medimg.runtime.classifier import Prediction
+from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Inference
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.models import Model, Models
-from medimg.runtime.node.store import Result, Store, Waiting
+from medimg.runtime.node.records import Result, Waiting
+from medimg.runtime.node.store import Store
 from medimg.runtime.spec import Allowed, ModelSpec
 
 _LOG = logging.getLogger(__name__)
@@ -42,23 +44,32 @@ class Worker:
     ) -> None:
         self._store, self._models, self._rules, self._counters = store, models, rules, counters
         self._on_recorded = on_recorded
-        self._arrived = threading.Event()
+        self.bell = Bell()
         self._failures: dict[str, str] = {}
         self._image_s = rules.budget_ms / 1e3
+        self._queue = threading.Condition()
+        self._queued = store.counts()["received"]
 
-    def wake(self) -> None:
-        """Tell that an image has arrived."""
-        self._arrived.set()
+    def note_arrival(self) -> None:
+        """Tell that an image has been queued."""
+        with self._queue:
+            self._queued += 1
+        self.bell.ring()
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until an image arrives."""
-        self._arrived.wait(timeout_s)
-        self._arrived.clear()
+    def hold_back(self, limit_s: float) -> None:
+        """Wait while more images are queued than are soon answered, so that a sender comes no faster."""
+        if self._rules.queue_ms:
+            with self._queue:
+                self._queue.wait_for(lambda: self._queued <= self._fitting(self._rules.queue_ms), limit_s)
 
     @property
     def batch_size(self) -> int:
         """How many images are expected to fit the budget."""
-        return max(1, min(MAX_BATCH, int(self._rules.budget_ms / 1e3 / self._image_s)))
+        return min(MAX_BATCH, self._fitting(self._rules.budget_ms))
+
+    def _fitting(self, time_ms: float) -> int:
+        """Give how many images are expected to be answered in a time, at least one."""
+        return max(1, int(time_ms / 1e3 / self._image_s))
 
     def work(self) -> int:
         """Answer one batch; give how many images were taken."""
@@ -69,6 +80,9 @@ class Worker:
             results = [result for result in self._answers(batch, model) if result]
         self._store.record(results)
         self._on_recorded()
+        with self._queue:
+            self._queued -= len(results)
+            self._queue.notify_all()
         now, received = time.time(), {item.sop_uid: item.received_at for item in batch}
         for result in results:
             self._failures.pop(result.sop_uid, None)
@@ -105,11 +119,7 @@ class Worker:
         classes = model.classifier.spec.classes
         started = time.perf_counter()
         try:
-            predictions = list(
-                model.classifier.predict(
-                    [item.path for item in batch], top_k=classes, batch_size=min(len(batch), MAX_BATCH)
-                )
-            )
+            predictions = list(model.classifier.predict([item.path for item in batch], top_k=classes))
         except Exception as error:  # noqa: BLE001  whatever it is, the images are tried again, alone
             _LOG.exception("a batch of %d failed", len(batch))
             self._failures.update(

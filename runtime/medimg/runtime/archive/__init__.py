@@ -1,0 +1,1 @@
+"""An archive of many images, classified by workers on one machine or on a Ray cluster."""

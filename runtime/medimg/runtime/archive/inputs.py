@@ -1,0 +1,119 @@
+"""INPUT of an archive: the paths that a folder, a list or an object store names, one at a time."""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.optional import require
+from medimg.runtime.paths import walk_images
+
+LIST_SUFFIXES = (".csv", ".parquet")
+
+
+def is_uri(name: str) -> bool:
+    """Tell whether a name is a URI, such as `s3://bucket/a.dcm`, and not a path of this machine."""
+    return "://" in name
+
+
+def list_paths(source: str) -> Iterator[str]:
+    """Give the files that INPUT names, in an order that does not change.
+
+    Args:
+        source: a file, a folder, or a list (`.csv` or `.parquet`) with a column `path`; each also as a URI
+            that fsspec opens. Paths in a list are relative to it.
+
+    Yields:
+        Absolute paths, or URIs. Hidden files of folders are left out.
+
+    Raises:
+        UsageError: there is nothing of this name, or nothing that opens it.
+        DataError: it is a list and cannot be understood.
+    """
+    if source.endswith(LIST_SUFFIXES):
+        yield from _listed(source)
+    elif is_uri(source):
+        yield from _stored(source)
+    elif Path(source).exists():
+        yield from (os.path.abspath(path) for path in walk_images([source]))  # noqa: PTH100  a link stays itself
+    else:
+        raise UsageError(f"{source}: no such file or folder")
+
+
+def open_store(uri: str) -> tuple[Any, str]:
+    """Find what opens a URI: an fsspec file system, and the name that it has there.
+
+    Raises:
+        UsageError: the protocol is unknown, or its package is not installed.
+    """
+    fsspec = require("fsspec", "ray")
+    try:
+        system, name = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{uri}: cannot be opened ({error})") from None
+    return system, str(name)
+
+
+def _stored(uri: str) -> Iterator[str]:
+    """Walk an object store, folder by folder."""
+    system, root = open_store(uri)
+    try:
+        if system.isfile(root):
+            yield uri
+            return
+        for folder, folders, files in system.walk(root, on_error="raise"):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            names = sorted(name for name in files if name and not name.startswith("."))
+            yield from (system.unstrip_protocol(posixpath.join(folder, name)) for name in names)
+    except OSError as error:
+        raise UsageError(f"{uri}: cannot be listed ({error})") from None
+
+
+def _listed(source: str) -> Iterator[str]:
+    """Read a list in pieces."""
+    pyarrow = require("pyarrow", "ray")
+    pieces = _csv_pieces if source.endswith(".csv") else _parquet_pieces
+    place = 0
+    try:
+        for piece in pieces(source):
+            for name in piece.to_pylist():
+                place += 1
+                if not name or "\0" in name:
+                    raise DataError(f"{source}: row {place} has no usable path")
+                yield _beside(source, name)
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read ({error.strerror or error})") from None
+    except (pyarrow.ArrowInvalid, KeyError) as error:
+        raise DataError(f"{source}: no list with a column 'path' ({error})") from None
+
+
+def _csv_pieces(source: str) -> Iterator[Any]:
+    import pyarrow
+    from pyarrow import csv
+
+    wanted = csv.ConvertOptions(include_columns=["path"], column_types={"path": pyarrow.string()})
+    system, name = open_store(source)
+    with system.open(name) as file, csv.open_csv(file, convert_options=wanted) as reader:
+        yield from (batch.column(0) for batch in reader)
+
+
+def _parquet_pieces(source: str) -> Iterator[Any]:
+    import pyarrow
+    from pyarrow import parquet
+
+    system, name = open_store(source)
+    with system.open(name) as file, parquet.ParquetFile(file) as table:
+        if "path" not in table.schema_arrow.names:
+            raise DataError(f"{source}: has no column 'path'")
+        for batch in table.iter_batches(columns=["path"]):
+            yield batch.column(0).cast(pyarrow.string())
+
+
+def _beside(source: str, name: str) -> str:
+    if is_uri(name):
+        return name
+    if is_uri(source):
+        return posixpath.join(posixpath.dirname(source), name)
+    return os.path.abspath(Path(source).parent / name)  # noqa: PTH100  a link stays itself

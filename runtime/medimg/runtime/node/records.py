@@ -1,0 +1,100 @@
+"""What the queue holds, as it is handed from one part of the node to the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+Outcome: TypeAlias = Literal["classified", "not applicable", "unreadable", "set aside"]
+Added: TypeAlias = Literal["stored", "known", "other content"]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image that has just been received."""
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    study_uid: str
+    modality: str
+    body_part: str
+    photometric: str
+    sender: str
+    """AE title and address."""
+    received_at: float
+    """Seconds since 1970, when its last byte had come."""
+    sha256: str
+    """Of the data set as it was sent."""
+    header: Mapping[str, str]
+    """Patient and study, for the series' report."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An image to be classified."""
+
+    sop_uid: str
+    series_uid: str
+    study_uid: str
+    modality: str
+    body_part: str
+    photometric: str
+    path: Path
+    tries: int
+    """With the one that begins now."""
+    received_at: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The one answer for an image."""
+
+    sop_uid: str
+    outcome: Outcome
+    model: str
+    """SHA-256 of the model's file."""
+    scores: tuple[float, ...] | None = None
+    """One a class; None unless classified."""
+    reason: str | None = None
+    """Why it was not classified."""
+    line: Mapping[str, object] | None = None
+    """Further fields of the results line."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a series, with its answer."""
+
+    sop_uid: str
+    sop_class: str
+    study_uid: str
+    outcome: Outcome
+    reason: str | None
+    scores: tuple[float, ...] | None
+    model: str
+    received_at: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a series' report is stored as."""
+
+    report_uid: str
+    series_uid: str
+    predecessor: str | None
+    members: tuple[str, ...]
+    """SOP instance UIDs."""
+    line: Mapping[str, object]
+    """The series' results line."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A report that a destination does not have yet."""
+
+    report_uid: str
+    series_uid: str
+    tries: int
+    lines: str
+    """The series' result as JSON lines."""
