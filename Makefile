@@ -27,6 +27,7 @@ demo: env
 
 soak: env
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile default
 
 bench: env
 	$(BIN)/python benchmarks/figures.py
