@@ -73,7 +73,8 @@ def test_the_best_trial_is_the_saved_model(tuned: TuneResult) -> None:
 
 def test_the_command_shown_trains_with_the_same_options(tuned: TuneResult, simulated: Path) -> None:
     from medimg.train.augmentation import read_augmentation
-    from medimg.train.cli import FIT_FIELDS, fit
+    from medimg.train.verbs.fit import fit
+    from medimg.train.verbs.fit_flags import FIT_FIELDS
 
     assert tuned.command is not None
     assert tuned.fit is not None
@@ -88,8 +89,9 @@ def test_the_command_shown_trains_with_the_same_options(tuned: TuneResult, simul
 
 def test_options_become_words_and_come_back() -> None:
     from medimg.train.augmentation import read_augmentation
-    from medimg.train.cli import FIT_FIELDS, fit
     from medimg.train.tuning_summary import fit_arguments
+    from medimg.train.verbs.fit import fit
+    from medimg.train.verbs.fit_flags import FIT_FIELDS
 
     augment = read_augmentation("xray,rotation=5")
     options = FitOptions(

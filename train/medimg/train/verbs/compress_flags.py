@@ -7,7 +7,7 @@ import click
 from medimg.runtime.commandline import Command, PathArgument
 from medimg.runtime.spec import ColorOrder
 from medimg.train.compression.options import CompressOptions, WidthRule, read_ratio
-from medimg.train.data_flags import add_options, division_options
+from medimg.train.verbs.data_flags import add_options, division_options
 
 _DEFAULTS = CompressOptions()
 
