@@ -30,12 +30,12 @@ def open_classifier(artefact: Path, backend: str) -> Classifier:
 def probabilities(
     brain_artefacts: dict[str, Path], test_images: DataSet
 ) -> dict[tuple[str, str], NDArray[np.float32]]:
-    """What each precision answers on each back end, for all 394 test images."""
+    """What each precision answers on each back end, for every other test image."""
     found = {}
     for precision in ("fp32", "fp16", "int8"):
         for backend in NAMES:
             with open_classifier(brain_artefacts[precision], backend) as classifier:
-                batches = load_batches(test_images.samples, classifier.spec.image, 16, 2)
+                batches = load_batches(test_images.samples[::2], classifier.spec.image, 16, 2)
                 found[precision, backend] = np.concatenate(
                     [classifier.probabilities(batch) for batch in batches]
                 )
@@ -76,7 +76,7 @@ def test_fp16_flips_only_where_two_classes_tie(
 
 @pytest.mark.parametrize(
     ("precision", "agreement"),
-    [("fp32", 1.0), ("fp16", 1 - 1 / 394), ("int8", 0.98)],
+    [("fp32", 1.0), ("fp16", 1 - 1 / 197), ("int8", 0.98)],
 )
 def test_back_ends_agree(
     probabilities: dict[tuple[str, str], NDArray[np.float32]], precision: str, agreement: float

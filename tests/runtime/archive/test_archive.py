@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -103,13 +104,17 @@ def look(outcome, job):
 
 classify_archive(*sys.argv[1:], progress=look)
 """
-    home = tmp_path / "home"
+    home, calls = tmp_path / "home", tmp_path / "calls.txt"
     home.mkdir()
     arguments = map(str, (model, make_pictures(8, 32), tmp_path / "answers"))
+    # A network of its own, in which nothing but this machine is to be reached.
+    alone = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "alone"]
+    strace = ["strace", "--follow-forks", "--seccomp-bpf", "-qq", f"--output={calls}"]
+    strace += ["--trace=connect,sendto,sendmsg,sendmmsg"]
     # Ray's sockets lie in its folder, and a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [*alone, *strace, sys.executable, "-c", code, *arguments],
             env=os.environ | {"HOME": str(home), "TMPDIR": temporary},
             capture_output=True,
             text=True,
@@ -118,6 +123,9 @@ classify_archive(*sys.argv[1:], progress=look)
         assert done.stdout == "False True\n", done.stderr
         assert not list(Path(temporary).iterdir())
     assert not list(home.iterdir())
+    asked = [line for line in calls.read_text().splitlines() if "AF_INET" in line]
+    assert any("127.0.0.1" in line for line in asked)
+    assert not [line for line in asked if not re.search(r'"(127\.[0-9.]+|::1|::ffff:127\.[0-9.]+)"', line)]
 
 
 @pytest.mark.parametrize("place", ["header", "page", "footer", "cut", "empty", "foreign", "gone"])

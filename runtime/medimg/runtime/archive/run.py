@@ -214,12 +214,13 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
             "_temp_dir": folder,
+            "runtime_env": {"env_vars": {"HOME": str(Path.home())}},
         }
     else:
         settings["address"] = address
     try:
         try:
-            with _silent():
+            with _silent(), _told_of_no_cloud(folder):
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             failed = f"{address}: Ray cannot be joined" if address else "Ray cannot be started"
@@ -231,6 +232,25 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told_of_no_cloud(folder: str | None) -> Iterator[None]:
+    """Keep the Ray that starts meanwhile from asking the clouds' metadata addresses what machine this is.
+
+    Even with reports off its head does so, unless a cluster launcher's configuration lies at home.
+    """
+    if folder is None:
+        yield
+        return
+    Path(folder, "ray_bootstrap_config.yaml").write_text("{}", encoding="utf-8")
+    home = os.environ.get("HOME")
+    os.environ["HOME"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ |= {} if home is None else {"HOME": home}
 
 
 @contextlib.contextmanager
