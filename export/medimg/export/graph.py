@@ -164,7 +164,7 @@ def _dense_as_gemm(graph: onnx.GraphProto, dims: simplify.Dims) -> None:
         if after is None or after.op_type != "Add" or uses[node.output[0]] > 1:
             continue
         bias = constants.get(after.input[1])
-        if bias is not None and list(bias.dims) == [weights.shape[0]]:
+        if bias is not None and list(bias.dims) == [weights.shape[1]]:
             node.input.append(bias.name)
             node.output[0] = after.output[0]
             fused.append(after)
