@@ -80,6 +80,7 @@ def ask(
     backend: str,
     threads: int,
     progress: Progress,
+    device: str = "auto",
 ) -> Answers:
     """Run a model on labelled images; a Keras file runs in float32, whatever it was saved under.
 
@@ -91,6 +92,7 @@ def ask(
         backend: the runtime's back end for an artefact.
         threads: processor threads.
         progress: shows how far it has come.
+        device: of that back end.
 
     Raises:
         DataError: the data hold a class that the model does not know.
@@ -103,7 +105,7 @@ def ask(
     shown = known.targets > 0
     batches = load_batches(known.samples, spec.image, batch_size, threads)
     steps = math.ceil(len(known) / batch_size)
-    with _open(model, spec, backend, threads) as runner:
+    with _open(model, spec, (backend, device), threads) as runner:
         tracked = progress.track(batches, f"evaluate on {len(known)} images", steps)
         probabilities = np.concatenate([runner.answer(batch) for batch in tracked])
     if not np.isfinite(probabilities).all():
@@ -132,7 +134,7 @@ class _Runner:
 
 
 @contextmanager
-def _open(path: Path, spec: ModelSpec, backend: str, threads: int) -> Iterator[_Runner]:
+def _open(path: Path, spec: ModelSpec, where: tuple[str, str], threads: int) -> Iterator[_Runner]:
     if path.suffix in SUFFIXES:
         start_keras(threads)
         outputs = keras_answer(load_float32(path), spec.intensity)
@@ -142,6 +144,6 @@ def _open(path: Path, spec: ModelSpec, backend: str, threads: int) -> Iterator[_
             "fp32",
         )
         return
-    with Classifier(path, backend=backend, threads=threads) as classifier:
+    with Classifier(path, backend=where[0], device=where[1], threads=threads) as classifier:
         used = classifier.backend
         yield _Runner(classifier.probabilities, used.name, used.precision)

@@ -58,6 +58,7 @@ def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
         backend=shop.options.backend,
         threads=shop.job.threads,
         progress=shop.job.progress,
+        device=shop.options.device,
     )
     latency = shop.latency_model
     point = Point(
