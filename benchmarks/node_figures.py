@@ -10,26 +10,34 @@ from registry import figure
 MINUTES = float(os.environ.get("MEDIMG_NODE_MINUTES", "15"))
 SHORT_MINUTES = min(MINUTES, 3.0)
 SERIES_PER_HOUR, P99_MS = 1200, 500
-HIGHER_RATES = (1400, 1600, 1800)
+HIGHER_RATES = (1200, 1400, 1600, 1800)
 """Series an hour, tried one after the other until one does not hold."""
 
 
 @figure("node-load")
 def load() -> dict[str, Any]:
-    """The DICOM node with the INT8 VGG16 and eight senders: 1,200 series an hour, and the highest rate."""
+    """The DICOM node with the INT8 VGG16 and eight senders: 1,200 series an hour for 15 minutes."""
     make_model()
-    sustained = _measured(SERIES_PER_HOUR, MINUTES)
-    higher = []
-    for rate in HIGHER_RATES:
-        higher.append(_measured(rate, SHORT_MINUTES))
-        if not _holds(higher[-1]):
-            break
-    held = [found for found in (sustained, *higher) if _holds(found)]
     return {
         "target": {"series_per_hour": SERIES_PER_HOUR, "studies_per_hour": 400, "p99_ms": P99_MS},
-        "sustained": sustained,
-        "higher": higher,
-        "highest_images_per_s_that_hold": max((found["images_per_s"] for found in held), default=None),
+        "sustained": _measured(SERIES_PER_HOUR, MINUTES),
+    }
+
+
+@figure("node-highest")
+def highest() -> dict[str, Any]:
+    """The same node at higher rates, and with senders that never pause."""
+    make_model()
+    found = []
+    for rate in HIGHER_RATES:
+        found.append(_measured(rate, SHORT_MINUTES))
+        if not _holds(found[-1]):
+            break
+    held = [run["images_per_s"] for run in found if _holds(run)]
+    return {
+        "p99_target_ms": P99_MS,
+        "rates": found,
+        "highest_images_per_s_that_hold": max(held, default=None),
         "without_pause": _measured(0, SHORT_MINUTES),
     }
 
