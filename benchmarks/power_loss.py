@@ -364,10 +364,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     result = play(arguments.kills, arguments.senders, arguments.seed, arguments.model, arguments.image)
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result))
     if arguments.json:
-        arguments.json.write_text(text + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if result["problems"] else 0)
 
 
