@@ -293,10 +293,23 @@ def _copy(layer: Layer, policy: str, width: int | None = None, *, linear: bool =
     return type(layer).from_config(config)
 
 
+def without_activation(layer: Layer) -> Layer:
+    """Copy a convolution or dense layer with its weights, to give what its activation takes."""
+    found = _copy(layer, "float32", linear=True)
+    found.build(layer.input.shape)
+    found.set_weights(layer.get_weights())
+    return found
+
+
 def weights_of(chain: Chain) -> Weights:
     """Give the chain's own weights."""
     layers = (*chain.before, *(layer for unit in chain.units for layer in (unit.layer, *unit.after)))
     return {layer.name: layer.get_weights() for layer in layers if layer.weights}
+
+
+def arrays_of(network: Network) -> Weights:
+    """Give the weights of a network that was built."""
+    return {layer.name: layer.get_weights() for layer in network.layers if layer.weights}
 
 
 def narrowed_weights(

@@ -258,7 +258,7 @@ def _result(
         latency_model=shop.latency_model,
         train_images=len(division.train),
         validation_images=len(division.validation),
-        looked_at_images=shop.taught.looked_at,
+        looked_at_images=len(shop.taught.looked_at),
         points=points,
         not_tried=names[len(points) :],
         simulated_data=is_simulated(shop.data),

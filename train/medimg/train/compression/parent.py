@@ -20,7 +20,7 @@ from medimg.train.bootstrap import Resamples
 from medimg.train.cache import DecodedImages, cache_images, images_key
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
-from medimg.train.compression.passes import answers, grams
+from medimg.train.compression.passes import answers, grams, layer_answers
 from medimg.train.compression.selection import Matrix
 from medimg.train.division import Division, read_labelled
 from medimg.train.keras_files import SUFFIXES, load_float32
@@ -152,7 +152,10 @@ class Taught:
     train: Lesson
     validation: Lesson
     grams: tuple[Matrix, ...]
-    looked_at: int
+    looked_at: NDArray[np.int64]
+    """The training images that channels are chosen by."""
+    layer_answers: NDArray[np.float32]
+    """What each layer says of those, as smaller models see them: `by_unit` divides it."""
 
 
 def require_images(division: Division, test: DataSet, max_drop: float) -> None:
@@ -213,7 +216,9 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
     ends = np.cumsum([side * side for side in sides])
     pieces = np.split(np.asarray(flat), ends[:-1])
     matrices = tuple(piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True))
-    return Taught(train, validation, matrices, len(places))
+    layers = layer_answers(parent.chain, train.images, places, parent.spec.intensity, job.progress)
+    key = key_of("layers", parent.sha256, seen.key, repr((parent.spec.intensity, parent.image)))
+    return Taught(train, validation, matrices, places, kept.array(key, len(places), layers).values)
 
 
 def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:

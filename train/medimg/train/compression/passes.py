@@ -3,7 +3,7 @@
 Both stream: a few images are under way at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 
 from medimg.runtime.preprocess import Images, to_network_input
 from medimg.runtime.spec import Intensity
-from medimg.train.compression.chain import AVERAGING, Chain, Unit, build, kind_of, set_weights, weights_of
+from medimg.train.compression.chain import (
+    AVERAGING,
+    Chain,
+    Unit,
+    build,
+    kind_of,
+    set_weights,
+    weights_of,
+    without_activation,
+)
+from medimg.train.compression.reconstruction import SAMPLED, Values, sampled_pixels
 from medimg.train.compression.selection import Matrix, shrunk
+from medimg.train.compression.stages import Stage
 from medimg.train.progress import Progress
 
 BATCH = 4
@@ -57,6 +68,41 @@ def _outputs(chain: Chain, values: Any) -> Iterator[NDArray[np.float32]]:  # noq
 
 def _stops_at(unit: Unit, layer: Any) -> bool:  # noqa: ANN401
     return unit.pools_by_mean and kind_of(layer) in AVERAGING
+
+
+def layer_answers(
+    chain: Chain, images: Images, places: NDArray[np.int64], intensity: Intensity, progress: Progress
+) -> Iterator[Values]:
+    """Give what each unit answers before its activation, at sampled pixels of some images.
+
+    Returns:
+        Batch by batch: `(batch, values)`, those of the units one after the other; `by_unit` divides them.
+    """
+    starts = range(0, len(places), BATCH)
+    for start in progress.track(starts, f"ask each layer about {len(places)} images", len(starts)):
+        values: Any = to_network_input(images[places[start : start + BATCH]], intensity)
+        for layer in chain.before:
+            values = layer(values, training=False)
+        found = []
+        for unit in chain.units:
+            answer = without_activation(unit.layer)(values)
+            flat = np.asarray(answer).reshape(len(answer), -1, unit.outputs)
+            # Each image has pixels of its own, and all batches the same draw.
+            pixels = sampled_pixels(flat.shape[1], len(places))[start : start + BATCH]
+            found.append(np.take_along_axis(flat, pixels[..., None], axis=1).reshape(len(flat), -1))
+            values = unit.layer.activation(answer)
+            for layer in unit.after:
+                values = layer(values, training=False)
+        yield np.hstack(found)
+
+
+def by_unit(stages: Sequence[Stage], values: Values) -> tuple[Values, ...]:
+    """Divide what `layer_answers` gave of all images: `(images, sampled, channels)` of each unit."""
+    ends = np.cumsum([min(stage.positions, SAMPLED) * stage.width for stage in stages])
+    pieces = np.split(values, ends[:-1], axis=1)
+    return tuple(
+        piece.reshape(len(values), -1, stage.width) for piece, stage in zip(pieces, stages, strict=True)
+    )
 
 
 def answers(

@@ -17,7 +17,7 @@ from medimg.runtime.errors import DataError
 from medimg.train.answers import ask
 from medimg.train.calibration import CalibrationResult, calibrate
 from medimg.train.checkpoint import Checkpoint
-from medimg.train.compression.chain import build, set_weights
+from medimg.train.compression.chain import arrays_of, build, set_weights
 from medimg.train.compression.distillation import distil, make_loss, make_metric, targets
 from medimg.train.compression.gate import judge
 from medimg.train.compression.result import Point
@@ -83,8 +83,8 @@ def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
 
 def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[Network, Phase | None]:
     """Give the network in float32, after distillation."""
-    weights = shop.weights(widths)
     options, chain, image = shop.options, shop.parent.chain, shop.parent.image
+    weights = shop.reconstructed(widths) if options.reconstruct else shop.weights(widths)
     if not options.epochs:
         return shop.network(widths, weights), None
     policy = choose_policy("auto", gpus=gpu_capabilities())
@@ -107,8 +107,7 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
         make_loss(chain.classes, exclusive, energy, distilled=options.distil),
         make_metric(chain.classes, exclusive),
     )
-    trained = {layer.name: layer.get_weights() for layer in student.layers if layer.weights}
-    return shop.network(widths, trained), phase
+    return shop.network(widths, arrays_of(student)), phase
 
 
 def _features(shop: Workshop, widths: Widths) -> NDArray[np.int64]:

@@ -58,7 +58,7 @@ def importance(kernel: NDArray[np.float32], channels: int) -> Matrix:
         channels: input channels; a dense layer after flattening has several columns of each.
     """
     taps = kernel.reshape(-1, channels, kernel.shape[-1]).astype(np.float64)
-    return np.asarray(np.einsum("tio,tjo->ij", taps, taps))
+    return np.asarray(np.tensordot(taps, taps, axes=((0, 2), (0, 2))))
 
 
 def rank(gram: Matrix, weights: Matrix) -> Ranking:
@@ -131,6 +131,6 @@ def folded(kernel: NDArray[np.float32], mixing: Matrix) -> NDArray[np.float32]:
     """
     kept, channels = mixing.shape
     taps = kernel.reshape(-1, channels, kernel.shape[-1])
-    found = np.einsum("ki,tio->tko", mixing, taps).astype(np.float32)
+    found = (mixing @ taps).astype(np.float32)
     shape = (*kernel.shape[:2], kept) if kernel.ndim == 4 else (-1,)
     return np.asarray(found.reshape(*shape, kernel.shape[-1]))

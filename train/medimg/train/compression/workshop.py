@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 
 from medimg.runtime.containers import replaced
 from medimg.runtime.data import DataSet
+from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers
-from medimg.train.compression.chain import Weights, build, narrowed_weights, set_weights, weights_of
+from medimg.train.compression.chain import (
+    Weights,
+    arrays_of,
+    build,
+    narrowed_weights,
+    set_weights,
+    weights_of,
+)
 from medimg.train.compression.latency import LatencyModel, measure_model
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import Parent, Taught
+from medimg.train.compression.passes import BATCH, by_unit
+from medimg.train.compression.reconstruction import Values, reconstruct
 from medimg.train.compression.selection import Ranking, dropped, importance, interpolation, rank
 from medimg.train.compression.stages import Stage, full_widths, total_macs
 from medimg.train.compression.widths import MACS, Widths, by_error, uniform
@@ -82,7 +92,7 @@ class Workshop:
         return [np.sort(ranking.order[:width]) for ranking, width in pairs]
 
     def weights(self, widths: Widths) -> Weights:
-        """Give the weights that least squares make for such widths."""
+        """Give the weights of such widths, those of each layer worked out by itself."""
         kept = self.kept(widths)
         pairs = list(zip(self.taught.grams, kept, strict=True))
         if self.options.reconstruct:
@@ -90,6 +100,18 @@ class Workshop:
         else:
             mixings = [dropped(len(gram), chosen) for gram, chosen in pairs]
         return narrowed_weights(self.parent.chain, kept, mixings)
+
+    def reconstructed(self, widths: Widths) -> Weights:
+        """Give weights with which each narrower layer answers as the original's does, as far as it can."""
+        network, seen = self.network(widths), self.taught.train.images
+
+        def batches() -> Iterator[Values]:
+            for places in np.array_split(self.taught.looked_at, -(-len(self.taught.looked_at) // BATCH)):
+                yield to_network_input(seen[places], self.parent.spec.intensity)
+
+        answers = by_unit(self.stages, self.taught.layer_answers)
+        reconstruct(network, self.parent.chain, self.kept(widths), answers, batches, self.job.progress)
+        return arrays_of(network)
 
     def network(self, widths: Widths, weights: Weights | None = None) -> Network:
         """Build a network of such widths in float32, with the weights of least squares or others."""
