@@ -49,3 +49,27 @@ def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict:
     text = compression_figures.page({"sets": {"brain-mri": [run]}, "ablations": {"uniform widths": point}})
     assert f"| {verdict} | 3.46 |" in text
     assert "| uniform widths | 1.90 | 5.4 | 0.900 |" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "as_good"),
+    [
+        (gate(0.005, 0.02, 0.0, 0.01), True),
+        (gate(-0.03, 0.0, 0.0, 0.005), True),
+        (gate(0.006, 0.02, 0.0, 0.005), False),
+        (gate(0.0, 0.009, 0.005, 0.011), False),
+        (gate(0.003, 0.02, 0.0, 0.005) | {"accuracy_drop_ci95": [0.001, 0.02]}, False),
+    ],
+)
+def test_as_good_is_what_the_page_says(found: dict[str, object], as_good: bool) -> None:
+    assert compression_figures.is_as_good(found) is as_good
+
+
+def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
+    def never() -> dict[str, object]:
+        raise AssertionError
+
+    first = compression_figures.once(tmp_path / "run.json", lambda: {"value": 1.5})
+    assert compression_figures.once(tmp_path / "run.json", never) == first
+    assert first["value"] == 1.5
+    assert first["commit"]

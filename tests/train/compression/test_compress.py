@@ -15,7 +15,7 @@ from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
-from medimg.train.compression import point, workshop
+from medimg.train.compression import parent, point, workshop
 from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
 from medimg.train.compression.summary import compress_lines
@@ -195,6 +195,29 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
         strict=True,
     ):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.usefixtures("exported")
+def test_with_a_cache_the_original_is_asked_once(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUICK, macs=(4.0,), epochs=0)
+    (tmp_path / "cache").mkdir()
+
+    def run(output: str) -> Any:
+        (item,) = compress(
+            model, data, tmp_path / output, options, threads=1, cache_dir=tmp_path / "cache"
+        ).points
+        return item.widths, item.gate
+
+    def asked(*_arguments: Any) -> Any:
+        raise AssertionError
+        yield
+
+    first = run("one.keras")
+    for name in ("answers", "grams", "layer_answers"):
+        monkeypatch.setattr(parent, name, asked)
+    assert run("two.keras") == first
 
 
 @pytest.mark.usefixtures("exported")

@@ -67,7 +67,7 @@ def compress(
         output: the Keras file to write, if a point passes.
         options: how far, and how.
         threads: processor threads; by default those this process may use.
-        cache_dir: keeps decoded images for later runs; by default they are removed.
+        cache_dir: keeps decoded images and the original's answers for later runs; by default removed.
         progress: shows how far it has come.
         resume: go on with a compression that was broken off; where there is none, begin.
         restart: begin anew, whatever was broken off.
@@ -109,8 +109,8 @@ def compress(
     with training_folder(output, resume=resume, restart=restart, mark=MARK) as folder:
         _require_same(folder, parent, data, options)
         (folder / "store").mkdir(exist_ok=True)
-        kept = ArrayStore(folder / "store", kept=True)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
+            kept = store if cache_dir else ArrayStore(folder / "store", kept=True)
             job = Job(replace(base, seed=options.seed), store, threads, progress)
             taught = teach(parent, division, job, kept)
             _write_mark(folder, parent, data, options)
