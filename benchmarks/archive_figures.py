@@ -15,7 +15,7 @@ from brain_model import ARTEFACTS, make_model
 from commands import BIN, read_json
 from medimg.runtime.archive.run import NO_REPORTS
 from medimg.runtime.cpus import usable_cpus
-from memory import run_measured
+from memory import Cost, run_measured
 from registry import SCRATCH, figure
 from speed_images import many_paths, write_pictures
 
@@ -29,7 +29,7 @@ _STORE_BYTES = 80 * 2**20
 
 @figure("archive")
 def archive() -> dict[str, Any]:
-    """`medimg-run archive` on two raylets and alone: rate, scaling, lost machine and driver, disk, memory."""
+    """`medimg-run archive` on a Ray cluster: rate, memory, scaling, lost machine and driver, full disk."""
     make_model()
     FOLDER.mkdir(parents=True, exist_ok=True)
     pictures = write_pictures("jpeg-512", SCRATCH / "files")
@@ -42,12 +42,19 @@ def archive() -> dict[str, Any]:
 
 
 def _beside_predict(whole: Path, part: Path) -> dict[str, Any]:
-    """Run both over all images on the same processors, and compare rates, answers and memory."""
-    answers = FOLDER / "answers.jsonl"
+    """Run both over all images on the same processors, and compare rates, answers and memory.
+
+    The memory is that of the driver, of the raylets and of all that they start.
+    """
+    answers, summary = FOLDER / "answers.jsonl", FOLDER / "summary.json"
     predict = run_measured("medimg-run", "predict", INT8, whole, "--format", "jsonl", "--output", answers)
-    small = run_measured("medimg-run", "archive", INT8, part, "--output", _fresh("small"))
-    summary = FOLDER / "summary.json"
-    large = run_measured("medimg-run", "archive", INT8, whole, "--output", _fresh("large"), "--json", summary)
+    with _cluster(usable_cpus(), held=False) as (cluster, _):
+
+        def run(images: Path, name: str) -> Cost:
+            command = _command(cluster, images, _fresh(name), usable_cpus(), "--json", summary)
+            return run_measured(*command, counted=os.getpid())
+
+        small, large = run(part, "small"), run(whole, "large")
     rate = IMAGES / large.seconds
     return {
         "images_per_s": {"archive": rate, "predict": IMAGES / predict.seconds},
@@ -145,8 +152,8 @@ def _rows(output: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _cluster(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A real Ray cluster: a head without processors, and raylets that are held to a core each."""
+def _cluster(nodes: int, *, held: bool = True) -> Iterator[tuple[Any, list[Any]]]:
+    """A real Ray cluster: a head without processors, and raylets of one each, held to a core each or not."""
     os.environ |= NO_REPORTS
     from ray.cluster_utils import Cluster
 
@@ -156,7 +163,8 @@ def _cluster(nodes: int) -> Iterator[tuple[Any, list[Any]]]:
     try:
         made = []
         for number in range(nodes):
-            os.sched_setaffinity(0, {cores[number % usable_cpus()]})
+            if held:
+                os.sched_setaffinity(0, {cores[number % len(cores)]})
             made.append(cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES))
         os.sched_setaffinity(0, cores)
         yield cluster, made
@@ -172,9 +180,20 @@ def _start(
     workers: int,
     *options: str | Path,
 ) -> "subprocess.Popen[bytes]":
-    command = [BIN / "medimg-run", "archive", INT8, images, "--output", output, "--address", cluster.address]
-    command += ["--workers", str(workers), "--threads", "1", *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    tool, *arguments = _command(cluster, images, output, workers, *options)
+    return subprocess.Popen([BIN / tool, *arguments], stdout=subprocess.DEVNULL)
+
+
+def _command(
+    cluster: Any,  # noqa: ANN401
+    images: Path,
+    output: Path,
+    workers: int,
+    *options: str | Path,
+) -> tuple[str | Path, ...]:
+    """Give the command of workers with one thread each."""
+    where = ("--address", cluster.address, "--workers", str(workers), "--threads", "1")
+    return "medimg-run", "archive", INT8, images, "--output", output, *where, *options
 
 
 def _wait(output: Path, partitions: int, running: "subprocess.Popen[bytes]") -> None:

@@ -30,12 +30,15 @@ class Cost:
         return {"seconds": round(self.seconds, 1), "peak_mib": round(self.peak_mib)}
 
 
-def run_measured(*arguments: str | Path, accepted: tuple[int, ...] = (0,)) -> Cost:
+def run_measured(
+    *arguments: str | Path, accepted: tuple[int, ...] = (0,), counted: int | None = None
+) -> Cost:
     """Show a command as a user would type it, and run it.
 
     Args:
         arguments: the command, from those beside the interpreter.
         accepted: exit statuses that are no failure.
+        counted: the process whose memory and descendants' counts; the command's own unless given.
 
     Raises:
         CommandFailedError: it failed.
@@ -46,7 +49,7 @@ def run_measured(*arguments: str | Path, accepted: tuple[int, ...] = (0,)) -> Co
         start, peak = time.perf_counter(), 0
         with subprocess.Popen([str(BIN / command[0]), *command[1:]], stdout=output) as process:
             while process.poll() is None:
-                peak = max(peak, _resident_bytes(process.pid))
+                peak = max(peak, _resident_bytes(counted or process.pid))
                 time.sleep(SAMPLED_EVERY_S)
         seconds = time.perf_counter() - start
         output.seek(0)

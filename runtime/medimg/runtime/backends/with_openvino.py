@@ -1,5 +1,6 @@
 """OpenVINO on the CPU."""
 
+import os
 import sys
 import threading
 from queue import SimpleQueue
@@ -46,6 +47,8 @@ class OpenVinoBackend:
                 "INFERENCE_PRECISION_HINT": "f32",
                 "PERFORMANCE_HINT": tuned_for.upper(),
                 "INFERENCE_NUM_THREADS": threads,
+                # Each process would pin its threads to the first processors, and two share one between them.
+                "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
             }
             self._compiled: Any = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
