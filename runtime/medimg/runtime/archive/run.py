@@ -176,11 +176,12 @@ def _outcomes(work: Work, pool: _Pool) -> Iterator[Outcome]:
     partitions = work.job.partitions
     numbers = [{"partition": number} for number in range(partitions)]
     dataset = ray.data.from_items(numbers, override_num_blocks=partitions)
+    # A second partition waits at each worker, so that none is idle between two, if there is one for each.
+    in_flight = 2 if partitions >= 2 * pool.workers else 1
     rows: Iterable[dict[str, str]] = dataset.map(
         PartitionWorker,
         fn_constructor_args=(work,),
-        # A second partition waits at each worker, so that none is idle between two.
-        compute=ray.data.ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=in_flight),
         num_cpus=pool.threads,
         num_gpus=pool.gpus,
     ).iter_rows()
