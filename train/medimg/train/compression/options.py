@@ -27,7 +27,7 @@ class CompressOptions(DataOptions):
     """The largest loss of accuracy, and of the area under the ROC curve, that is accepted."""
     strict: bool = False
     """Whether a point passes only if it is proven."""
-    epochs: int = 12
+    epochs: int = 8
     """Of distillation; 0 leaves each point as least squares made it."""
     learning_rate: float = 3e-5
     """Low, since reconstruction left little to learn: at ten times this Adam loses more than it gains."""
