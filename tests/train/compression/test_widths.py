@@ -113,10 +113,10 @@ def test_the_model_foretells_widths_that_were_not_timed() -> None:
     time_ms = device()
     found = measure_model(STAGES, time_ms, 16)
     assert len(found.timings) < 10
-    assert found.modelled_ms == pytest.approx([timing.latency_ms for timing in found.timings], rel=1e-6)
+    assert found.modelled_ms == pytest.approx([timing.latency_ms for timing in found.timings], rel=0.01)
     for share in (0.3, 0.65):
         widths = narrowed(STAGES, share, 16)
-        assert found.predict(STAGES, widths) == pytest.approx(time_ms(widths), rel=0.01)
+        assert found.predict(STAGES, widths) == pytest.approx(time_ms(widths), rel=0.05)
 
 
 def test_noise_of_some_percent_stays_that() -> None:
@@ -124,6 +124,22 @@ def test_noise_of_some_percent_stays_that() -> None:
     widths = narrowed(STAGES, 0.4, 16)
     assert found.predict(STAGES, widths) == pytest.approx(device()(widths), rel=0.15)
     assert min(found.ms) >= 0
+
+
+def test_a_disturbed_timing_does_not_end_up_in_the_smallest_layer() -> None:
+    quiet, calls = device(), []
+
+    def time_ms(widths: Widths) -> float:
+        calls.append(widths)
+        return quiet(widths) * (1.25 if len(calls) == 2 else 1)
+
+    found = measure_model(STAGES, time_ms, 16)
+    full = full_widths(STAGES)
+    dense = macs(STAGES, full)[-1] / 1e6 * found.ms[found.terms.index("1 pixels")]
+    assert dense < 0.01 * quiet(full)
+    for share in (0.3, 0.65):
+        widths = narrowed(STAGES, share, 16)
+        assert found.predict(STAGES, widths) == pytest.approx(quiet(widths), rel=0.15)
 
 
 @pytest.mark.parametrize(("lanes", "multiple"), [(1, 16), (32, 32), (64, 64)])

@@ -15,7 +15,13 @@ from medimg.runtime.optional import require
 from medimg.train.compression.stages import Stage, full_widths, macs, narrowed
 from medimg.train.compression.widths import Widths
 
+PIXELS = "pixels"
 MULTIPLES = (16, 32, 64)
+EXPECTED_COUNTS = 0.01
+"""What the expectation counts beside a timing: a coefficient twice the one expected is as bad as a timing
+that is missed by this share."""
+EXPECTED_SHARE = 0.1
+"""Of the time at full width, at most, that no layer's rate explains is expected to take."""
 TOLERANCE = 1.04
 """Widths that take longer than this times what larger multiples foretell do not suit the hardware."""
 
@@ -74,23 +80,31 @@ def measure_model(
 def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int) -> LatencyModel:
     """Fit the model by least squares of relative errors, without negative coefficients.
 
+    There are hardly more timings than coefficients. So that one disturbed timing does not end up in a layer
+    of a few thousand multiply-accumulates, all resolutions are expected to have the rate of the whole chain,
+    and the other terms to be small (a ridge with a centre).
+
     Source: C. Lawson, R. Hanson, Solving least squares problems, 1974, chapter 23 (SciPy's `nnls`).
     """
     nnls = require("scipy.optimize", "train").nnls
     terms = ("image", "activations", *dict.fromkeys(_kinds(stages)))
     rows = np.stack([_numbers(stages, timing.widths, terms) for timing in timings])
     times = np.array([timing.latency_ms for timing in timings])
-    # Scaled columns, so that no unit weighs more than another.
-    scale = rows.max(axis=0)
-    ms, _ = nnls(rows / scale / times[:, None], np.ones(len(times)))
-    ms = ms / scale
+    full = rows[times.argmax()]
+    of_rate = np.array([term.endswith(PIXELS) for term in terms])
+    expected = times.max() * np.where(of_rate, full / full[of_rate].sum(), EXPECTED_SHARE)
+    # Coefficients are looked for as multiples of those expected.
+    unit = expected / full
+    measured, ridge = rows * unit / times[:, None], EXPECTED_COUNTS * np.eye(len(terms))
+    wanted = [*np.ones(len(times)), *(EXPECTED_COUNTS * of_rate)]
+    ms = nnls(np.vstack([measured, ridge]), wanted)[0] * unit
     modelled = tuple(float(value) for value in rows @ ms)
     return LatencyModel(terms, tuple(map(float, ms)), tuple(timings), modelled, multiple)
 
 
 def _kinds(stages: Sequence[Stage]) -> tuple[str, ...]:
     return tuple(
-        "first layer" if not place else f"{stage.positions} pixels" for place, stage in enumerate(stages)
+        "first layer" if not place else f"{stage.positions} {PIXELS}" for place, stage in enumerate(stages)
     )
 
 
