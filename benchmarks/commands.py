@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from registry import ROOT
+
 BIN = Path(sys.executable).parent
 """Where the commands are installed: beside the interpreter."""
 
@@ -46,8 +48,9 @@ def run_script(name: str, *arguments: str | Path) -> Any:  # noqa: ANN401  any l
 
 
 def as_typed(text: str) -> str:
-    """Name the folder of the real data sets by its variable, as a user would."""
+    """Name files as a user would: the project's from its root, the real data sets by their variable."""
     real = os.environ.get("MEDIMG_TEST_DATA")
+    text = text.replace(f"{ROOT}/", "")
     return text.replace(real, "$MEDIMG_TEST_DATA") if real else text
 
 

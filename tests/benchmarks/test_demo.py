@@ -155,7 +155,9 @@ def test_input_that_cannot_be_used_ends_the_demo_with_one_message(
     assert "Traceback" not in done.stderr
 
 
-def test_the_folder_of_the_real_data_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_of_this_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path(demo.__file__).parent.parent
+    assert as_typed(f"error: {project}/build/disk: is full") == "error: build/disk: is full"
     monkeypatch.setenv("MEDIMG_TEST_DATA", "/some/where")
     assert as_typed("fit /some/where/images") == "fit $MEDIMG_TEST_DATA/images"
     monkeypatch.delenv("MEDIMG_TEST_DATA")
