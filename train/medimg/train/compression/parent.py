@@ -21,6 +21,7 @@ from medimg.train.cache import DecodedImages, cache_images, images_key
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.passes import answers, grams, layer_answers
+from medimg.train.compression.reconstruction import SAMPLED
 from medimg.train.compression.selection import Matrix
 from medimg.train.division import Division, read_labelled
 from medimg.train.keras_files import SUFFIXES, load_float32
@@ -217,7 +218,8 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
     pieces = np.split(np.asarray(flat), ends[:-1])
     matrices = tuple(piece.reshape(side, side) for piece, side in zip(pieces, sides, strict=True))
     layers = layer_answers(parent.chain, train.images, places, parent.spec.intensity, job.progress)
-    key = key_of("layers", parent.sha256, seen.key, repr((parent.spec.intensity, parent.image)))
+    settings = (parent.spec.intensity, parent.image, LOOKED_AT, SAMPLED)
+    key = key_of("layers", parent.sha256, seen.key, repr(settings))
     return Taught(train, validation, matrices, places, kept.array(key, len(places), layers).values)
 
 

@@ -78,14 +78,15 @@ def layer_answers(
     Returns:
         Batch by batch: `(batch, values)`, those of the units one after the other; `by_unit` divides them.
     """
+    plain = [without_activation(unit.layer) for unit in chain.units]
     starts = range(0, len(places), BATCH)
     for start in progress.track(starts, f"ask each layer about {len(places)} images", len(starts)):
         values: Any = to_network_input(images[places[start : start + BATCH]], intensity)
         for layer in chain.before:
             values = layer(values, training=False)
         found = []
-        for unit in chain.units:
-            answer = without_activation(unit.layer)(values)
+        for unit, without in zip(chain.units, plain, strict=True):
+            answer = without(values)
             flat = np.asarray(answer).reshape(len(answer), -1, unit.outputs)
             # Each image has pixels of its own, and all batches the same draw.
             pixels = sampled_pixels(flat.shape[1], len(places))[start : start + BATCH]
