@@ -145,7 +145,7 @@ def write_split(data: Path, table: Path, seed: int) -> None:
             rows.writerows([data / item.name, part.labels[item.label or 0], name] for item in chosen.samples)
 
 
-def measured(model: Path, folder: Path, data: Path, seed: int, ratio: str = RATIO) -> dict[str, Any]:
+def measured(model: Path, folder: Path, data: Path, seed: int) -> dict[str, Any]:
     """Compress a model, export both, and time them in turn.
 
     Args:
@@ -153,10 +153,9 @@ def measured(model: Path, folder: Path, data: Path, seed: int, ratio: str = RATI
         folder: for what is made, relative to the root.
         data: the set.
         seed: of the distillation.
-        ratio: how many times fewer multiply-accumulates.
     """
     small, report = folder / "small.h5", folder / "small.json"
-    compress_s = _compress(model, data, small, report, "--macs", ratio, "--seed", str(seed))
+    compress_s = _compress(model, data, small, report, "--macs", RATIO, "--seed", str(seed))
     for file in (model, small):
         run_command(
             *("medimg-export", file, "--precision", "int8", "--force", "--repair-budget", "0"),

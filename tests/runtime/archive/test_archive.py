@@ -18,6 +18,7 @@ import pytest
 from medimg.runtime.archive.inputs import list_paths
 from medimg.runtime.archive.job import Job, only_run, open_job, partition_path
 from medimg.runtime.archive.partitions import Counts, read_partition
+from medimg.runtime.archive.run import most_in_flight
 from medimg.runtime.archive.worker import MOST_TRIES, Outcome, PartitionWorker, Work, numbered
 from medimg.runtime.classifier import InputError, Prediction
 from medimg.runtime.containers import file_sha256
@@ -300,6 +301,15 @@ def test_an_output_that_cannot_be_is_refused(
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("partitions", "workers", "each"), [(1, 4, 1), (2, 2, 1), (3, 2, 1), (4, 2, 2), (79, 2, 2)]
+)
+def test_no_worker_gets_two_partitions_where_another_would_get_none(
+    partitions: int, workers: int, each: int
+) -> None:
+    assert most_in_flight(partitions, workers) == each
 
 
 def test_each_answer_belongs_to_its_input() -> None:

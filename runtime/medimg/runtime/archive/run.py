@@ -176,16 +176,21 @@ def _outcomes(work: Work, pool: _Pool) -> Iterator[Outcome]:
     partitions = work.job.partitions
     numbers = [{"partition": number} for number in range(partitions)]
     dataset = ray.data.from_items(numbers, override_num_blocks=partitions)
-    # A second partition waits at each worker, so that none is idle between two, if there is one for each.
-    in_flight = 2 if partitions >= 2 * pool.workers else 1
     rows: Iterable[dict[str, str]] = dataset.map(
         PartitionWorker,
         fn_constructor_args=(work,),
-        compute=ray.data.ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=in_flight),
+        compute=ray.data.ActorPoolStrategy(
+            size=pool.workers, max_tasks_in_flight_per_actor=most_in_flight(partitions, pool.workers)
+        ),
         num_cpus=pool.threads,
         num_gpus=pool.gpus,
     ).iter_rows()
     return map(Outcome.from_row, rows)
+
+
+def most_in_flight(partitions: int, workers: int) -> int:
+    """Let a second partition wait at each worker, so that none idles between two, if each can have one."""
+    return 2 if partitions >= 2 * workers else 1
 
 
 def _set_up_ray(address: str | None) -> None:
