@@ -3,12 +3,13 @@
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from medimg.runtime.backends import ENGINE_NAMES, Availability, availability
 from medimg.runtime.cpus import Division, divide
 from medimg.runtime.nvidia import Nvidia, look
+from medimg.runtime.optional import installed_version
 
 _FEATURES = (
     "avx2",
@@ -89,7 +90,7 @@ def examine(threads: int, root: Path = Path("/")) -> Findings:
         threads=threads,
         division=divide(threads),
         backends=backends,
-        packages={name: _version(name) for name in ("numpy", "opencv-python-headless", "pydicom")},
+        packages={name: installed_version(name) for name in ("numpy", "opencv-python-headless", "pydicom")},
         nvidia=nvidia,
         advice=tuple(nvidia.advice(tensorrt=usable)),
         conflicts=tuple(_conflicts(packages_distributions())),
@@ -113,10 +114,3 @@ def _cpu_features() -> tuple[str, ...]:
         word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()
     }
     return tuple(name for name in _FEATURES if name in present)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from medimg.runtime.errors import MissingDependencyError
@@ -23,6 +24,14 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(f"needs {module} ({error}): pip install 'medimg[{extra}]'") from error
+
+
+def installed_version(distribution: str) -> str | None:
+    """Give the version of a package, by the name that pip knows; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

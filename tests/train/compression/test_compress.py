@@ -220,6 +220,20 @@ def test_with_a_cache_the_original_is_asked_once(
     assert run("two.keras") == first
 
 
+def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
+    model: Path, data: Path, tmp_path: Path, exported: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUICK, macs=(4.0,), widths="latency", epochs=0, max_drop=0.9)
+    (tmp_path / "cache").mkdir()
+    for output in ("one.keras", "two.keras"):
+        exported.clear()
+        compress(model, data, tmp_path / output, options, threads=1, cache_dir=tmp_path / "cache")
+    assert len(exported) == 2
+    monkeypatch.setattr(workshop, "installed_version", lambda package: f"another {package}")
+    compress(model, data, tmp_path / "three.keras", options, threads=1, cache_dir=tmp_path / "cache")
+    assert len(exported) > 6
+
+
 @pytest.mark.usefixtures("exported")
 def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
     model: Path, data: Path, tmp_path: Path

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import Image, read_size
 from medimg.runtime.limits import Limits
+from medimg.runtime.optional import installed_version
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
 from medimg.runtime.spec import ImageRule
@@ -148,14 +148,8 @@ def images_key(dataset: DataSet, rule: ImageRule, threads: int) -> str:
     settings = json.dumps([dataclasses.asdict(rule), dataclasses.asdict(limits)])
     with worker_threads(threads, "hash") as pool:
         contents = in_order(pool, _content, dataset.samples, 4 * threads)
-        return key_of("images", cv2.__version__, *map(_version, DECODERS), settings, *contents)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+        decoders = [str(installed_version(name)) for name in DECODERS]
+        return key_of("images", cv2.__version__, *decoders, settings, *contents)
 
 
 def _content(sample: Sample) -> str:

@@ -4,6 +4,7 @@ import shutil
 import zipfile
 from copy import copy as copy_of
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from medimg.runtime.containers import HDF5_SUFFIXES, KERAS_MEMBER, replaced, write_spec
@@ -80,7 +81,10 @@ def load_float32(path: Path) -> Network:
     try:
         model = keras.models.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path}: Keras cannot load it ({_first_line(error)})") from None
+        raise ModelError(
+            f"{path}: Keras {keras.__version__} cannot load it ({shorten(_first_line(error), 200)}): a file "
+            "of Keras 2 can be saved anew: tf_keras.models.load_model(FILE, compile=False).save(NEW_FILE)"
+        ) from None
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
     rebuilt = type(model).from_config(_in_float32(model.get_config()))

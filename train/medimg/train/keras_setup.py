@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -42,6 +43,8 @@ def start_keras(threads: int | None = None, seed: int | None = None) -> Any:  # 
         tensorflow = require("tensorflow", "train")
         keras = require("keras", "train")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # Advice to whoever wrote a model's code, given anew for each file.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"keras\.src\.(layers|models)\.")
     if threads:
         _set_threads(tensorflow, threads)
     if seed is not None:

@@ -67,7 +67,8 @@ def compress(
         output: the Keras file to write, if a point passes.
         options: how far, and how.
         threads: processor threads; by default those this process may use.
-        cache_dir: keeps decoded images and the original's answers for later runs; by default removed.
+        cache_dir: keeps decoded images, the original's answers and this machine's timings for later runs; by
+            default removed.
         progress: shows how far it has come.
         resume: go on with a compression that was broken off; where there is none, begin.
         restart: begin anew, whatever was broken off.
@@ -110,13 +111,14 @@ def compress(
         _require_same(folder, parent, data, options)
         (folder / "store").mkdir(exist_ok=True)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
-            kept = store if cache_dir else ArrayStore(folder / "store", kept=True)
+            own = ArrayStore(folder / "store", kept=True)
+            kept = store if cache_dir else own
             job = Job(replace(base, seed=options.seed), store, threads, progress)
             taught = teach(parent, division, job, kept)
             _write_mark(folder, parent, data, options)
             original = write_original(parent, folder)
             answers = reference(parent, original, test, job, kept)
-            shop = Workshop(parent, taught, test, answers, options, job, data, folder)
+            shop = Workshop(parent, taught, test, answers, options, job, data, folder, own, kept)
             points = tuple(_ladder(shop, output))
             chosen = _fastest(points, options)
             if chosen:

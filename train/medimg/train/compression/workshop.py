@@ -1,7 +1,7 @@
 """What all points are made with: channels in order, times of this device, networks of any width."""
 
-import json
 import math
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.containers import replaced
 from medimg.runtime.data import DataSet
+from medimg.runtime.optional import installed_version
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers
@@ -36,10 +36,12 @@ from medimg.train.errors import TargetError
 from medimg.train.keras_files import save
 from medimg.train.networks import Network
 from medimg.train.options import Job
+from medimg.train.store import ArrayStore, key_of
 
 PROBE_IMAGES = 8
 """INT8 ranges of a network that is only timed come from so many."""
 DEFAULT_MULTIPLE = 16
+TIMED_PACKAGES = ("medimg", "onnxruntime", "onnxruntime-gpu", "openvino")
 TRIES = 4
 """How often widths are chosen anew where the measured latency misses the target."""
 
@@ -59,6 +61,10 @@ class Workshop:
     data: Path
     folder: Path
     """Outlives a kill; holds no images."""
+    own: ArrayStore
+    """In that folder."""
+    cache: ArrayStore
+    """The same, or one that outlives the run."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -130,31 +136,40 @@ class Workshop:
 
     @cached_property
     def parent_ms(self) -> float:
-        """Median of single images by the original in INT8, on the images that it takes."""
-        if self.parent.image == self.parent.spec.image:
-            return self.time_ms(full_widths(self.stages))
-        return self._timed("original", lambda: write_original(self.parent, self.folder))
+        """Median of single images by the original in INT8, on the images that it takes.
 
-    def time_ms(self, widths: Widths) -> float:
-        """Time a network of such widths in INT8: the median of single images."""
+        Smaller models are set beside it, so it is not one of an earlier run.
+        """
+        if self.parent.image == self.parent.spec.image:
+            return self.time_ms(full_widths(self.stages), self.own)
+        return self._timed("original", lambda: write_original(self.parent, self.folder), self.own)
+
+    def time_ms(self, widths: Widths, store: ArrayStore | None = None) -> float:
+        """Time a network of such widths in INT8: the median of single images.
+
+        Args:
+            widths: of all layers.
+            store: knows what was timed before; the cache unless given.
+        """
 
         def make() -> Path:
             path = self.folder / "probe.keras"
             save(self.network(widths), self.spec, path)
             return path
 
-        return self._timed("-".join(map(str, widths)), make)
+        return self._timed("-".join(map(str, widths)), make, store or self.cache)
 
-    def _timed(self, name: str, make: Callable[[], Path]) -> float:
-        """Time what `make` writes, unless that was done before a kill."""
-        path = self.folder / "timings.json"
-        known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-        if name not in known:
+    def _timed(self, name: str, make: Callable[[], Path], store: ArrayStore) -> float:
+        """Time what `make` writes, unless that was done before, here and with the same packages."""
+
+        def given() -> Iterator[NDArray[np.float64]]:
             calibration = ("--calibration-images", str(PROBE_IMAGES))
-            known[name] = self.time_int8(self.export(make(), *calibration))
-            with replaced(path) as temporary:
-                temporary.write_text(json.dumps(known))
-        return known[name]
+            yield np.array([[self.time_int8(self.export(make(), *calibration))]])
+
+        versions = [str(installed_version(package)) for package in TIMED_PACKAGES]
+        where = (platform.node(), self.options.device, self.options.backend, self.job.threads)
+        key = key_of("latency", self.parent.sha256, repr(self.parent.image), name, repr(where), *versions)
+        return float(store.array(key, 1, given()).values[0, 0])
 
     def export(self, model: Path, *options: str) -> Path:
         """Export a Keras file to INT8 beside it; ranges come from images of DATA outside the test part."""

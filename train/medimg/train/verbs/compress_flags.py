@@ -85,7 +85,9 @@ _OPTIONS = (
     click.option("--allow-unlisted", is_flag=True, help="As given to fit."),
     click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True),
     click.option(
-        "--cache-dir", type=PathArgument, help="Keeps decoded images and MODEL's answers for later runs."
+        "--cache-dir",
+        type=PathArgument,
+        help="Keeps decoded images, MODEL's answers and this machine's timings for later runs.",
     ),
     click.option("--plot", type=PathArgument, metavar="FILE.svg", help="Draw the points by latency."),
     click.option("--resume", is_flag=True, help="Go on with a compression that was broken off, or begin."),
