@@ -330,6 +330,12 @@ def test_data_without_a_test_part_or_with_few_images_are_refused(
     table.write_text("\n".join(few))
     with pytest.raises(DataError, match=r"12 training images are too few .* at least 16 are needed"):
         compress(model, table, tmp_path / "small.h5", replace(QUICK, allow_unlisted=True), threads=1)
+    table = data.with_name("patients.csv")
+    # Thirty patients a part have three images each.
+    owners = ["patient", *(f"{row.rsplit(',')[-1]}-{number % 30}" for number, row in enumerate(rows[1:]))]
+    table.write_text("\n".join(map(",".join, zip(rows, owners, strict=True))))
+    with pytest.raises(DataError, match="part test has 30 patients, and the gate needs at least 381"):
+        compress(model, table, tmp_path / "small.h5", replace(QUICK, max_drop=0.01), threads=1)
     with pytest.raises(UsageError, match="is the original itself"):
         compress(model, data, model, QUICK, threads=1)
 

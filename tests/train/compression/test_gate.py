@@ -31,7 +31,7 @@ def test_the_same_answers_are_proven_by_as_many_images_as_are_asked_for(made: Ma
 
 def misled(answers: Answers, count: int) -> Answers:
     """Answers of which so many that were right are wrong."""
-    places = np.flatnonzero((answers.shown == answers.decided).all(axis=1))[:count]
+    places = np.flatnonzero(answers.right)[:count]
     probabilities = answers.probabilities.copy()
     probabilities[places] = np.roll(probabilities[places], 1, axis=1)
     return replace(answers, probabilities=probabilities)
@@ -43,9 +43,27 @@ def test_slightly_worse_answers_are_not_proven_and_worse_fail(made: Make, count:
     found = judge(answers, misled(answers, count), 0.01)
     assert found.verdict == verdict
     assert found.accuracy_drop == pytest.approx(count / 400)
-    right = [(item.shown == item.decided).all(axis=1) for item in (answers, misled(answers, count))]
+    right = [item.right for item in (answers, misled(answers, count))]
     assert found.accuracy_drop_ci95 == paired_drop_ci95(*right)
     assert found.roc_auc_drop.low <= found.roc_auc_drop.value <= found.roc_auc_drop.high
+
+
+def test_images_of_one_patient_widen_the_interval(made: Make) -> None:
+    answers = made(3, 800, seed=4)
+
+    def of_patients(found: Answers) -> Answers:
+        owned = (replace(sample, patient=f"{n // 8}") for n, sample in enumerate(found.samples))
+        return replace(found, samples=tuple(owned))
+
+    # All mistakes are those of the first patients.
+    worse = misled(answers, 24)
+    alone = judge(answers, worse, 0.1)
+    together = judge(of_patients(answers), of_patients(worse), 0.1)
+    assert together.accuracy_drop == alone.accuracy_drop
+    assert together.accuracy_drop_ci95[1] > alone.accuracy_drop_ci95[1] + 0.01
+    assert together.resampling.unit == "patients"
+    same = judge(of_patients(answers), of_patients(answers), 0.1)
+    assert same.accuracy_drop_ci95 == judge(answers, answers, 0.1).accuracy_drop_ci95
 
 
 def test_an_area_that_is_lost_fails_though_no_decision_changes(made: Make) -> None:

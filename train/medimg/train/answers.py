@@ -52,6 +52,11 @@ class Answers:
         return one_hot(self.probabilities.argmax(axis=1), len(self.labels))
 
     @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether all that was decided for an image is true, `(images,)`."""
+        return np.asarray((self.shown == self.decided).all(axis=1))
+
+    @property
     def patients(self) -> tuple[str | None, ...]:
         """Whose image each is, where that is known."""
         return tuple(sample.patient for sample in self.samples)

@@ -114,6 +114,22 @@ def area_difference(first: Answers, second: Answers, resamples: Resamples) -> Es
     return resamples.estimate(difference)[0]
 
 
+def accuracy_difference(first: Answers, second: Answers, resamples: Resamples) -> Estimate:
+    """Measure by how much the first answers' accuracy is the larger, draw by draw.
+
+    Args:
+        first: of several labels an image all must be judged rightly.
+        second: answers on the same images.
+        resamples: the draws that the interval comes from.
+    """
+    one, other = (answers.right.astype(np.float64)[:, None] for answers in (first, second))
+
+    def difference(weights: Weights) -> Values:
+        return share(weights @ (one - other), weights.sum(axis=1, keepdims=True))
+
+    return resamples.estimate(difference)[0]
+
+
 def _is_binary(answers: Answers) -> bool:
     return answers.task == "multiclass" and len(answers.labels) == 2
 
@@ -189,7 +205,7 @@ def _areas(weights: Weights, rankings: Sequence[Ranking], positive: int | None) 
 
 def _overall(weights: Weights, answers: Answers) -> Values:
     """Compute accuracy and balanced accuracy, `(draws, 2)`."""
-    right = (answers.shown == answers.decided).all(axis=1)
+    right = answers.right
     several = answers.task == "multilabel"
     rates = class_rates(weights, answers.shown, answers.decided)
     balanced = _mean(rates[..., :2].mean(axis=-1) if several else rates[..., 0])

@@ -5,7 +5,7 @@ from medimg.runtime.spec import Verdict
 from medimg.train.answers import Answers
 from medimg.train.bootstrap import Resamples
 from medimg.train.compression.result import Gate
-from medimg.train.scores import area_difference, score
+from medimg.train.scores import accuracy_difference, area_difference, score
 
 WORST_FIRST: tuple[Verdict, ...] = ("failed", "not proven", "proven")
 
@@ -13,8 +13,10 @@ WORST_FIRST: tuple[Verdict, ...] = ("failed", "not proven", "proven")
 def judge(reference: Answers, found: Answers, max_drop: float) -> Gate:
     """Compare an INT8 artefact with the original, image by image.
 
-    The accuracy is judged as export judges it; the area under the ROC curve by the bootstrap, both models on
-    the same draws, against the same bound. The worse verdict counts.
+    The accuracy is judged as export judges it, but images of one patient are not independent: where there
+    are such, the interval reaches as far as the bootstrap's over patients, too. The area under the ROC curve
+    is judged by the bootstrap, both models on the same draws, against the same bound. The worse verdict
+    counts.
 
     Args:
         reference: the original's answers, in float32.
@@ -22,11 +24,11 @@ def judge(reference: Answers, found: Answers, max_drop: float) -> Gate:
         max_drop: the largest loss that is accepted.
     """
     resamples = Resamples(reference.patients)
-    reference_right, right = (
-        (answers.shown == answers.decided).all(axis=1) for answers in (reference, found)
-    )
-    interval = paired_drop_ci95(reference_right, right)
-    drop = float(reference_right.mean() - right.mean())
+    interval = paired_drop_ci95(reference.right, found.right)
+    of_accuracy = accuracy_difference(reference, found, resamples)
+    if resamples.resampling.units < len(found.right):
+        interval = (min(interval[0], of_accuracy.low), max(interval[1], of_accuracy.high))
+    drop = of_accuracy.value
     of_area = area_difference(reference, found, resamples)
     verdicts = (
         judge_drop(drop, interval[1], max_drop),
@@ -34,7 +36,7 @@ def judge(reference: Answers, found: Answers, max_drop: float) -> Gate:
     )
     before, after = score(reference, resamples), score(found, resamples)
     return Gate(
-        images=len(right),
+        images=len(found.right),
         accuracy=after.accuracy,
         accuracy_reference=before.accuracy,
         accuracy_drop=drop,

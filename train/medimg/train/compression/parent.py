@@ -171,10 +171,11 @@ def require_images(division: Division, test: DataSet, max_drop: float) -> None:
             f"{LEAST_LOOKED_AT} are needed, {LOOKED_AT} are better"
         )
     needed = images_needed(max_drop)
-    if len(test) < needed:
+    drawn = Resamples([sample.patient for sample in test.samples]).resampling
+    if drawn.units < needed:
         raise DataError(
-            f"the part test has {len(test)} images, and the gate needs at least {needed} that chose nothing: "
-            f"fewer cannot prove a drop of at most {max_drop:g}; give more, or a larger --max-drop"
+            f"the part test has {drawn.units} {drawn.unit}, and the gate needs at least {needed} that chose "
+            f"nothing: fewer cannot prove a drop of at most {max_drop:g}; give more, or a larger --max-drop"
         )
 
 

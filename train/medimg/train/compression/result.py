@@ -18,7 +18,8 @@ class Gate:
     accuracy_reference: Estimate
     accuracy_drop: float
     accuracy_drop_ci95: tuple[float, float]
-    """Tango's score interval for paired proportions."""
+    """Tango's score interval for paired proportions; where patients have several images, the bootstrap's over
+    patients where that reaches further."""
     roc_auc: Estimate
     roc_auc_reference: Estimate
     roc_auc_drop: Estimate

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def compress_lines(result: "CompressResult") -> list[str]:
     """Show the ladder, say which point was kept, and what to type next."""
     gates = [point.gate for point in result.points]
+    wider = ", or that of patients" if gates[0].resampling.unit == "patients" else ""
     images = f"{result.train_images} training and {result.validation_images} validation images"
     return [
         f"{printable(result.model)} made smaller on {images} in {result.seconds:.0f} s",
@@ -23,7 +24,7 @@ def compress_lines(result: "CompressResult") -> list[str]:
         f"In INT8 on {gates[0].images} images that chose nothing, beside the original in float32:",
         *_figures(result),
         "",
-        "The loss of accuracy has Tango's interval for pairs; the other figures have",
+        f"The loss of accuracy has Tango's interval for pairs{wider}; the other figures have",
         resampling_line(gates[0].resampling),
         *(
             f"{name}: not tried: the point before did not pass, or narrowing does not come so far"
