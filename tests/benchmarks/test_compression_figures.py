@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import compression_figures
@@ -46,8 +47,16 @@ def gate(drop: float, high: float, area: float, area_high: float) -> dict[str, o
 def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict: str) -> None:
     point = {"macs": 1.9e9, "latency_ms": 5.43, "gate": found}
     run = {"seed": 1, "throughput_ratio": 3.456, **point}
-    text = compression_figures.page({"sets": {"brain-mri": [run]}, "ablations": {"uniform widths": point}})
+    text = compression_figures.page(
+        {
+            "sets": {"brain-mri": [run, run | {"throughput_ratio": 3.7}]},
+            "of_all_seeds": {"brain-mri": found},
+            "ablations": {"uniform widths": point},
+        }
+    )
     assert f"| {verdict} | 3.46 |" in text
+    assert "| brain-mri | all | 400 | 0.900 |" in text
+    assert f"| {verdict} | 3.46 to 3.70 |" in text
     assert "| as it is | 1.90 | 5.4 | 0.900 |" in text
     assert "| uniform widths | 1.90 | 5.4 | 0.900 |" in text
 
@@ -64,6 +73,29 @@ def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict:
 )
 def test_as_good_is_what_the_page_says(found: dict[str, object], as_good: bool) -> None:
     assert compression_figures.is_as_good(found) is as_good
+
+
+def test_an_image_of_several_seeds_is_drawn_with_all_that_was_said_of_it() -> None:
+    from medimg.runtime.data import Sample
+    from medimg.train.answers import Answers
+
+    def answers(right: int) -> Answers:
+        """Of a hundred images so many are right, the first ones."""
+        given = np.arange(100)[:, None] < right
+        samples = tuple(Sample(f"{number}.png", np.zeros((1, 1), np.uint8)) for number in range(100))
+        shown = np.tile([False, True], (100, 1))
+        shown[::2] = ~shown[::2]
+        probabilities = np.where(shown == given, 0.9, 0.1).astype(np.float32)
+        return Answers(("cyst", "normal"), "multiclass", shown, probabilities, samples, "keras", "fp32")
+
+    one = compression_figures.judged_together([(answers(90), answers(84))])
+    three = compression_figures.judged_together([(answers(90), answers(84))] * 3)
+    assert three.images == 300
+    assert three.resampling.units == 100
+    assert three.accuracy_drop == pytest.approx(0.06)
+    # The same answers thrice tell no more than once, where Tango's interval alone would narrow.
+    assert three.accuracy_drop_ci95[1] > 0.1
+    assert three.roc_auc_drop == one.roc_auc_drop
 
 
 def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
