@@ -57,7 +57,6 @@ def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict:
     assert f"| {verdict} | 3.46 |" in text
     assert "| brain-mri | all | 400 | 0.900 |" in text
     assert f"| {verdict} | 3.46 to 3.70 |" in text
-    assert "| as it is | 1.90 | 5.4 | 0.900 |" in text
     assert "| uniform widths | 1.90 | 5.4 | 0.900 |" in text
 
 
