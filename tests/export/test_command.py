@@ -17,7 +17,8 @@ import pytest
 
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.containers import write_spec
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.spec import HeldOut, ImageRule, Intensity, ModelSpec
+from medimg.train.keras_files import rewrite_spec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LABELS = ("cyst", "normal", "solid")
@@ -284,6 +285,25 @@ def test_an_artefact_that_fails_is_not_written_unless_forced(
     forced = export_model(small_model, output=tmp_path, validation=pictures, force=True)
     assert forced.artefacts[0].written
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "warning"),
+    [
+        (r"(\d+)\.png", "8 patients with labelled images cannot prove a drop of at most 0.01"),
+        (r"patient-(\d+)", "intervals take every image for a patient of its own"),
+    ],
+)
+def test_patients_count_as_training_told_them_apart(
+    small_model: Path, pictures: Path, tmp_path: Path, pattern: str, warning: str
+) -> None:
+    from medimg.export import export_model
+
+    model = tmp_path / "model.keras"
+    spec = ModelSpec.read(small_model).with_(held_out=HeldOut(0.3, 0, pattern))
+    rewrite_spec(small_model, spec, model)
+    result = export_model(model, output=tmp_path, validation=pictures)
+    assert [text for text in result.warnings if warning in text]
 
 
 FULL_DISK = """

@@ -138,3 +138,28 @@ def test_the_interval_covers_the_truth_about_95_times_in_100() -> None:
         for lost, gained, _ in counts.tolist()
     ]
     assert 0.935 <= np.mean(covered) <= 0.965
+
+
+def test_with_several_images_a_patient_the_interval_covers_the_truth_about_as_often() -> None:
+    generator = np.random.default_rng(6)
+    patients, images, lost_share, gained_share = 80, 10, 0.1, 0.05
+    owners = [f"{number // images}" for number in range(patients * images)]
+    covered = []
+    for _ in range(200):
+        # All images of a patient are lost, gained, or neither.
+        kind = generator.choice(3, patients, p=[lost_share, gained_share, 1 - lost_share - gained_share])
+        reference, other = np.repeat(kind != 1, images), np.repeat(kind != 0, images)
+        ends = [metrics.paired_drop_ci95(reference, other, given) for given in ((), owners)]
+        covered.append([low <= lost_share - gained_share <= high for low, high in ends])
+    alone, together = np.mean(covered, axis=0)
+    assert alone < 0.6
+    assert together > 0.9
+
+
+def test_an_image_each_or_no_disagreement_leaves_the_interval_as_it_is() -> None:
+    for lost in (0, 9):
+        alone = metrics.paired_drop_ci95(*outcomes(500, lost, 0))
+        assert metrics.paired_drop_ci95(*outcomes(500, lost, 0), [None] * 500) == alone
+        assert metrics.paired_drop_ci95(*outcomes(500, lost, 0), list(map(str, range(500)))) == alone
+    agreed = metrics.paired_drop_ci95(*outcomes(500, 0, 0))
+    assert metrics.paired_drop_ci95(*outcomes(500, 0, 0), ["one", "other"] * 250) == agreed

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from medimg.runtime.data import DataSet, Sample, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.patients import with_patients
 from medimg.train.balance import balanced_order, class_weights
 from medimg.train.division import divide, read_division, read_labelled
 from medimg.train.options import FitOptions
-from medimg.train.patients import with_patients
 from medimg.train.secondary_capture import write_secondary_capture
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medimg.runtime.bootstrap import Estimate, Resamples
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate, Resamples
 from medimg.train.evaluation import ModelEvaluation, count
 from medimg.train.evaluation_report import PATIENT_IMAGES, mistake_blocks, render
 from medimg.train.evaluation_summary import COLLAPSED, WIDTH, evaluation_lines

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as peer
 
+from medimg.runtime.bootstrap import Resamples
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Resamples
 from medimg.train.scores import Ranking, score
 
 Made = Callable[..., Answers]

@@ -24,10 +24,12 @@ from medimg.export.sources import Source, load_source
 from medimg.export.sources.base import Request
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.verify import FP32_LIMIT, Trial, make_trial, own_rounding
+from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
-from medimg.runtime.errors import UsageError
+from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.metrics import images_needed
+from medimg.runtime.patients import with_patients
 from medimg.runtime.spec import ModelSpec
 
 OVERFLOW_BATCHES = 4
@@ -83,6 +85,9 @@ def export_model(
             network = _convert(source, spec)
         with steps.step("run Keras"):
             images = _evaluation_part(validation) if validation else calibration
+            if validation and images:
+                images, unknown = _with_patients(images, spec, used_threads)
+                warnings += unknown
             trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     if chosen.golden:
         write_trial(stem, trial, chosen.golden)
@@ -247,6 +252,14 @@ def _choosing_part(data: DataSet) -> DataSet:
     return next((part for part in (data.part("val"), data.part("train")) if len(part)), data)
 
 
+def _with_patients(images: DataSet, spec: ModelSpec, threads: int) -> tuple[DataSet, list[str]]:
+    """Say whose images they are, as training did."""
+    try:
+        return with_patients(images, spec.held_out.group_by if spec.held_out else None, threads), []
+    except DataError as error:
+        return images, [f"intervals take every image for a patient of its own; as medimg-train says: {error}"]
+
+
 def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:
     if trial.images_from == "synthetic":
         return ["verified on synthetic arrays only: --validation DATA verifies on your images"]
@@ -254,9 +267,11 @@ def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:
         return [
             "compared on the calibration images, which INT8 ranges come from: --validation DATA judges fairly"
         ]
-    if trial.truth is not None and len(trial.truth) < images_needed(options.max_drop):
+    drawn = Resamples(trial.patients).resampling
+    if trial.truth is not None and drawn.units < images_needed(options.max_drop):
+        what = "labelled images" if drawn.unit == "images" else "patients with labelled images"
         return [
-            f"{len(trial.truth)} labelled images cannot prove a drop of at most {options.max_drop:g}: "
+            f"{drawn.units} {what} cannot prove a drop of at most {options.max_drop:g}: "
             f"{images_needed(options.max_drop)} would, without any disagreement"
         ]
     return []

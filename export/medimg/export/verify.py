@@ -46,6 +46,8 @@ class Trial:
     """`(images, classes)`: what Keras answers."""
     truth: NDArray[np.int64] | None
     """`(images,)` true classes, where the images are labelled and chose nothing."""
+    patients: tuple[str | None, ...]
+    """Whose image each of those is, as far as that is known."""
 
 
 def make_trial(
@@ -66,18 +68,14 @@ def make_trial(
         chosen = images
         batches, kind = (lambda: load_batches(chosen.samples, spec.image, BATCH, threads)), "calibration"
     answers = [_reference(source, spec, batch) for batch in batches()]
-    labelled = (
-        kind != "synthetic"
-        and validation
-        and images is not None
-        and images.labels
-        and spec.task == "multiclass"
-    )
+    judges = kind != "synthetic" and validation and spec.task == "multiclass"
+    labelled = images if judges and images is not None and images.labels else None
     return Trial(
         "validation" if validation and kind != "synthetic" else kind,  # type: ignore[arg-type]  # one of the three
         batches,
         np.concatenate(answers),
-        images.truth if labelled and images is not None else None,
+        labelled.truth if labelled else None,
+        tuple(sample.patient for sample in labelled.samples) if labelled else (),
     )
 
 
@@ -188,7 +186,7 @@ def _judged(
         return replace(found, verdict="unlabelled" if enough else "failed")
     reference_right = trial.reference.argmax(axis=1) == trial.truth
     right = answers.argmax(axis=1) == trial.truth
-    low, high = metrics.paired_drop_ci95(reference_right, right)
+    low, high = metrics.paired_drop_ci95(reference_right, right, trial.patients)
     drop = float(reference_right.mean() - right.mean())
     return replace(
         found,

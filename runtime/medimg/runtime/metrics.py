@@ -1,13 +1,14 @@
 """Agreement, accuracy and what they are worth: the figures that every room reports."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.spec import Verdict
 
 Z95 = 1.959963984540054
@@ -107,15 +108,19 @@ def evaluate_labels(
     return Evaluation(len(shown), float(np.mean((shown == found).all(axis=1))), per_class, ())
 
 
-def paired_drop_ci95(reference_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> tuple[float, float]:
+def paired_drop_ci95(
+    reference_right: NDArray[np.bool_], right: NDArray[np.bool_], patients: Sequence[str | None] = ()
+) -> tuple[float, float]:
     """Bound the drop in accuracy between two models on the same images.
 
     The score interval for the difference of paired proportions keeps its width when the two never disagree:
-    with none among 381 images its upper end is 0.01.
+    with none among 381 images its upper end is 0.01. But images of one patient are not independent: where
+    there are such, the interval reaches as far as the bootstrap's over patients, too.
 
     Args:
         reference_right: `(images,)` whether the reference was right.
         right: `(images,)` whether the other model was.
+        patients: whose image each is, None where that is not known; none at all if none is.
 
     Returns:
         The 95 % interval of `accuracy(reference) - accuracy(other)`.
@@ -124,6 +129,16 @@ def paired_drop_ci95(reference_right: NDArray[np.bool_], right: NDArray[np.bool_
         T. Tango, Equivalence test and confidence interval for the difference in proportions for the
         paired-sample design, Statistics in Medicine 17 (1998), 891-908.
     """
+    low, high = _tango_ci95(reference_right, right)
+    resamples = Resamples(patients)
+    if resamples.resampling.units < len(patients):
+        lost = reference_right.astype(np.float64) - right
+        drawn = resamples.estimate(lambda weights: (weights @ lost / weights.sum(axis=1))[:, None])[0]
+        low, high = min(low, drawn.low), max(high, drawn.high)
+    return low, high
+
+
+def _tango_ci95(reference_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> tuple[float, float]:
     images = len(right)
     lost = int(np.sum(reference_right & ~right))
     gained = int(np.sum(~reference_right & right))

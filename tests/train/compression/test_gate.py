@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.metrics import images_needed, paired_drop_ci95
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Resamples
 from medimg.train.compression.gate import judge, passes
 from medimg.train.scores import area_difference, score
 
@@ -43,8 +43,7 @@ def test_slightly_worse_answers_are_not_proven_and_worse_fail(made: Make, count:
     found = judge(answers, misled(answers, count), 0.01)
     assert found.verdict == verdict
     assert found.accuracy_drop == pytest.approx(count / 400)
-    right = [item.right for item in (answers, misled(answers, count))]
-    assert found.accuracy_drop_ci95 == paired_drop_ci95(*right)
+    assert found.accuracy_drop_ci95 == paired_drop_ci95(answers.right, misled(answers, count).right)
     assert found.roc_auc_drop.low <= found.roc_auc_drop.value <= found.roc_auc_drop.high
 
 

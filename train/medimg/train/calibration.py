@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medimg.runtime.bootstrap import Resamples, Resampling
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet
@@ -11,7 +12,6 @@ from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.probabilities import with_temperature
 from medimg.runtime.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
 from medimg.train.answers import Answers, ask
-from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.division import divide, read_labelled
 from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
 from medimg.train.operating_points import PointScores, choose_point, measure_point, require_wanted

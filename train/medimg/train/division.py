@@ -6,9 +6,9 @@ from pathlib import Path
 from medimg.runtime.data import DataSet, read_data, stratified_split
 from medimg.runtime.data_csv import unlisted_images
 from medimg.runtime.errors import DataError
+from medimg.runtime.patients import with_patients
 from medimg.train.cache import SHOWN
 from medimg.train.options import FitOptions
-from medimg.train.patients import with_patients
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from medimg.runtime.bootstrap import Resamples, Resampling
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.metrics import Evaluation, evaluate_labels
 from medimg.runtime.metrics import evaluate as evaluate_classes
+from medimg.runtime.patients import with_patients
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers, ask
-from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.data_options import DataOptions
 from medimg.train.operating_points import PointScores, measure_point
-from medimg.train.patients import with_patients
 from medimg.train.progress import Progress
 from medimg.train.reliability import Reliability, measure_reliability
 from medimg.train.scores import Scores, score

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medimg.runtime.bootstrap import Estimate
 from medimg.runtime.report import Block, Picture, Section, Table, page
 from medimg.runtime.spec import ImageRule, ModelSpec
 from medimg.train import plots
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate
 from medimg.train.evaluation_summary import COLLAPSED, has_collapsed, resampling_line
 from medimg.train.heatmaps import MapImages
 from medimg.train.mistakes import Mistake, draw, worst_mistakes

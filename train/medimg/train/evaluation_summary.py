@@ -9,7 +9,7 @@ from medimg.train.subgroups import SMALL_CLASS, SMALL_GROUP
 from medimg.train.summary import SIMULATED, table
 
 if TYPE_CHECKING:
-    from medimg.train.bootstrap import Estimate, Resampling
+    from medimg.runtime.bootstrap import Estimate, Resampling
     from medimg.train.calibration import CalibrationResult
     from medimg.train.evaluation import ModelEvaluation
     from medimg.train.operating_points import PointScores

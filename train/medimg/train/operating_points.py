@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medimg.runtime.bootstrap import Estimate, Resamples
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.spec import OperatingPoint
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate, Resamples
 from medimg.train.scores import class_rates
 
 _CHOSEN_FOR = re.compile(r"sensitivity ([0-9.]+) on ")

@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from medimg.runtime.bootstrap import Estimate
 from medimg.runtime.optional import require
 from medimg.runtime.report import Figure
 from medimg.runtime.text import printable
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate
 from medimg.train.operating_points import PointScores
 from medimg.train.reliability import BINS, Reliability
 from medimg.train.scores import Scores

@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.bootstrap import Estimate, Resamples, Values, Weights
 from medimg.runtime.errors import DataError
 from medimg.runtime.optional import require
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate, Resamples, Values, Weights
 from medimg.train.scores import share
 
 BINS = 15

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.bootstrap import Estimate, Resamples, Values, Weights
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Estimate, Resamples, Values, Weights
 
 Flags: TypeAlias = NDArray[np.bool_]
 
@@ -110,22 +110,6 @@ def area_difference(first: Answers, second: Answers, resamples: Resamples) -> Es
     def difference(weights: Weights) -> Values:
         one, other = (_areas(weights, ranked, positive)[:, -1, :1] for ranked in rankings)
         return one - other
-
-    return resamples.estimate(difference)[0]
-
-
-def accuracy_difference(first: Answers, second: Answers, resamples: Resamples) -> Estimate:
-    """Measure by how much the first answers' accuracy is the larger, draw by draw.
-
-    Args:
-        first: of several labels an image all must be judged rightly.
-        second: answers on the same images.
-        resamples: the draws that the interval comes from.
-    """
-    one, other = (answers.right.astype(np.float64)[:, None] for answers in (first, second))
-
-    def difference(weights: Weights) -> Values:
-        return share(weights @ (one - other), weights.sum(axis=1, keepdims=True))
 
     return resamples.estimate(difference)[0]
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medimg.runtime.bootstrap import Resamples, Resampling
 from medimg.runtime.data import Sample
 from medimg.runtime.errors import DataError
 from medimg.runtime.spec import OperatingPoint
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Resamples, Resampling
 from medimg.train.operating_points import PointScores, measure_point
 from medimg.train.scores import Scores, score
 

@@ -1,11 +1,11 @@
 """Whether a compressed model is as good as the original, on images that chose nothing."""
 
+from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.metrics import judge_drop, paired_drop_ci95
 from medimg.runtime.spec import Verdict
 from medimg.train.answers import Answers
-from medimg.train.bootstrap import Resamples
 from medimg.train.compression.result import Gate
-from medimg.train.scores import accuracy_difference, area_difference, score
+from medimg.train.scores import area_difference, score
 
 WORST_FIRST: tuple[Verdict, ...] = ("failed", "not proven", "proven")
 
@@ -13,10 +13,8 @@ WORST_FIRST: tuple[Verdict, ...] = ("failed", "not proven", "proven")
 def judge(reference: Answers, found: Answers, max_drop: float) -> Gate:
     """Compare an INT8 artefact with the original, image by image.
 
-    The accuracy is judged as export judges it, but images of one patient are not independent: where there
-    are such, the interval reaches as far as the bootstrap's over patients, too. The area under the ROC curve
-    is judged by the bootstrap, both models on the same draws, against the same bound. The worse verdict
-    counts.
+    The accuracy is judged as export judges it; the area under the ROC curve by the bootstrap, both models on
+    the same draws, against the same bound. The worse verdict counts.
 
     Args:
         reference: the original's answers, in float32.
@@ -24,11 +22,8 @@ def judge(reference: Answers, found: Answers, max_drop: float) -> Gate:
         max_drop: the largest loss that is accepted.
     """
     resamples = Resamples(reference.patients)
-    interval = paired_drop_ci95(reference.right, found.right)
-    of_accuracy = accuracy_difference(reference, found, resamples)
-    if resamples.resampling.units < len(found.right):
-        interval = (min(interval[0], of_accuracy.low), max(interval[1], of_accuracy.high))
-    drop = of_accuracy.value
+    interval = paired_drop_ci95(reference.right, found.right, reference.patients)
+    drop = float(reference.right.mean() - found.right.mean())
     of_area = area_difference(reference, found, resamples)
     verdicts = (
         judge_drop(drop, interval[1], max_drop),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
@@ -16,7 +17,6 @@ from medimg.runtime.preprocess import Images
 from medimg.runtime.probabilities import Probabilities, as_probabilities
 from medimg.runtime.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
 from medimg.train.answers import Answers, ask
-from medimg.train.bootstrap import Resamples
 from medimg.train.cache import DecodedImages, cache_images, images_key
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions

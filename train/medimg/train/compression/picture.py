@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medimg.runtime.bootstrap import Estimate
 from medimg.runtime.optional import require
-from medimg.train.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from medimg.runtime.bootstrap import Estimate, Resampling
 from medimg.runtime.spec import Verdict
-from medimg.train.bootstrap import Estimate, Resampling
 from medimg.train.compression.latency import LatencyModel
 from medimg.train.compression.options import CompressOptions
 from medimg.train.journal import Phase
