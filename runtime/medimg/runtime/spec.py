@@ -165,7 +165,8 @@ class Verification:
     accuracy_reference: float | None = None
     accuracy_drop: float | None = None
     accuracy_drop_ci95: tuple[float, float] | None = None
-    """95 % score interval for the difference of paired proportions (Tango 1998)."""
+    """95 % score interval for the difference of paired proportions (Tango 1998), or of the bootstrap over
+    patients, where those have several images and it reaches further."""
     backend: str | None = None
     """What ran the artefact for the comparison."""
 
