@@ -7,7 +7,7 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.train import FitOptions, TuneOptions, deployment, tuning_trials
-from medimg.train.deployment import Deployment, Judges, measure, write_judges
+from medimg.train.deployment import Deployment, Judges, measure, time_singles, write_judges
 from medimg.train.errors import DeploymentError
 from medimg.train.parts import Part
 from medimg.train.tuning_trials import TrialRunner, validation_figures
@@ -61,6 +61,14 @@ def test_export_and_bench_say_what_a_model_is_worth(
 def test_a_command_that_fails_gives_its_own_words(judges: Judges, tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match=r"medimg.export failed: .*absent.keras: no such file"):
         measure(tmp_path / "absent.keras", judges, threads=1)
+
+
+def test_a_slow_device_is_timed_for_longer(small_artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "TIMED_S", (1e-6, 1.0))
+    assert time_singles(small_artefact, 1)["p50"] > 0
+    monkeypatch.setattr(deployment, "TIMED_S", (1e-6,))
+    with pytest.raises(DeploymentError, match="a duration of 1e-06 s is too short"):
+        time_singles(small_artefact, 1)
 
 
 class Trained:
