@@ -1,5 +1,7 @@
 """The picture of a ladder: accuracy and AUC against measured latency."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult
 
 COLOR, KEPT_COLOR, ORIGINAL_COLOR = "#4c78a8", "#d9480f", "#5b6470"
+NARROWEST = 0.15
+"""Share of the axis that the label of a tick takes."""
 
 
 def draw(result: "CompressResult", path: Path) -> None:
@@ -42,7 +46,7 @@ def draw(result: "CompressResult", path: Path) -> None:
         panel.set_xscale("log")
         panel.set_xlabel("ms an image: median of single images, INT8")
         panel.set_ylabel(name)
-        ticks = sorted({result.latency_ms, *(point.latency_ms for point in result.points)})
+        ticks = _apart([result.latency_ms, *(point.latency_ms for point in result.points)])
         panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(visible=True, color="#e6e9ee")
@@ -52,6 +56,17 @@ def draw(result: "CompressResult", path: Path) -> None:
     # Without the salt the picture's identifiers differ from run to run.
     with matplotlib.rc_context({"svg.hashsalt": "medimg", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Order values, without those whose labels would lie on others' on a logarithmic axis."""
+    found = sorted(values)
+    span = math.log(found[-1] / found[0])
+    kept = found[:1]
+    for value in found[1:]:
+        if math.log(value / kept[-1]) > NARROWEST * span:
+            kept.append(value)
+    return kept
 
 
 def _mark(panel: Any, latency_ms: float, estimate: Estimate, name: str, color: str) -> None:  # noqa: ANN401  matplotlib is untyped
