@@ -156,6 +156,12 @@ def test_with_several_images_a_patient_the_interval_covers_the_truth_about_as_of
     assert together > 0.9
 
 
+def test_a_drop_of_just_what_is_accepted_is_not_a_failure() -> None:
+    assert metrics.judge_drop(0.865 - 0.855, 0.034, 0.01) == "not proven"
+    assert metrics.judge_drop(0.0101, 0.034, 0.01) == "failed"
+    assert metrics.judge_drop(0.0, 0.01, 0.01) == "proven"
+
+
 def test_an_image_each_or_no_disagreement_leaves_the_interval_as_it_is() -> None:
     for lost in (0, 9):
         alone = metrics.paired_drop_ci95(*outcomes(500, lost, 0))
