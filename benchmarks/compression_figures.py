@@ -63,7 +63,8 @@ file; the drops are from the original in float32, with 95 % intervals. Throughpu
 --scenario offline` on both INT8 files in turn, {ROUNDS} times, the ratio of the medians. Wanted: {TARGET}
 times, the stretch goal is {STRETCH:g}; an accuracy that drops by at most {LARGEST_DROP}, with 0 in its
 interval; an AUC whose interval of the drop ends at {LARGEST_AREA_DROP} or below. The rows `all` judge the
-models of all seeds together, an image being drawn with all that they say of it.
+models of all seeds together, an image being drawn with all that they say of it; they were added after the
+single runs had been seen.
 
 `benchmarks/results/{NAME}.json` holds the raw figures, commit and machine; `python benchmarks/figures.py
 {NAME}` measures anew.
