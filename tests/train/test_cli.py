@@ -46,6 +46,11 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
         ("fit absent --output model.h5 --dense-layers 2", "it is for --arch vgg16 or cnn with --dense-units"),
         ("fit absent --output model.h5 --augment-copies 8", "it is for --arch vgg16 with --augment"),
         ("fit absent --output model.h5 --momentum 0.5", "it is for --optimizer sgd"),
+        (
+            "compress absent.h5 absent --output small.h5 --augment-copies 2",
+            "no effect here: it is for --augment",
+        ),
+        ("compress absent.h5 absent --output small.h5 --augment xray --epochs 0", "--augment changes what"),
         ("evaluate absent.h5 absent", "absent.h5: no such file"),
         ("calibrate absent.h5 absent --sensitivity tumour", "LABEL=SHARE is wanted"),
         ("calibrate absent.h5 absent --allow-modality dx", "'dx' is no DICOM code"),

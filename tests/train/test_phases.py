@@ -100,3 +100,15 @@ def test_batches_cover_every_image_once_in_a_new_order_each_epoch() -> None:
         batches.on_epoch_end()
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
     assert orders[0] != orders[1]
+
+
+def test_each_epoch_takes_the_next_copy_with_what_it_is_to_be_answered() -> None:
+    numbers = np.arange(30)
+    batches = Batches(Part(numbers[:, None], numbers, np.ones(10, np.float32)), 4, as_float, seed=0)
+    for epoch in range(4):
+        pairs = [batches[index] for index in range(len(batches))]
+        for inputs, truth, _ in pairs:
+            np.testing.assert_array_equal(inputs[:, 0], truth)
+        shown = sorted(np.concatenate([truth for _, truth, _ in pairs]).tolist())
+        assert shown == list(range(10 * (epoch % 3), 10 * (epoch % 3) + 10))
+        batches.on_epoch_end()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -15,6 +16,7 @@ from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
+from medimg.train.augmentation import read_augmentation
 from medimg.train.compression import parent, point, workshop
 from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
@@ -22,6 +24,7 @@ from medimg.train.compression.summary import compress_lines
 from medimg.train.errors import ChainError, TargetError
 from medimg.train.evaluation_summary import WIDTH
 from medimg.train.keras_files import load_float32, save
+from medimg.train.parts import Parts
 
 Run = Callable[..., "CompletedProcess[str]"]
 LABELS = ("blue", "green", "red")
@@ -235,6 +238,23 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
 
 
 @pytest.mark.usefixtures("exported")
+def test_a_timing_that_other_work_disturbed_does_not_count(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturbed = cycle([1, 3, 2, 1])
+
+    def timed(path: Path, *_arguments: Any) -> dict[str, float]:
+        return {"p50": next(disturbed) * load_float32(path).count_params() / 1e3}
+
+    monkeypatch.setattr(workshop, "time_singles", timed)
+    options = replace(QUICK, macs=(2.0,), widths="latency", epochs=0, max_drop=0.9)
+    found = compress(model, data, tmp_path / "small.h5", options, threads=1)
+    assert found.latency_model is not None
+    assert found.latency_ms == load_float32(model).count_params() / 1e3
+    assert found.latency_model.timings[0].latency_ms == found.latency_ms
+
+
+@pytest.mark.usefixtures("exported")
 def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +279,37 @@ def test_smaller_images_cost_less_at_the_same_widths(model: Path, data: Path, tm
         compress(model, data, tmp_path / "small.h5", replace(options, image_size=20), threads=1)
     assert ModelSpec.read(tmp_path / "small.h5").image.rows == 12
     assert found.points[0].macs <= found.macs / 4
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_original_is_asked_about_every_copy(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Parts] = []
+
+    def watched(network: Any, parts: Parts, *arguments: Any) -> Any:
+        seen.append(parts)
+        return distil(network, parts, *arguments)
+
+    from medimg.train.compression.distillation import distil
+
+    monkeypatch.setattr(point, "distil", watched)
+    changes = {"augment": read_augmentation("xray"), "augment_copies": 3}
+    compress(model, data, tmp_path / "small.h5", replace(QUICK, macs=(2.0,), **changes), threads=1)  # type: ignore[arg-type]
+    train, validation = seen[0].train, seen[0].validation
+    assert (len(train), train.copies, len(validation), validation.copies) == (90, 3, 60, 1)
+    first, second, third = np.split(train.inputs, 3)
+    assert (first != second).any()
+    assert (second != third).any()
+    labels = np.split(train.truth[:, -3:], 3)
+    assert np.array_equal(labels[0], labels[1])
+    probabilities = load_float32(model).predict(train.inputs / np.float32(255), verbose=0)
+    logits = train.truth[:, :3].astype(np.float64)
+    given = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(given, probabilities, atol=1e-5)
+    record = ModelSpec.read(tmp_path / "small.h5").compression
+    assert record is not None
+    assert "distillation with 3 copies of each image (rotation=7" in record.method
 
 
 @pytest.mark.usefixtures("exported")
@@ -348,6 +399,7 @@ def test_data_without_a_test_part_or_with_few_images_are_refused(
         ({"latency_ms": 0.0}, "above 0"),
         ({"max_drop": 1.0}, "not between 0 and 1"),
         ({"multiple": 0}, "--multiple 0"),
+        ({"augment_copies": 0}, "0 copies of each image: 1 to 64"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

@@ -63,11 +63,12 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         if self._random is not None:
             rows = np.sort(rows)
         part = self._part
-        values = part.inputs[rows + len(part) * (self._epoch % part.copies)]
+        shown = rows + len(part) * (self._epoch % part.copies)
+        values = part.inputs[shown]
         if self._augmentation:
             seeds = [(self._seed or 0, self._epoch, row) for row in rows]
             values = augment(values, self._augmentation, seeds)
-        return self._transform(values), part.truth[rows], part.weights[rows]
+        return self._transform(values), part.truth[shown % len(part.truth)], part.weights[rows]
 
     def skip(self, epochs: int) -> None:
         """Go on as if so many epochs had passed."""
@@ -79,8 +80,8 @@ class Batches(PyDataset):  # type: ignore[misc]  # Keras ships no types
         self._epoch += 1
         if self._random is None:
             return
-        truth, random = self._part.truth, self._random
-        order = balanced_order(truth, random) if self._balanced else random.permutation(len(truth))
+        part, random = self._part, self._random
+        order = balanced_order(part.truth, random) if self._balanced else random.permutation(len(part))
         self._order = order[: self._drawn]
 
 

@@ -67,10 +67,7 @@ class TrainingOptions:
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
             (self.seed >= 0, f"seed {self.seed} is negative"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
-            (
-                1 <= self.augment_copies <= MOST_COPIES,
-                f"{self.augment_copies} copies of each image: 1 to {MOST_COPIES} are possible",
-            ),
+            copies_check(self.augment_copies),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
             _one_of("balance", self.balance, Balance),
@@ -150,6 +147,11 @@ class Job:
     """A folder for TensorBoard's logs."""
 
 
+def copies_check(number: int) -> tuple[bool, str]:
+    """Check a number of copies: whether it is possible, and what to say if not."""
+    return 1 <= number <= MOST_COPIES, f"{number} copies of each image: 1 to {MOST_COPIES} are possible"
+
+
 def require_heeded(options: FitOptions, given: Collection[str]) -> None:
     """Check that nothing was asked for that would be passed over in silence.
 
@@ -172,11 +174,22 @@ def require_heeded(options: FitOptions, given: Collection[str]) -> None:
         "momentum": (options.optimizer == "sgd", "--optimizer sgd"),
     }
     for name in given:
-        works, where = heeded.get(name, (True, ""))
-        if not works:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect here: it is for {where}; leave it out"
-            )
+        require_effect(name, *heeded.get(name, (True, "")))
+
+
+def require_effect(name: str, works: bool, where: str) -> None:
+    """Check that an option that was given does something.
+
+    Args:
+        name: of the option's field.
+        works: whether it has an effect beside the others.
+        where: it would.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not works:
+        raise UsageError(f"--{name.replace('_', '-')} has no effect here: it is for {where}; leave it out")
 
 
 def _one_of(name: str, value: str, choices: object) -> tuple[bool, str]:

@@ -17,7 +17,8 @@ class Part:
     """`(copies · images, …)`: images, or what a frozen part of the network gave for one copy of each after
     another."""
     truth: NDArray[Any]
-    """`(images,)` true classes, or `(images, classes)` 0 and 1 where several may be true."""
+    """`(images,)` true classes, or `(images, classes)` 0 and 1 where several may be true; where copies are to
+    be answered differently, as many rows as inputs."""
     weights: NDArray[np.float32]
     """`(images,)` what each image counts in the loss."""
     key: str = ""
@@ -30,10 +31,10 @@ class Part:
     @property
     def copies(self) -> int:
         """How many copies of each image the inputs hold."""
-        return len(self.inputs) // len(self.truth)
+        return len(self.inputs) // len(self)
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.weights)
 
 
 @dataclass(frozen=True)

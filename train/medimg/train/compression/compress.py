@@ -234,6 +234,8 @@ def _method(options: CompressOptions) -> str:
     """Say in words how a model was made."""
     chosen = "channels by interpolative decomposition" if options.reconstruct else "channels left out"
     learned = "distillation" if options.distil else "training on the labels"
+    if options.augment.changes:
+        learned += f" with {options.augment_copies} copies of each image ({options.augment})"
     return f"{chosen}, {options.epochs} epochs of {learned}" if options.epochs else chosen
 
 

@@ -4,6 +4,8 @@ Source:
     G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, arXiv:1503.02531 (logits
     at a temperature).
     A. Romero et al., FitNets, arXiv:1412.6550 (features).
+    L. Beyer et al., Knowledge distillation: a good teacher is patient and consistent, arXiv:2106.05237,
+    section 3 (the original is asked about the very copies that the narrower network sees).
 
 Imports Keras: load it after `start_keras`.
 """
@@ -15,13 +17,13 @@ import numpy as np
 from keras import metrics, ops
 from numpy.typing import NDArray
 
-from medimg.runtime.preprocess import Images, to_network_input
+from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import Intensity
 from medimg.train.batches import Batches
 from medimg.train.journal import Phase
 from medimg.train.networks import Network
 from medimg.train.options import Job
-from medimg.train.parts import Part
+from medimg.train.parts import Parts
 from medimg.train.phases import Plan, run_phase
 
 TEMPERATURE = 2.0
@@ -53,7 +55,7 @@ def targets(
 
 def distil(
     network: Network,
-    parts: tuple[tuple[Images, NDArray[np.float32]], tuple[Images, NDArray[np.float32]]],
+    parts: Parts,
     intensity: Intensity,
     plan: Plan,
     job: Job,
@@ -64,7 +66,7 @@ def distil(
 
     Args:
         network: gives logits and features.
-        parts: images and `targets`, for training and for validation.
+        parts: images, and `targets` as their truth.
         intensity: from images to what the network takes.
         plan: epochs and rate.
         job: batch size and seed; its journal is told of every epoch.
@@ -72,13 +74,8 @@ def distil(
         metric: likewise, shown as accuracy.
     """
     train, validation = (
-        Batches(
-            Part(images, wanted, np.ones(len(wanted), np.float32)),
-            job.options.batch_size,
-            lambda batch: to_network_input(batch, intensity),
-            seed,
-        )
-        for (images, wanted), seed in zip(parts, (job.options.seed, None), strict=True)
+        Batches(part, job.options.batch_size, lambda batch: to_network_input(batch, intensity), seed)
+        for part, seed in ((parts.train, job.options.seed), (parts.validation, None))
     )
     measures = {"loss": loss, "metrics": [metrics.MeanMetricWrapper(metric, name="accuracy")]}
     return run_phase(network, train, validation, plan, job, measures)

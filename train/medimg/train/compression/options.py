@@ -6,8 +6,10 @@ from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import ColorOrder, IntensityName
+from medimg.train.augmentation import NO_AUGMENTATION, Augmentation
 from medimg.train.data_options import DataOptions
 from medimg.train.network_options import require
+from medimg.train.options import copies_check
 
 WidthRule: TypeAlias = Literal["latency", "macs", "uniform"]
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)x?")
@@ -41,6 +43,10 @@ class CompressOptions(DataOptions):
     """Whether least squares let the next layer make up for the channels that are left out."""
     distil: bool = True
     """Whether training follows the original's answers; if not, the labels alone."""
+    augment: Augmentation = NO_AUGMENTATION
+    """How far training images may change; the original is asked about every copy."""
+    augment_copies: int = 4
+    """Copies of each training image, one an epoch by turns; the first is unchanged."""
     seed: int = 0
     preprocessing: IntensityName | None = None
     """Of a model that carries no spec."""
@@ -64,6 +70,11 @@ class CompressOptions(DataOptions):
             (self.epochs >= 0, f"{self.epochs} epochs"),
             (self.learning_rate > 0, "the learning rate must be above 0"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
+            copies_check(self.augment_copies),
+            (
+                self.epochs > 0 or not self.augment.changes,
+                "--augment changes what is trained on, and with --epochs 0 nothing is",
+            ),
             (self.multiple is None or self.multiple >= 1, f"--multiple {self.multiple}: 1 at least"),
             (self.widths in get_args(WidthRule), f"--widths {self.widths!r} is not known"),
             (self.seed >= 0, f"seed {self.seed} is negative"),

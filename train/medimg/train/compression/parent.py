@@ -1,5 +1,6 @@
 """The model that is to be made smaller: read, checked, and asked about every image once."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from medimg.runtime.preprocess import Images
 from medimg.runtime.probabilities import Probabilities, as_probabilities
 from medimg.runtime.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
 from medimg.train.answers import Answers, ask
+from medimg.train.augmentation import Copies
 from medimg.train.cache import DecodedImages, cache_images, images_key
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
-from medimg.train.compression.passes import answers, grams, layer_answers
+from medimg.train.compression.passes import BATCH, answers, grams, layer_answers
 from medimg.train.compression.reconstruction import SAMPLED
 from medimg.train.compression.selection import Matrix
 from medimg.train.division import Division, read_labelled
@@ -84,6 +86,8 @@ def fit_options(options: CompressOptions, held_out: HeldOut | None, *, multilabe
         max_unreadable=options.max_unreadable,
         allow_unlisted=options.allow_unlisted,
         batch_size=options.batch_size,
+        augment=options.augment,
+        augment_copies=options.augment_copies,
     )
 
 
@@ -136,14 +140,18 @@ def _smaller(image: ImageRule, chain: Chain, options: CompressOptions) -> ImageR
 
 @dataclass(frozen=True)
 class Lesson:
-    """The images of a part, what they show, and what the original says of them."""
+    """The images of a part, what they show, and what the original says of them.
+
+    All hold one copy of each image after another; the first copy is the image itself.
+    """
 
     images: Images
-    """As smaller models take them."""
+    """`(copies · images, …)`, as smaller models take them."""
     truth: NDArray[Any]
-    """`(images,)` true classes, or `(images, labels)` 0 and 1."""
+    """`(copies · images,)` true classes, or `(copies · images, labels)` 0 and 1."""
     answers: NDArray[np.float32]
-    """`(images, logits + features)`."""
+    """`(copies · images, logits + features)`."""
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -193,19 +201,31 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
         ModelError: the original decides no better than chance.
     """
 
-    def lesson(dataset: DataSet, part: str) -> tuple[Lesson, DecodedImages]:
+    def copied(seen: DecodedImages, copies: Copies | None) -> Images:
+        if copies is None:
+            return seen.images
+        tracked = job.progress.track(
+            copies.batches(seen.images, BATCH),
+            "make copies of training images",
+            copies.number * math.ceil(len(seen.images) / BATCH),
+        )
+        key = key_of("copies", seen.key, repr(copies))
+        return job.store.array(key, copies.number * len(seen.images), tracked).values
+
+    def lesson(dataset: DataSet, part: str, copies: Copies | None = None) -> tuple[Lesson, DecodedImages]:
         seen = cache_images(dataset, job, f"{part} images", parent.spec.image)
-        given = answers(parent.chain, seen.images, parent.spec.intensity, job.progress, f"{part} images")
-        key = key_of("answers", parent.sha256, seen.key, repr(parent.spec.intensity))
-        known = kept.array(key, len(seen.images), given).values
+        images = copied(seen, copies)
+        given = answers(parent.chain, images, parent.spec.intensity, job.progress, f"{part} images")
+        key = key_of("answers", parent.sha256, seen.key, repr(parent.spec.intensity), repr(copies))
+        known = kept.array(key, len(images), given).values
         smaller = cache_images(dataset, job, f"{part} images", parent.image)
-        read = seen.dataset
-        truth = read.targets if read.task == "multilabel" else read.truth
-        return Lesson(smaller.images, truth, np.asarray(known)), seen
+        number, read = copies.number if copies else 1, seen.dataset
+        truth = np.concatenate([read.targets if read.task == "multilabel" else read.truth] * number)
+        return Lesson(copied(smaller, copies), truth, np.asarray(known), number), seen
 
     validation, validated = lesson(division.validation, "validation")
     require_trained(parent, validation, validated.dataset)
-    train, seen = lesson(division.train, "training")
+    train, seen = lesson(division.train, "training", job.options.copies)
     places = np.unique(np.linspace(0, len(seen.images) - 1, LOOKED_AT).astype(np.int64))
 
     def sums() -> Iterator[Matrix]:

@@ -20,6 +20,7 @@ from medimg.train.checkpoint import Checkpoint
 from medimg.train.compression.chain import arrays_of, build, set_weights
 from medimg.train.compression.distillation import distil, make_loss, make_metric, targets
 from medimg.train.compression.gate import judge
+from medimg.train.compression.parent import Lesson
 from medimg.train.compression.result import Point
 from medimg.train.compression.stages import total_macs
 from medimg.train.compression.widths import Widths
@@ -29,6 +30,7 @@ from medimg.train.keras_files import save
 from medimg.train.keras_setup import choose_policy, gpu_capabilities
 from medimg.train.networks import Network
 from medimg.train.operating_points import wanted_sensitivities
+from medimg.train.parts import Part, Parts
 from medimg.train.phases import Plan
 
 
@@ -91,16 +93,14 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
     student = build(chain, (image.rows, image.columns), widths, policy, for_training=True)
     set_weights(student, weights)
     features = _features(shop, widths)
-    lessons = (shop.taught.train, shop.taught.validation)
-    parts = [
-        (lesson.images, targets(lesson.answers, lesson.truth, chain.classes, features)) for lesson in lessons
-    ]
-    energy = float(np.mean(np.square(parts[0][1][:, chain.classes : -chain.classes])))
+    taught = shop.taught
+    parts = Parts(*(_part(lesson, chain.classes, features) for lesson in (taught.train, taught.validation)))
+    energy = float(np.mean(np.square(parts.train.truth[:, chain.classes : -chain.classes])))
     journal = Journal(Checkpoint(folder, {"width": str(widths), "precision": policy}))
     exclusive = shop.parent.spec.task == "multiclass" and chain.classes > 1
     phase = distil(
         student,
-        (parts[0], parts[1]),
+        parts,
         shop.parent.spec.intensity,
         Plan(name, options.epochs, options.epochs, options.learning_rate, "cosine", may_keep_start=True),
         replace(shop.job, journal=journal),
@@ -108,6 +108,11 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
         make_metric(chain.classes, exclusive),
     )
     return shop.network(widths, arrays_of(student)), phase
+
+
+def _part(lesson: Lesson, classes: int, features: NDArray[np.int64]) -> Part:
+    weights = np.ones(len(lesson.images) // lesson.copies, np.float32)
+    return Part(lesson.images, targets(lesson.answers, lesson.truth, classes, features), weights)
 
 
 def _features(shop: Workshop, widths: Widths) -> NDArray[np.int64]:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.errors import CheckFailedError
+from medimg.train.augmentation import read_augmentation
 from medimg.train.compression.options import CompressOptions
+from medimg.train.options import require_effect
 from medimg.train.progress import terminal_progress
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.compress_flags import compress_options
@@ -28,6 +31,7 @@ def compress(
     plot: Path | None,
     resume: bool,
     restart: bool,
+    augment: str,
     json_file: str | None,
     threads: int,
     **options: Any,  # noqa: ANN401  each is a field of CompressOptions
@@ -41,11 +45,15 @@ def compress(
     from medimg.train.compression.compress import compress as run_compress
     from medimg.train.compression.summary import compress_lines
 
+    changes = read_augmentation(augment)
+    source = click.get_current_context().get_parameter_source
+    if source("augment_copies") is ParameterSource.COMMANDLINE:
+        require_effect("augment_copies", changes.changes, "--augment")
     result = run_compress(
         model,
         data,
         output,
-        CompressOptions(**options),
+        CompressOptions(augment=changes, **options),
         threads=threads,
         cache_dir=cache_dir,
         progress=terminal_progress(),

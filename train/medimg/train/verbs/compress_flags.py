@@ -7,7 +7,7 @@ import click
 from medimg.runtime.commandline import Command, PathArgument
 from medimg.runtime.spec import ColorOrder
 from medimg.train.compression.options import CompressOptions, WidthRule, read_ratio
-from medimg.train.verbs.data_flags import add_options, division_options
+from medimg.train.verbs.data_flags import add_options, augment_options, division_options
 
 _DEFAULTS = CompressOptions()
 
@@ -73,6 +73,7 @@ _OPTIONS = (
     click.option(
         "--no-distillation", "distil", flag_value=False, default=True, help="Train on the labels alone."
     ),
+    *augment_options("Copies of each image, one an epoch by turns."),
     click.option(
         "--preprocessing",
         type=click.Choice(["caffe", "torch", "tf", "unit", "raw"]),

@@ -7,6 +7,7 @@ import click
 
 from medimg.runtime.commandline import Command, PathArgument
 from medimg.runtime.spec import JpegRule
+from medimg.train.augmentation import PRESETS
 from medimg.train.options import FitOptions
 
 _DEFAULTS = FitOptions()
@@ -50,6 +51,27 @@ def reading_options(command: Command) -> Command:
         ),
     )
     return add_options(command, options)
+
+
+def augment_options(copies: str) -> tuple[Callable[[Command], Command], ...]:
+    """Give the options of augmentation.
+
+    Args:
+        copies: says what the copies are for.
+    """
+    return (
+        click.option(
+            "--augment",
+            metavar="WORD,…",
+            default="none",
+            show_default=True,
+            help=f"How training images may change: {', '.join(PRESETS)}, and settings such as rotation=5 "
+            "(medimg-train augment --help lists them).",
+        ),
+        click.option(
+            "--augment-copies", type=int, default=_DEFAULTS.augment_copies, show_default=True, help=copies
+        ),
+    )
 
 
 def division_options(command: Command) -> Command:

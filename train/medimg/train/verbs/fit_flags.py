@@ -6,11 +6,10 @@ from typing import get_args
 import click
 
 from medimg.runtime.commandline import Command
-from medimg.train.augmentation import PRESETS
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooling
 from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
-from medimg.train.verbs.data_flags import add_options, division_options, reading_options
+from medimg.train.verbs.data_flags import add_options, augment_options, division_options, reading_options
 
 DEFAULTS = FitOptions()
 FIT_FIELDS = {field.name for field in dataclasses.fields(FitOptions)}
@@ -137,21 +136,7 @@ _TRAINING = (
 )
 
 _LEARNING = (
-    click.option(
-        "--augment",
-        metavar="WORD,…",
-        default="none",
-        show_default=True,
-        help=f"How training images may change: {', '.join(PRESETS)}, and settings such as rotation=5 "
-        "(medimg-train augment --help lists them).",
-    ),
-    click.option(
-        "--augment-copies",
-        type=int,
-        default=DEFAULTS.augment_copies,
-        show_default=True,
-        help="Copies of each image that vgg16's frozen blocks see.",
-    ),
+    *augment_options("Copies of each image that vgg16's frozen blocks see."),
     click.option(
         "--balance",
         type=click.Choice(get_args(Balance)),
