@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medimg.train.compression.result import Gate
 
 NAME = "compression"
-EPOCHS = {"brain-mri": 8, "pneumoniamnist": 3}
+SETTINGS = {"brain-mri": ("--epochs", "8", "--augment", "xray"), "pneumoniamnist": ("--epochs", "3")}
 """Of distillation; the second set has seven times as many images."""
 SEEDS = (0, 1, 2)
 RATIO = "5x"
@@ -51,14 +51,15 @@ ABLATIONS = {
     "multiples of 32": ("--multiple", "32"),
     "multiples of 64": ("--multiple", "64"),
     "the original, trained as long on the labels": ("--macs", "1x", "--no-distillation"),
+    "four copies of each image": ("--augment", "xray"),
 }
 PAGE = ROOT / "docs" / "compression.md"
 HEAD = f"""# Compression, measured
 
 `medimg-train compress --macs {RATIO}` on VGG16 of 224 pixels that `medimg-train fit` had fine-tuned, three
-seeds a set. brain-mri: the published training part, divided anew for each seed, a third of it for the gate,
-{EPOCHS["brain-mri"]} epochs of distillation, the default; pneumoniamnist: its own parts,
-{EPOCHS["pneumoniamnist"]} epochs. The gate's images chose nothing. Accuracy and AUC are those of the INT8
+seeds a set. brain-mri (`{" ".join(SETTINGS["brain-mri"])}`): the published training part, divided anew for
+each seed, a third of it for the gate; pneumoniamnist (`{" ".join(SETTINGS["pneumoniamnist"])}`): its own
+parts. The gate's images chose nothing. Accuracy and AUC are those of the INT8
 file; the drops are from the original in float32, with 95 % intervals. Throughput: `medimg-bench run
 --scenario offline` on both INT8 files in turn, {ROUNDS} times, the ratio of the medians. Wanted: {TARGET}
 times, the stretch goal is {STRETCH:g}; an accuracy that drops by at most {LARGEST_DROP}, with 0 in its
@@ -74,10 +75,10 @@ single runs had been seen.
 ABLATIONS_HEAD = f"""
 ## What each part does
 
-brain-mri, seed {SEEDS[0]}, {ABLATION_EPOCHS} epochs; one thing changed at a time. The last row is the
-original at its full width, trained for as many epochs: what that gains is not compression's. Times as fast:
-medians of single images in INT8, the original's taken some minutes apart, so that a change of the machine's
-own speed is in it.
+brain-mri, seed {SEEDS[0]}, {ABLATION_EPOCHS} epochs; one thing changed at a time. The row of the
+original is at its full width, trained for as many epochs: what that gains is not compression's. Times as
+fast: medians of single images in INT8, the original's taken some minutes apart, so that a change of the
+machine's own speed is in it.
 
 | Change | Multiply-accumulates, G | Times as fast | Accuracy | Drop | AUC | Drop |
 |---|---|---|---|---|---|---|"""
@@ -86,7 +87,7 @@ own speed is in it.
 @figure(NAME)
 def compression() -> dict[str, Any]:
     """VGG16 with several times fewer multiply-accumulates: throughput, accuracy, AUC, and ablations."""
-    sets = {name: [_run(name, seed) for seed in SEEDS] for name in EPOCHS}
+    sets = {name: [_run(name, seed) for seed in SEEDS] for name in SETTINGS}
     of_all = {
         name: once(ROOT / SCRATCH / NAME / f"{name}-all.json", partial(_together, name)) for name in sets
     }
@@ -131,7 +132,7 @@ def _run(name: str, seed: int) -> dict[str, Any]:
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     data = _data(name, seed)
     model = _original(name, seed)
-    return once(ROOT / folder / "run.json", lambda: measured(model, folder, data, seed, EPOCHS[name]))
+    return once(ROOT / folder / "run.json", lambda: measured(model, folder, data, seed, SETTINGS[name]))
 
 
 def _original(name: str, seed: int) -> Path:
@@ -173,7 +174,7 @@ def write_split(data: Path, table: Path, seed: int) -> None:
             rows.writerows([data / item.name, part.labels[item.label or 0], name] for item in chosen.samples)
 
 
-def measured(model: Path, folder: Path, data: Path, seed: int, epochs: int) -> dict[str, Any]:
+def measured(model: Path, folder: Path, data: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     """Compress a model, export both, and time them in turn.
 
     Args:
@@ -181,12 +182,12 @@ def measured(model: Path, folder: Path, data: Path, seed: int, epochs: int) -> d
         folder: for what is made, relative to the root.
         data: the set.
         seed: of the distillation.
-        epochs: of the distillation.
+        settings: of the distillation.
     """
     small, report = folder / "small.h5", folder / "small.json"
     compress_s = _compress(
         *(model, data, small, report, "--macs", RATIO),
-        *("--seed", str(seed), "--epochs", str(epochs)),
+        *("--seed", str(seed), *settings),
     )
     for file in (model, small):
         run_command(
@@ -196,7 +197,7 @@ def measured(model: Path, folder: Path, data: Path, seed: int, epochs: int) -> d
     result = read_json(ROOT / report)
     return {
         "seed": seed,
-        "epochs": epochs,
+        "settings": settings,
         "compress_s": compress_s,
         "parent_macs": result["macs"],
         "full_widths": result["full_widths"],

@@ -218,7 +218,7 @@ def test_with_a_cache_the_original_is_asked_once(
         yield
 
     first = run("one.keras")
-    for name in ("answers", "grams", "layer_answers"):
+    for name in ("logits", "grams", "layer_answers"):
         monkeypatch.setattr(parent, name, asked)
     assert run("two.keras") == first
 

@@ -255,30 +255,23 @@ def build(
         size: rows and columns of the images.
         widths: output channels of each unit; by default as they are.
         policy: precision of all but the last unit, which is float32.
-        for_training: leave out augmentation, dropout and the last activation, and give
-            `(batch, logits + features)`, where the features are what the last unit takes, averaged over the
-            image if it is one.
+        for_training: leave out augmentation, dropout and the last activation, so that it gives logits.
     """
-    from keras import Input, Model, layers
+    from keras import Input, Model
 
     widths = widths or [unit.outputs for unit in chain.units]
-    start = values = features = Input((*size, chain.shape[2]), name="image")
+    start = values = Input((*size, chain.shape[2]), name="image")
     for layer in chain.before:
         if not (for_training and kind_of(layer) in SILENT):
             values = _copy(layer, policy)(values)
     for unit, width in zip(chain.units, widths, strict=True):
         last = unit is chain.units[-1]
         dtype = "float32" if last else policy
-        features = values
         values = _copy(unit.layer, dtype, width, linear=last and for_training)(values)
         for layer in unit.after:
             plain = kind_of(layer) in SILENT or (last and activation_of(layer) in LAST_ACTIVATIONS)
             if not (for_training and plain):
                 values = _copy(layer, dtype)(values)
-    if for_training:
-        if len(features.shape) == 4:
-            features = layers.GlobalAveragePooling2D(dtype="float32")(features)
-        values = layers.Concatenate(dtype="float32")([values, features])
     return Model(start, values, name="compressed")
 
 

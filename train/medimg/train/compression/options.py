@@ -31,7 +31,7 @@ class CompressOptions(DataOptions):
     """Whether a point passes only if it is proven."""
     epochs: int = 8
     """Of distillation; 0 leaves each point as least squares made it."""
-    learning_rate: float = 3e-5
+    learning_rate: float = 5e-5
     """Low, since reconstruction left little to learn: at ten times this Adam loses more than it gains."""
     batch_size: int = 16
     widths: WidthRule = "latency"

@@ -22,7 +22,7 @@ from medimg.train.augmentation import Copies
 from medimg.train.cache import DecodedImages, cache_images, images_key
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
-from medimg.train.compression.passes import BATCH, answers, grams, layer_answers
+from medimg.train.compression.passes import BATCH, grams, layer_answers, logits
 from medimg.train.compression.reconstruction import SAMPLED
 from medimg.train.compression.selection import Matrix
 from medimg.train.division import Division, read_labelled
@@ -149,8 +149,8 @@ class Lesson:
     """`(copies · images, …)`, as smaller models take them."""
     truth: NDArray[Any]
     """`(copies · images,)` true classes, or `(copies · images, labels)` 0 and 1."""
-    answers: NDArray[np.float32]
-    """`(copies · images, logits + features)`."""
+    logits: NDArray[np.float32]
+    """`(copies · images, classes)`, what the original answers."""
     copies: int = 1
 
 
@@ -215,8 +215,8 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
     def lesson(dataset: DataSet, part: str, copies: Copies | None = None) -> tuple[Lesson, DecodedImages]:
         seen = cache_images(dataset, job, f"{part} images", parent.spec.image)
         images = copied(seen, copies)
-        given = answers(parent.chain, images, parent.spec.intensity, job.progress, f"{part} images")
-        key = key_of("answers", parent.sha256, seen.key, repr(parent.spec.intensity), repr(copies))
+        given = logits(parent.chain, images, parent.spec.intensity, job.progress, f"{part} images")
+        key = key_of("logits", parent.sha256, seen.key, repr(parent.spec.intensity), repr(copies))
         known = kept.array(key, len(images), given).values
         smaller = cache_images(dataset, job, f"{part} images", parent.image)
         number, read = copies.number if copies else 1, seen.dataset
@@ -250,7 +250,7 @@ def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:
     Raises:
         ModelError: it does not.
     """
-    probabilities = _probabilities(lesson.answers[:, : parent.chain.classes], parent.spec)
+    probabilities = _probabilities(lesson.logits, parent.spec)
     given = Answers(
         parent.spec.labels,
         parent.spec.task,

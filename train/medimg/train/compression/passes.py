@@ -106,10 +106,10 @@ def by_unit(stages: Sequence[Stage], values: Values) -> tuple[Values, ...]:
     )
 
 
-def answers(
+def logits(
     chain: Chain, images: Images, intensity: Intensity, progress: Progress, what: str
 ) -> Iterator[NDArray[np.float32]]:
-    """Give the original's logits and features, `(batch, logits + features)`, batch by batch."""
+    """Give the original's logits, `(batch, classes)`, batch by batch."""
     network = build(chain, (images.shape[1], images.shape[2]), for_training=True)
     set_weights(network, weights_of(chain))
     starts = range(0, len(images), 2 * BATCH)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import replaced
@@ -92,10 +91,7 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
     policy = choose_policy("auto", gpus=gpu_capabilities())
     student = build(chain, (image.rows, image.columns), widths, policy, for_training=True)
     set_weights(student, weights)
-    features = _features(shop, widths)
-    taught = shop.taught
-    parts = Parts(*(_part(lesson, chain.classes, features) for lesson in (taught.train, taught.validation)))
-    energy = float(np.mean(np.square(parts.train.truth[:, chain.classes : -chain.classes])))
+    parts = Parts(_part(shop.taught.train), _part(shop.taught.validation))
     journal = Journal(Checkpoint(folder, {"width": str(widths), "precision": policy}))
     exclusive = shop.parent.spec.task == "multiclass" and chain.classes > 1
     phase = distil(
@@ -104,22 +100,15 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
         shop.parent.spec.intensity,
         Plan(name, options.epochs, options.epochs, options.learning_rate, "cosine", may_keep_start=True),
         replace(shop.job, journal=journal),
-        make_loss(chain.classes, exclusive, energy, distilled=options.distil),
-        make_metric(chain.classes, exclusive),
+        make_loss(exclusive, distilled=options.distil),
+        make_metric(exclusive),
     )
     return shop.network(widths, arrays_of(student)), phase
 
 
-def _part(lesson: Lesson, classes: int, features: NDArray[np.int64]) -> Part:
+def _part(lesson: Lesson) -> Part:
     weights = np.ones(len(lesson.images) // lesson.copies, np.float32)
-    return Part(lesson.images, targets(lesson.answers, lesson.truth, classes, features), weights)
-
-
-def _features(shop: Workshop, widths: Widths) -> NDArray[np.int64]:
-    """Name the original's features that a narrower network has; after flattening a channel has several."""
-    kept, channels = shop.kept(widths)[-1], shop.parent.chain.units[-2].outputs
-    count = shop.taught.train.answers.shape[1] - shop.parent.chain.classes
-    return np.concatenate([kept + start for start in range(0, count, channels)])
+    return Part(lesson.images, targets(lesson.logits, lesson.truth), weights)
 
 
 def _calibrated(shop: Workshop, model: Path) -> tuple[CalibrationResult, tuple[str, ...]]:
