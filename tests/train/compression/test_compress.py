@@ -232,6 +232,14 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
         exported.clear()
         compress(model, data, tmp_path / output, options, threads=1, cache_dir=tmp_path / "cache")
     assert len(exported) == 2
+    exported.clear()
+    # A model with other weights has the same layers.
+    other = load_float32(model)
+    other.set_weights([0.99 * array for array in other.get_weights()])
+    save(other, ModelSpec.read(model), tmp_path / "other.keras")
+    arguments = {"threads": 1, "cache_dir": tmp_path / "cache"}
+    compress(tmp_path / "other.keras", data, tmp_path / "of-other.keras", options, **arguments)  # type: ignore[arg-type]
+    assert len(exported) == 2
     monkeypatch.setattr(workshop, "installed_version", lambda package: f"another {package}")
     compress(model, data, tmp_path / "three.keras", options, threads=1, cache_dir=tmp_path / "cache")
     assert len(exported) > 6

@@ -144,7 +144,9 @@ class Workshop:
         """
         if self.parent.image == self.parent.spec.image:
             return self.time_ms(full_widths(self.stages), self.own)
-        return self._timed("original", lambda: write_original(self.parent, self.folder), self.own)
+        image, chain = self.parent.spec.image, self.parent.chain
+        network = build(chain, (image.rows, image.columns))
+        return self._timed(network, lambda: write_original(self.parent, self.folder), self.own)
 
     def time_ms(self, widths: Widths, store: ArrayStore | None = None) -> float:
         """Time a network of such widths in INT8: the median of single images.
@@ -153,16 +155,22 @@ class Workshop:
             widths: of all layers.
             store: knows what was timed before; the cache unless given.
         """
+        image = self.parent.image
+        network = build(self.parent.chain, (image.rows, image.columns), widths)
 
         def make() -> Path:
             path = self.folder / "probe.keras"
-            save(self.network(widths), self.spec, path)
+            set_weights(network, self.weights(widths))
+            save(network, self.spec, path)
             return path
 
-        return self._timed("-".join(map(str, widths)), make, store or self.cache)
+        return self._timed(network, make, store or self.cache)
 
-    def _timed(self, name: str, make: Callable[[], Path], store: ArrayStore) -> float:
-        """Time what `make` writes, unless that was done before, here and with the same packages."""
+    def _timed(self, network: Network, make: Callable[[], Path], store: ArrayStore) -> float:
+        """Time what `make` writes, unless such a network was timed before, here, by the same packages.
+
+        Weights make no difference, so models of the same layers share what was timed.
+        """
 
         def given() -> Iterator[NDArray[np.float64]]:
             calibration = ("--calibration-images", str(PROBE_IMAGES))
@@ -170,7 +178,7 @@ class Workshop:
 
         versions = [str(installed_version(package)) for package in TIMED_PACKAGES]
         where = (platform.node(), self.options.device, self.options.backend, self.job.threads)
-        key = key_of("latency", self.parent.sha256, repr(self.parent.image), name, repr(where), *versions)
+        key = key_of("latency", network.to_json(), repr(self.spec.intensity), repr(where), *versions)
         return float(store.array(key, 1, given()).values[0, 0])
 
     def export(self, model: Path, *options: str) -> Path:
