@@ -18,8 +18,11 @@ from medimg.train.compression.widths import Widths
 PIXELS = "pixels"
 MULTIPLES = (16, 32, 64)
 EXPECTED_COUNTS = 0.01
-"""What the expectation counts beside a timing: a coefficient twice the one expected is as bad as a timing
-that is missed by this share."""
+"""What the expectation counts beside a timing, at least: a coefficient twice the one expected is as bad as a
+timing that is missed by this share."""
+SPREAD = 0.5
+"""How far the rates of layers are expected to lie apart, as a share; beside timings that scatter, the
+expectation counts by as much as it is the more certain."""
 EXPECTED_SHARE = 0.1
 """Of the time at full width, at most, that no layer's rate explains is expected to take."""
 TOLERANCE = 1.04
@@ -48,6 +51,8 @@ class LatencyModel:
     """What it gives for those."""
     multiple: int
     """Of channels, that suits the hardware."""
+    scatter: float
+    """Standard deviation of one network's timings, as a share, over all networks."""
 
     def predict(self, stages: Sequence[Stage], widths: Widths) -> float:
         """Give the modelled latency in milliseconds."""
@@ -55,34 +60,41 @@ class LatencyModel:
 
 
 def measure_model(
-    stages: Sequence[Stage], time_ms: Callable[[Widths], float], multiple: int | None
+    stages: Sequence[Stage],
+    time_rounds: Callable[[Sequence[Widths]], NDArray[np.float64]],
+    multiple: int | None,
 ) -> LatencyModel:
     """Time chains of other widths, and fit the model to them.
 
     Args:
         stages: the chain.
-        time_ms: exports a chain of such widths to INT8 and times it.
+        time_rounds: exports chains of such widths to INT8 and times each in every round, `(rounds, chains)`.
+            What else the machine does only adds to a timing, so the smallest of each chain counts.
         multiple: of channels; None chooses the one that suits the hardware.
     """
     largest = multiple or max(MULTIPLES)
     half = narrowed(stages, 0.5, largest)
     probes = [full_widths(stages), half]
     probes += [_with_quarters(stages, kind, half, largest) for kind in dict.fromkeys(_kinds(stages))]
-    timings = [Timing(widths, time_ms(widths)) for widths in dict.fromkeys(probes)]
-    found = fit(stages, timings, largest)
-    for smaller in () if multiple else MULTIPLES[:-1]:
-        odd = _about_half(stages, smaller)
-        if time_ms(odd) <= TOLERANCE * found.predict(stages, odd):
+    odds = {} if multiple else {smaller: _about_half(stages, smaller) for smaller in MULTIPLES[:-1]}
+    timed = list(dict.fromkeys([*probes, *odds.values()]))
+    rounds = time_rounds(timed)
+    ms = dict(zip(timed, map(float, rounds.min(axis=0)), strict=True))
+    scatter = float(np.sqrt(np.log(rounds).var(axis=0, ddof=1).mean()))
+    found = fit(stages, [Timing(widths, ms[widths]) for widths in dict.fromkeys(probes)], largest, scatter)
+    for smaller, odd in odds.items():
+        if ms[odd] <= TOLERANCE * found.predict(stages, odd):
             return replace(found, multiple=smaller)
     return found
 
 
-def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int) -> LatencyModel:
+def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int, scatter: float) -> LatencyModel:
     """Fit the model by least squares of relative errors, without negative coefficients.
 
-    There are hardly more timings than coefficients. So that one disturbed timing does not end up in a layer
-    of a few thousand multiply-accumulates, all resolutions are expected to have the rate of the whole chain,
-    and the other terms to be small (a ridge with a centre).
+    There are hardly more timings than coefficients. So that a disturbed timing does not end up in a layer of
+    a few thousand multiply-accumulates, or make a layer cost nothing, all resolutions are expected to have
+    the rate of the whole chain, and the other terms to be small (a ridge with a centre). It counts the more,
+    the more the timings scatter.
 
     Source: C. Lawson, R. Hanson, Solving least squares problems, 1974, chapter 23 (SciPy's `nnls`).
     """
@@ -95,11 +107,12 @@ def fit(stages: Sequence[Stage], timings: Sequence[Timing], multiple: int) -> La
     expected = times.max() * np.where(of_rate, full / full[of_rate].sum(), EXPECTED_SHARE)
     # Coefficients are looked for as multiples of those expected.
     unit = expected / full
-    measured, ridge = rows * unit / times[:, None], EXPECTED_COUNTS * np.eye(len(terms))
-    wanted = [*np.ones(len(times)), *(EXPECTED_COUNTS * of_rate)]
+    counts = max(EXPECTED_COUNTS, scatter / SPREAD)
+    measured, ridge = rows * unit / times[:, None], counts * np.eye(len(terms))
+    wanted = [*np.ones(len(times)), *(counts * of_rate)]
     ms = nnls(np.vstack([measured, ridge]), wanted)[0] * unit
     modelled = tuple(float(value) for value in rows @ ms)
-    return LatencyModel(terms, tuple(map(float, ms)), tuple(timings), modelled, multiple)
+    return LatencyModel(terms, tuple(map(float, ms)), tuple(timings), modelled, multiple, scatter)
 
 
 def _kinds(stages: Sequence[Stage]) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ from medimg.train.summary import SIMULATED, table
 if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult, Point
 
+SCATTERED = 0.05
+"""Timings that scatter by less need no words."""
+
 
 def compress_lines(result: "CompressResult") -> list[str]:
     """Show the ladder, say which point was kept, and what to type next."""
@@ -31,6 +34,7 @@ def compress_lines(result: "CompressResult") -> list[str]:
             for name in result.not_tried
         ),
         *(f"{point.name}: {printable(note)}" for point in result.points for note in point.notes),
+        *_scattered(result),
         *(["", SIMULATED] if result.simulated_data else []),
         "",
         *_kept(result),
@@ -44,6 +48,16 @@ def _speeds(result: "CompressResult") -> list[str]:
     ]
     head = ("", "multiply-accumulates", "ms an image, INT8", "times as fast")
     return table([head, ("original", _macs(result.macs), _ms(result.latency_ms), ""), *rows])
+
+
+def _scattered(result: "CompressResult") -> list[str]:
+    model = result.latency_model
+    if model is None or model.scatter < SCATTERED:
+        return []
+    return [
+        f"The machine was not quiet: timings of one network scattered by {model.scatter:.0%}, so",
+        "widths follow multiply-accumulates more than time.",
+    ]
 
 
 def _figures(result: "CompressResult") -> list[str]:

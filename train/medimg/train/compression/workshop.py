@@ -2,7 +2,8 @@
 
 import math
 import platform
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,9 @@ PROBE_IMAGES = 8
 DEFAULT_MULTIPLE = 16
 TIMED_PACKAGES = ("medimg", "onnxruntime", "onnxruntime-gpu", "openvino")
 TIMED = 2
-"""How often an artefact is timed."""
+"""How often an artefact is timed at once."""
+ROUNDS = 3
+"""How often each network of the latency model is timed, after all others."""
 TRIES = 4
 """How often widths are chosen anew where the measured latency misses the target."""
 
@@ -134,7 +137,7 @@ class Workshop:
         if not self.options.models_latency:
             return None
         self.job.progress.note("timing networks of other widths, for a model of this device's latency")
-        return measure_model(self.stages, self.time_ms, self.options.multiple)
+        return measure_model(self.stages, self.time_rounds, self.options.multiple)
 
     @cached_property
     def parent_ms(self) -> float:
@@ -146,7 +149,43 @@ class Workshop:
             return self.time_ms(full_widths(self.stages), self.own)
         image, chain = self.parent.spec.image, self.parent.chain
         network = build(chain, (image.rows, image.columns))
-        return self._timed(network, lambda: write_original(self.parent, self.folder), self.own)
+
+        def exported() -> Path:
+            original = write_original(self.parent, self.folder)
+            return self.export(original, "--calibration-images", str(PROBE_IMAGES))
+
+        return self._timed(network, exported, self.own)
+
+    def time_rounds(self, several: Sequence[Widths]) -> NDArray[np.float64]:
+        """Time networks of such widths in INT8, all of them in each round: `(rounds, networks)`.
+
+        Other machines on the same hardware are busy for minutes, longer than one timing takes.
+        """
+        networks = [self._probe(widths) for widths in several]
+        progress = self.job.progress
+
+        def given() -> Iterator[NDArray[np.float64]]:
+            pairs = list(zip(networks, several, strict=True))
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                artefacts = [
+                    self._export_probe(network, widths, Path(scratch, f"{number}.keras"))
+                    for number, (network, widths) in enumerate(progress.track(pairs, "export", len(pairs)))
+                ]
+                for number in range(1, ROUNDS + 1):
+                    tracked = progress.track(artefacts, f"time, round {number} of {ROUNDS}", len(artefacts))
+                    yield np.array([[self._time_once(artefact) for artefact in tracked]])
+
+        key = self._timing_key(*networks)
+        return np.asarray(self.cache.array(key, ROUNDS, given()).values)
+
+    def _probe(self, widths: Widths) -> Network:
+        image = self.parent.image
+        return build(self.parent.chain, (image.rows, image.columns), widths)
+
+    def _export_probe(self, network: Network, widths: Widths, path: Path) -> Path:
+        set_weights(network, self.weights(widths))
+        save(network, self.spec, path)
+        return self.export(path, "--calibration-images", str(PROBE_IMAGES))
 
     def time_ms(self, widths: Widths, store: ArrayStore | None = None) -> float:
         """Time a network of such widths in INT8: the median of single images.
@@ -155,31 +194,24 @@ class Workshop:
             widths: of all layers.
             store: knows what was timed before; the cache unless given.
         """
-        image = self.parent.image
-        network = build(self.parent.chain, (image.rows, image.columns), widths)
+        network = self._probe(widths)
+        path = self.folder / "probe.keras"
+        return self._timed(network, lambda: self._export_probe(network, widths, path), store or self.cache)
 
-        def make() -> Path:
-            path = self.folder / "probe.keras"
-            set_weights(network, self.weights(widths))
-            save(network, self.spec, path)
-            return path
-
-        return self._timed(network, make, store or self.cache)
-
-    def _timed(self, network: Network, make: Callable[[], Path], store: ArrayStore) -> float:
-        """Time what `make` writes, unless such a network was timed before, here, by the same packages.
-
-        Weights make no difference, so models of the same layers share what was timed.
-        """
+    def _timed(self, network: Network, export: Callable[[], Path], store: ArrayStore) -> float:
+        """Time what `export` gives, unless such a network is known to the store."""
 
         def given() -> Iterator[NDArray[np.float64]]:
-            calibration = ("--calibration-images", str(PROBE_IMAGES))
-            yield np.array([[self.time_int8(self.export(make(), *calibration))]])
+            yield np.array([[self.time_int8(export())]])
 
+        return float(store.array(self._timing_key(network), 1, given()).values[0, 0])
+
+    def _timing_key(self, *networks: Network) -> str:
+        """Name a timing: where, by which packages, of which layers; weights make no difference."""
         versions = [str(installed_version(package)) for package in TIMED_PACKAGES]
         where = (platform.node(), self.options.device, self.options.backend, self.job.threads)
-        key = key_of("latency", network.to_json(), repr(self.spec.intensity), repr(where), *versions)
-        return float(store.array(key, 1, given()).values[0, 0])
+        layers = [network.to_json() for network in networks]
+        return key_of("latency", repr(self.spec.intensity), repr(where), *versions, *layers)
 
     def export(self, model: Path, *options: str) -> Path:
         """Export a Keras file to INT8 beside it; ranges come from images of DATA outside the test part."""
@@ -190,8 +222,11 @@ class Workshop:
 
         What else the machine does only adds to it, so the smallest of several counts.
         """
+        return min(self._time_once(artefact) for _ in range(TIMED))
+
+    def _time_once(self, artefact: Path) -> float:
         chosen = ("--backend", self.options.backend, "--device", self.options.device)
-        return min(time_singles(artefact, self.job.threads, *chosen)["p50"] for _ in range(TIMED))
+        return time_singles(artefact, self.job.threads, *chosen)["p50"]
 
     def choose_widths(self, ratio: float) -> Widths:
         """Choose widths for so many times fewer multiply-accumulates.
