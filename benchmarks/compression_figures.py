@@ -65,13 +65,13 @@ file; the drops are from the original in float32, with 95 % intervals. Throughpu
 times, the stretch goal is {STRETCH:g}; an accuracy that drops by at most {LARGEST_DROP}, with 0 in its
 interval; an AUC whose interval of the drop ends at {LARGEST_AREA_DROP} or below. The rows `all` judge the
 models of all seeds together, an image being drawn with all that they say of it; they were added after the
-single runs had been seen.
+single runs had been seen. Rows of different commits were made by different states of the method.
 
 `benchmarks/results/{NAME}.json` holds the raw figures, commit and machine; `python benchmarks/figures.py
 {NAME}` measures anew.
 
-| Set | Seed | Images | Accuracy | Drop | AUC | Drop | Verdict | Throughput, times |
-|---|---|---|---|---|---|---|---|---|"""
+| Set | Seed | Images | Accuracy | Drop | AUC | Drop | Verdict | Throughput, times | Commit |
+|---|---|---|---|---|---|---|---|---|---|"""
 ABLATIONS_HEAD = f"""
 ## What each part does
 
@@ -80,8 +80,8 @@ original is at its full width, trained for as many epochs: what that gains is no
 fast: medians of single images in INT8, the original's taken some minutes apart, so that a change of the
 machine's own speed is in it.
 
-| Change | Multiply-accumulates, G | Times as fast | Accuracy | Drop | AUC | Drop |
-|---|---|---|---|---|---|---|"""
+| Change | Multiply-accumulates, G | Times as fast | Accuracy | Drop | AUC | Drop | Commit |
+|---|---|---|---|---|---|---|---|"""
 
 
 @figure(NAME)
@@ -314,7 +314,7 @@ def page(found: dict[str, Any]) -> str:
         lines += [
             _row(
                 *(name, str(run["seed"]), str(run["gate"]["images"]), *_quality(run["gate"])),
-                *(verdict(run["gate"]), f"{run['throughput_ratio']:.2f}"),
+                *(verdict(run["gate"]), f"{run['throughput_ratio']:.2f}", run["commit"][:7]),
             )
             for run in runs
         ]
@@ -322,7 +322,7 @@ def page(found: dict[str, Any]) -> str:
         lines.append(
             _row(
                 *(name, "all", str(gate["images"]), *_quality(gate), verdict(gate)),
-                f"{min(ratios):.2f} to {max(ratios):.2f}",
+                *(f"{min(ratios):.2f} to {max(ratios):.2f}", ""),
             )
         )
     lines.append(ABLATIONS_HEAD)
@@ -330,6 +330,7 @@ def page(found: dict[str, Any]) -> str:
         _row(
             *(name, f"{point['macs'] / 1e9:.2f}"),
             *(f"{point['parent_latency_ms'] / point['latency_ms']:.1f}", *_quality(point["gate"])),
+            point["commit"][:7],
         )
         for name, point in found["ablations"].items()
     ]

@@ -45,7 +45,7 @@ def gate(drop: float, high: float, area: float, area_high: float) -> dict[str, o
     ],
 )
 def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict: str) -> None:
-    point = {"macs": 1.9e9, "latency_ms": 5.0, "parent_latency_ms": 20.0, "gate": found}
+    point = {"commit": 40 * "a", "macs": 1.9e9, "latency_ms": 5.0, "parent_latency_ms": 20.0, "gate": found}
     run = {"seed": 1, "throughput_ratio": 3.456, **point}
     text = compression_figures.page(
         {
@@ -54,10 +54,12 @@ def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict:
             "ablations": {"uniform widths": point},
         }
     )
-    assert f"| {verdict} | 3.46 |" in text
+    assert f"| {verdict} | 3.46 | aaaaaaa |" in text
     assert "| brain-mri | all | 400 | 0.900 |" in text
     assert f"| {verdict} | 3.46 to 3.70 |" in text
     assert "| uniform widths | 1.90 | 4.0 | 0.900 |" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert [{line.count("|") for line in table} for table in tables] == [{11}, {9}]
 
 
 @pytest.mark.parametrize(
