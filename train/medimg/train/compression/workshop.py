@@ -159,7 +159,7 @@ class Workshop:
     def time_rounds(self, several: Sequence[Widths]) -> NDArray[np.float64]:
         """Time networks of such widths in INT8, all of them in each round: `(rounds, networks)`.
 
-        Other machines on the same hardware are busy for minutes, longer than one timing takes.
+        What disturbs a timing often outlasts it, so the timings of a network lie apart.
         """
         networks = [self._probe(widths) for widths in several]
         progress = self.job.progress
