@@ -49,17 +49,17 @@ def test_the_page_judges_by_the_default_bound(found: dict[str, object], verdict:
     run = {"seed": 1, "throughput_ratio": 3.456, **point}
     text = compression_figures.page(
         {
-            "sets": {"brain-mri": [run, run | {"throughput_ratio": 3.7}]},
-            "of_all_seeds": {"brain-mri": found},
+            "sets": {"brain-mri": {"4x": [run, run | {"throughput_ratio": 3.7}]}},
+            "of_all_seeds": {"brain-mri": {"4x": found}},
             "ablations": {"uniform widths": point},
         }
     )
     assert f"| {verdict} | 3.46 | aaaaaaa |" in text
-    assert "| brain-mri | all | 400 | 0.900 |" in text
+    assert "| brain-mri | 4x | all | 400 | 0.900 |" in text
     assert f"| {verdict} | 3.46 to 3.70 |" in text
     assert "| uniform widths | 1.90 | 4.0 | 0.900 |" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert [{line.count("|") for line in table} for table in tables] == [{11}, {9}]
+    assert [{line.count("|") for line in table} for table in tables] == [{12}, {9}]
 
 
 @pytest.mark.parametrize(
