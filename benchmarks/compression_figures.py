@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands import read_json, run_command
+from medimg.benchmarks.environment import read_environment
 from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
@@ -65,14 +66,16 @@ are those of the INT8 file; the drops are from the original in float32, with 95 
 Wanted: {TARGET} times, the stretch goal is {STRETCH:g}; an accuracy that drops by at most {LARGEST_DROP},
 with 0 in its interval; an AUC whose interval of the drop ends at {LARGEST_AREA_DROP} or below. The rows `all`
 judge the models of all seeds together, an image being drawn with all that they say of it; they were added
-after the single runs had been seen. Rows of different commits were made by different states of the method.
+after the single runs had been seen. Rows of different commits were made by different states of the method,
+and on different machines.
+
 The method was changed after verdicts on the same images had been seen: no program chose by them, but their
 intervals do not count that. brain-mri, seed 2, had at least three verdicts before the one shown (drops of
 accuracy +0.010, +0.018 and -0.003, of AUC +0.005, +0.008 and +0.005, ending at 0.011, 0.016 and 0.014), and
 the rows of 4x were added because of it.
 
-`benchmarks/results/{NAME}.json` holds the raw figures, commit and machine; `python benchmarks/figures.py
-{NAME}` measures anew.
+`benchmarks/results/{NAME}.json` holds the raw figures, with commit and machine of each; `python
+benchmarks/figures.py {NAME}` measures anew.
 
 | Set | `--macs` | Seed | Images | Accuracy | Drop | AUC | Drop | Verdict | Throughput, times | Commit |
 |---|---|---|---|---|---|---|---|---|---|---|"""
@@ -129,12 +132,13 @@ def once(report: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Give what was measured before, or measure it, so that a figure of hours can be broken off.
 
     Args:
-        report: where it stays, with the commit that it was measured on.
+        report: where it stays, with commit and machine.
         measure: gives plain values.
     """
     if not report.exists():
         with written_whole(report) as temporary:
-            temporary.write_text(json.dumps({"commit": commit()} | measure()), encoding="utf-8")
+            found = {"commit": commit(), "machine": to_plain(read_environment()), **measure()}
+            temporary.write_text(json.dumps(found), encoding="utf-8")
     return dict(read_json(report))
 
 

@@ -107,3 +107,4 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
     assert compression_figures.once(tmp_path / "run.json", never) == first
     assert first["value"] == 1.5
     assert first["commit"]
+    assert first["machine"]["cores"]

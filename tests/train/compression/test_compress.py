@@ -17,7 +17,7 @@ from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
 from medimg.train.augmentation import read_augmentation
-from medimg.train.compression import parent, point, workshop
+from medimg.train.compression import device, parent, point
 from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
 from medimg.train.compression.summary import compress_lines
@@ -96,9 +96,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.append(path)
         return {"path": str(path)}
 
-    monkeypatch.setattr(workshop, "export_int8", export)
+    monkeypatch.setattr(device, "export_int8", export)
     monkeypatch.setattr(
-        workshop, "time_singles", lambda path, *_arguments: {"p50": load_float32(path).count_params() / 1e3}
+        device, "time_singles", lambda path, *_arguments: {"p50": load_float32(path).count_params() / 1e3}
     )
     return found
 
@@ -240,7 +240,7 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
     arguments = {"threads": 1, "cache_dir": tmp_path / "cache"}
     compress(tmp_path / "other.keras", data, tmp_path / "of-other.keras", options, **arguments)  # type: ignore[arg-type]
     assert len(exported) == 2
-    monkeypatch.setattr(workshop, "installed_version", lambda package: f"another {package}")
+    monkeypatch.setattr(device, "installed_version", lambda package: f"another {package}")
     compress(model, data, tmp_path / "three.keras", options, threads=1, cache_dir=tmp_path / "cache")
     assert len(exported) > 6
 
@@ -254,7 +254,7 @@ def test_a_timing_that_other_work_disturbed_does_not_count(
     def timed(path: Path, *_arguments: Any) -> dict[str, float]:
         return {"p50": next(disturbed) * load_float32(path).count_params() / 1e3}
 
-    monkeypatch.setattr(workshop, "time_singles", timed)
+    monkeypatch.setattr(device, "time_singles", timed)
     options = replace(QUICK, macs=(2.0,), widths="latency", epochs=0, max_drop=0.9)
     found = compress(model, data, tmp_path / "small.h5", options, threads=1)
     assert found.latency_model is not None
@@ -262,6 +262,39 @@ def test_a_timing_that_other_work_disturbed_does_not_count(
     assert found.latency_model.timings[0].latency_ms == found.latency_ms
     assert found.latency_model.scatter > 0.3
     assert any("timings of one network scattered by" in line for line in compress_lines(found))
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_kill_while_networks_are_timed_loses_no_round_that_was_over(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUICK, macs=(2.0,), widths="latency", epochs=0, max_drop=0.9)
+    timed: list[str] = []
+
+    def killed(path: Path, *_arguments: Any) -> dict[str, float]:
+        if timed.count(path.name) == device.ROUNDS - 1:
+            raise KeyboardInterrupt
+        timed.append(path.name)
+        return {"p50": float(len(timed))}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "time_singles", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compress(model, data, tmp_path / "small.h5", options, threads=1)
+    networks = len(set(timed))
+    assert len(timed) == (device.ROUNDS - 1) * networks
+    later: list[str] = []
+
+    def kept(path: Path, *_arguments: Any) -> dict[str, float]:
+        later.append(path.name)
+        return {"p50": 1e3}
+
+    monkeypatch.setattr(device, "time_singles", kept)
+    found = compress(model, data, tmp_path / "small.h5", options, threads=1, resume=True)
+    assert found.latency_model is not None
+    # The last round, and the two that the original and the point each take by themselves.
+    assert len(later) == networks + 2 * device.TIMED
+    assert found.latency_model.timings[0].latency_ms == 1
 
 
 @pytest.mark.usefixtures("exported")

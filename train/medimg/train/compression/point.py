@@ -49,8 +49,8 @@ def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
     network, training = _trained(shop, name, widths, model.parent)
     save(network, shop.spec, model)
     calibrated, notes = _calibrated(shop, model)
-    artefact = shop.export(model)
-    latency_ms = shop.time_int8(artefact)
+    artefact = shop.device.export(model)
+    latency_ms = shop.device.time(artefact)
     found = ask(
         artefact,
         shop.spec,

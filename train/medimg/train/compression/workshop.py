@@ -1,9 +1,7 @@
-"""What all points are made with: channels in order, times of this device, networks of any width."""
+"""What all points are made with: channels in order, widths, networks of any width."""
 
 import math
-import platform
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet
-from medimg.runtime.optional import installed_version
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import ModelSpec
 from medimg.train.answers import Answers
@@ -24,6 +21,7 @@ from medimg.train.compression.chain import (
     set_weights,
     weights_of,
 )
+from medimg.train.compression.device import Device, Probe
 from medimg.train.compression.latency import LatencyModel, measure_model
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import Parent, Taught
@@ -32,21 +30,13 @@ from medimg.train.compression.reconstruction import Values, reconstruct
 from medimg.train.compression.selection import Ranking, dropped, importance, interpolation, rank
 from medimg.train.compression.stages import Stage, full_widths, total_macs
 from medimg.train.compression.widths import MACS, Widths, by_error, uniform
-from medimg.train.deployment import export_int8, time_singles
 from medimg.train.errors import TargetError
 from medimg.train.keras_files import save
 from medimg.train.networks import Network
 from medimg.train.options import Job
-from medimg.train.store import ArrayStore, key_of
+from medimg.train.store import ArrayStore
 
-PROBE_IMAGES = 8
-"""INT8 ranges of a network that is only timed come from so many."""
 DEFAULT_MULTIPLE = 16
-TIMED_PACKAGES = ("medimg", "onnxruntime", "onnxruntime-gpu", "openvino")
-TIMED = 2
-"""How often an artefact is timed at once."""
-ROUNDS = 3
-"""How often each network of the latency model is timed, after all others."""
 TRIES = 4
 """How often widths are chosen anew where the measured latency misses the target."""
 
@@ -77,6 +67,11 @@ class Workshop:
         return self.parent.spec.with_(
             image=self.parent.image, temperature=1.0, operating_points=(), verification=None, compression=None
         )
+
+    @property
+    def device(self) -> Device:
+        """Exports and times."""
+        return Device(self.options, self.job, self.data, self.folder)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -137,7 +132,11 @@ class Workshop:
         if not self.options.models_latency:
             return None
         self.job.progress.note("timing networks of other widths, for a model of this device's latency")
-        return measure_model(self.stages, self.time_rounds, self.options.multiple)
+        return measure_model(
+            self.stages,
+            lambda several: self.device.time_rounds([*map(self._probe, several)], self.cache),
+            self.options.multiple,
+        )
 
     @cached_property
     def parent_ms(self) -> float:
@@ -145,88 +144,14 @@ class Workshop:
 
         Smaller models are set beside it, so it is not one of an earlier run.
         """
-        if self.parent.image == self.parent.spec.image:
-            return self.time_ms(full_widths(self.stages), self.own)
         image, chain = self.parent.spec.image, self.parent.chain
         network = build(chain, (image.rows, image.columns))
+        return self.device.time_probe(Probe(network, lambda: weights_of(chain), self.parent.spec), self.own)
 
-        def exported() -> Path:
-            original = write_original(self.parent, self.folder)
-            return self.export(original, "--calibration-images", str(PROBE_IMAGES))
-
-        return self._timed(network, exported, self.own)
-
-    def time_rounds(self, several: Sequence[Widths]) -> NDArray[np.float64]:
-        """Time networks of such widths in INT8, all of them in each round: `(rounds, networks)`.
-
-        What disturbs a timing often outlasts it, so the timings of a network lie apart.
-        """
-        networks = [self._probe(widths) for widths in several]
-        progress = self.job.progress
-
-        def given() -> Iterator[NDArray[np.float64]]:
-            pairs = list(zip(networks, several, strict=True))
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                artefacts = [
-                    self._export_probe(network, widths, Path(scratch, f"{number}.keras"))
-                    for number, (network, widths) in enumerate(progress.track(pairs, "export", len(pairs)))
-                ]
-                for number in range(1, ROUNDS + 1):
-                    tracked = progress.track(artefacts, f"time, round {number} of {ROUNDS}", len(artefacts))
-                    yield np.array([[self._time_once(artefact) for artefact in tracked]])
-
-        key = self._timing_key(*networks)
-        return np.asarray(self.cache.array(key, ROUNDS, given()).values)
-
-    def _probe(self, widths: Widths) -> Network:
+    def _probe(self, widths: Widths) -> Probe:
         image = self.parent.image
-        return build(self.parent.chain, (image.rows, image.columns), widths)
-
-    def _export_probe(self, network: Network, widths: Widths, path: Path) -> Path:
-        set_weights(network, self.weights(widths))
-        save(network, self.spec, path)
-        return self.export(path, "--calibration-images", str(PROBE_IMAGES))
-
-    def time_ms(self, widths: Widths, store: ArrayStore | None = None) -> float:
-        """Time a network of such widths in INT8: the median of single images.
-
-        Args:
-            widths: of all layers.
-            store: knows what was timed before; the cache unless given.
-        """
-        network = self._probe(widths)
-        path = self.folder / "probe.keras"
-        return self._timed(network, lambda: self._export_probe(network, widths, path), store or self.cache)
-
-    def _timed(self, network: Network, export: Callable[[], Path], store: ArrayStore) -> float:
-        """Time what `export` gives, unless such a network is known to the store."""
-
-        def given() -> Iterator[NDArray[np.float64]]:
-            yield np.array([[self.time_int8(export())]])
-
-        return float(store.array(self._timing_key(network), 1, given()).values[0, 0])
-
-    def _timing_key(self, *networks: Network) -> str:
-        """Name a timing: where, by which packages, of which layers; weights make no difference."""
-        versions = [str(installed_version(package)) for package in TIMED_PACKAGES]
-        where = (platform.node(), self.options.device, self.options.backend, self.job.threads)
-        layers = [network.to_json() for network in networks]
-        return key_of("latency", repr(self.spec.intensity), repr(where), *versions, *layers)
-
-    def export(self, model: Path, *options: str) -> Path:
-        """Export a Keras file to INT8 beside it; ranges come from images of DATA outside the test part."""
-        return Path(export_int8(model, self.data, self.job.threads, *options)["path"])
-
-    def time_int8(self, artefact: Path) -> float:
-        """Time an artefact: the median of single images, in milliseconds.
-
-        What else the machine does only adds to it, so the smallest of several counts.
-        """
-        return min(self._time_once(artefact) for _ in range(TIMED))
-
-    def _time_once(self, artefact: Path) -> float:
-        chosen = ("--backend", self.options.backend, "--device", self.options.device)
-        return time_singles(artefact, self.job.threads, *chosen)["p50"]
+        network = build(self.parent.chain, (image.rows, image.columns), widths)
+        return Probe(network, lambda: self.weights(widths), self.spec)
 
     def choose_widths(self, ratio: float) -> Widths:
         """Choose widths for so many times fewer multiply-accumulates.
@@ -247,7 +172,7 @@ class Workshop:
         found = math.inf
         for _ in range(TRIES):
             widths = self._chosen(lambda widths: model.predict(self.stages, widths), wanted, "ms")
-            if (found := self.time_ms(widths)) <= target_ms:
+            if (found := self.device.time_probe(self._probe(widths), self.cache)) <= target_ms:
                 return widths
             wanted *= min(target_ms / found, 0.98)
         raise TargetError(found, target_ms, "ms")
