@@ -25,7 +25,8 @@ from medimg.train.options import Job
 from medimg.train.parts import Parts
 from medimg.train.phases import Plan, run_phase
 
-TEMPERATURE = 2.0
+TEMPERATURE = 4.0
+"""High, so that what the original says of all classes counts where it is sure of one."""
 LABELS_COUNT = 0.2
 """What the cross-entropy with the labels counts beside the original's answers."""
 
