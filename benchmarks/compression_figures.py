@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands import read_json, run_command
-from medimg.benchmarks.environment import read_environment
+from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
@@ -137,7 +137,10 @@ def once(report: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
     if not report.exists():
         with written_whole(report) as temporary:
-            found = {"commit": commit(), "machine": to_plain(read_environment()), **measure()}
+            started, load, measured_at = now(), os.getloadavg(), commit()
+            values = measure()
+            machine = to_plain(read_environment(started, load))
+            found = {"commit": measured_at, "machine": machine, **values}
             temporary.write_text(json.dumps(found), encoding="utf-8")
     return dict(read_json(report))
 
