@@ -154,10 +154,12 @@ def _folder(name: str, seed: int) -> Path:
 def _run(name: str, seed: int, ratio: str) -> dict[str, Any]:
     folder = _folder(name, seed) / ratio
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    data = _data(name, seed)
-    model = _original(name, seed)
     options = ("--macs", ratio, "--seed", str(seed), *SETTINGS[name])
-    return once(ROOT / folder / "run.json", lambda: {"seed": seed, **measured(model, folder, data, *options)})
+
+    def measure() -> dict[str, Any]:
+        return {"seed": seed, **measured(_original(name, seed), folder, _data(name, seed), *options)}
+
+    return once(ROOT / folder / "run.json", measure)
 
 
 def _original(name: str, seed: int) -> Path:
