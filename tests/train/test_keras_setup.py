@@ -9,6 +9,11 @@ import pytest
 from medimg.train.keras_setup import choose_policy, start_keras
 
 
+def write_cpuinfo(root: Path, text: str) -> None:
+    (root / "proc").mkdir()
+    (root / "proc" / "cpuinfo").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("text", "policy"),
     [
@@ -20,8 +25,8 @@ from medimg.train.keras_setup import choose_policy, start_keras
     ],
 )
 def test_auto_follows_the_processor(text: str, policy: str, tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert choose_policy("auto", tmp_path / "cpuinfo") == policy
+    write_cpuinfo(tmp_path, text)
+    assert choose_policy("auto", root=tmp_path) == policy
 
 
 @pytest.mark.parametrize(
@@ -34,17 +39,17 @@ def test_auto_follows_the_processor(text: str, policy: str, tmp_path: Path) -> N
     ],
 )
 def test_auto_follows_the_oldest_gpu(gpus: list[tuple[int, int]], policy: str, tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("flags : amx_bf16")
-    assert choose_policy("auto", tmp_path / "cpuinfo", gpus) == policy
+    write_cpuinfo(tmp_path, "flags : amx_bf16")
+    assert choose_policy("auto", gpus, tmp_path) == policy
 
 
 def test_auto_without_a_description_is_float32(tmp_path: Path) -> None:
-    assert choose_policy("auto", tmp_path / "absent") == "float32"
+    assert choose_policy("auto", root=tmp_path) == "float32"
 
 
 def test_a_policy_asked_for_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("flags : amx_bf16")
-    assert choose_policy("float32", tmp_path / "cpuinfo") == "float32"
+    write_cpuinfo(tmp_path, "flags : amx_bf16")
+    assert choose_policy("float32", root=tmp_path) == "float32"
 
 
 def test_starting_is_quiet_and_sets_threads() -> None:

@@ -7,7 +7,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeAlias
 
+from medimg.runtime.cpus import cpu_name
 from medimg.runtime.doctor import examine
+from medimg.runtime.system_files import system_text
 
 LoadAverage: TypeAlias = tuple[float, float, float]
 """Over 1, 5 and 15 minutes."""
@@ -57,7 +59,7 @@ def read_environment(started: str, load_average: LoadAverage, root: Path = Path(
     versions = {**findings.packages, **{backend.name: backend.version for backend in findings.backends}}
     return Environment(
         started=started,
-        cpu=_cpu_model(root),
+        cpu=cpu_name(root),
         cpu_features=findings.cpu_features,
         cores=os.cpu_count() or 1,
         affinity=tuple(sorted(os.sched_getaffinity(0))),
@@ -71,21 +73,6 @@ def read_environment(started: str, load_average: LoadAverage, root: Path = Path(
     )
 
 
-def _cpu_model(root: Path) -> str:
-    """Read the processor's name: x86 has it in cpuinfo, an ARM board in the device tree."""
-    for line in _text(root / "proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return _text(root / "proc/device-tree/model").strip("\0\n") or platform.machine()
-
-
 def _governor(root: Path) -> str | None:
     files = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
-    return ", ".join(sorted({_text(file).strip() for file in files})) or None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    return ", ".join(sorted({system_text(file).strip() for file in files})) or None

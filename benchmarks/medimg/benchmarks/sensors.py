@@ -15,6 +15,7 @@ from pathlib import Path
 
 from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.errors import BackendError, MissingDependencyError
+from medimg.runtime.system_files import system_text
 from medimg.runtime.telemetry import tegrastats
 from medimg.runtime.telemetry.nvml import GpuSample, Nvml
 from medimg.runtime.telemetry.tegrastats import TegraSample
@@ -70,7 +71,8 @@ class Processor:
         """Mean of all cores."""
         if self._clocks:
             return _mean([number / 1e3 for path in self._clocks if (number := _number(path)) is not None])
-        return _mean([float(found) for found in re.findall(r"cpu MHz\s*: ([\d.]+)", _text(self._cpuinfo))])
+        described = system_text(self._cpuinfo)
+        return _mean([float(found) for found in re.findall(r"cpu MHz\s*: ([\d.]+)", described)])
 
     def temperature_c(self) -> float | None:
         """Of the hottest zone."""
@@ -86,7 +88,7 @@ class Processor:
 
     def memory_mib(self) -> float | None:
         """Resident memory of this process."""
-        words = _text(self._own / "statm").split()
+        words = system_text(self._own / "statm").split()
         return int(words[1]) * PAGE_BYTES / MIB if len(words) > 1 else None
 
     def energies_j(self) -> tuple[float, ...]:
@@ -99,9 +101,9 @@ class Processor:
 
     def busy_s(self) -> tuple[float, float]:
         """Give the processor seconds used since the start by everybody, and by this process."""
-        first = _text(self._stat).partition("\n")[0].split()
+        first = system_text(self._stat).partition("\n")[0].split()
         everybody = sum(map(int, first[1:4])) + sum(map(int, first[6:8])) if len(first) > 7 else 0
-        own = _text(self._own / "stat").rpartition(")")[2].split()
+        own = system_text(self._own / "stat").rpartition(")")[2].split()
         mine = sum(map(int, own[11:13])) if len(own) > 12 else 0
         return everybody / TICKS_PER_S, mine / TICKS_PER_S
 
@@ -179,16 +181,9 @@ def _open_gpu(device: str, opened: ExitStack) -> NvmlGpu | JetsonGpu | None:
         return None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> float | None:
     try:
-        return float(_text(path))
+        return float(system_text(path))
     except ValueError:
         return None
 

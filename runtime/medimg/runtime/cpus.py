@@ -1,8 +1,11 @@
-"""How many processors this process may use."""
+"""Which processors there are, and how many this process may use."""
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+from medimg.runtime.system_files import system_text
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -17,6 +20,29 @@ def usable_cpus(quota_file: Path = CGROUP_QUOTA) -> int:
     if quota == "max":
         return affinity
     return max(1, min(affinity, round(int(quota) / int(period))))
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """Read the processor's name: x86 has it in cpuinfo, an ARM board in the device tree.
+
+    Args:
+        root: where `proc` lies.
+    """
+    for line in system_text(root / "proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return system_text(root / "proc/device-tree/model").strip("\0\n") or platform.machine()
+
+
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """List the instruction sets, as Linux calls them; none where the system does not say.
+
+    Args:
+        root: where `proc` lies.
+    """
+    lines = system_text(root / "proc/cpuinfo").splitlines()
+    described = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(flag for flags in described for flag in flags.split())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from medimg.runtime.backends import ENGINE_NAMES, Availability, availability
-from medimg.runtime.cpus import Division, divide
+from medimg.runtime.cpus import Division, cpu_flags, divide
 from medimg.runtime.nvidia import Nvidia, look
 from medimg.runtime.optional import installed_version
 
@@ -80,13 +80,13 @@ def examine(threads: int, root: Path = Path("/")) -> Findings:
         threads: processor threads that a run may use.
         root: where the system's files lie.
     """
-    backends, nvidia = availability(), look(root)
+    backends, nvidia, flags = availability(), look(root), cpu_flags(root)
     usable = any(backend.devices for backend in backends if backend.name in ENGINE_NAMES)
     return Findings(
         medimg=version("medimg"),
         python=platform.python_version(),
         machine=platform.machine(),
-        cpu_features=_cpu_features(),
+        cpu_features=tuple(name for name in _FEATURES if name in flags),
         threads=threads,
         division=divide(threads),
         backends=backends,
@@ -103,14 +103,3 @@ def _conflicts(providers: Mapping[str, list[str]]) -> Iterator[str]:
         if len(found) > 1:
             both = " and ".join(found)
             yield f"{both} provide {name}: pip uninstall {' '.join(found)}, then install one"
-
-
-def _cpu_features() -> tuple[str, ...]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ()
-    present = {
-        word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()
-    }
-    return tuple(name for name in _FEATURES if name in present)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from medimg.runtime.system_files import system_text
+
 _VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _JETPACKS = {
     "36.3": "6.0",
@@ -99,29 +101,30 @@ def _gpus(root: Path) -> Iterator[str]:
     """Name the GPUs: by the driver where it is loaded, else by the bus."""
     known = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
     for file in known:
-        yield next(iter(re.findall(r"Model:\s*(.+)", _text(file))), "NVIDIA GPU").strip()
+        yield next(iter(re.findall(r"Model:\s*(.+)", system_text(file))), "NVIDIA GPU").strip()
     if not known:
         for device in sorted((root / "sys/bus/pci/devices").glob("*")):
-            is_display = _text(device / "class").startswith(_DISPLAY_CLASS)
-            if is_display and _text(device / "vendor").strip() == _VENDOR:
+            is_display = system_text(device / "class").startswith(_DISPLAY_CLASS)
+            if is_display and system_text(device / "vendor").strip() == _VENDOR:
                 yield "NVIDIA GPU"
 
 
 def _driver(root: Path) -> str | None:
-    found = re.search(r"Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _text(root / "proc/driver/nvidia/version"))
+    found = re.search(r"Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", system_text(root / "proc/driver/nvidia/version"))
     return found[1] if found else None
 
 
 def _read_jetson(root: Path) -> Jetson | None:
-    release = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
+    described = system_text(root / "etc/nv_tegra_release")
+    release = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", described)
     tree = root / "proc/device-tree"
-    if not release and "nvidia,tegra" not in _text(tree / "compatible"):
+    if not release and "nvidia,tegra" not in system_text(tree / "compatible"):
         return None
     packages = _packages(root)
     linux = f"{release[1]}.{release[2].removesuffix('.0')}" if release else None
     library = packages.get("libnvinfer10") or packages.get("libnvinfer11") or packages.get("libnvinfer8")
     return Jetson(
-        board=_text(tree / "model").strip("\0\n ") or "Jetson",
+        board=system_text(tree / "model").strip("\0\n ") or "Jetson",
         linux=linux,
         jetpack=re.split(r"[-+]", packages["nvidia-jetpack"])[0]
         if "nvidia-jetpack" in packages
@@ -144,7 +147,7 @@ def _jetpack(linux: str | None) -> str | None:
 def _packages(root: Path) -> dict[str, str]:
     """Give the versions of the installed Debian packages that matter, by name."""
     found = {}
-    for entry in _text(root / "var/lib/dpkg/status").split("\n\n"):
+    for entry in system_text(root / "var/lib/dpkg/status").split("\n\n"):
         fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", entry, re.MULTILINE))
         name, installed = fields.get("Package", ""), fields.get("Status", "").endswith(" installed")
         if installed and ("nvinfer" in name or name == "nvidia-jetpack"):
@@ -154,11 +157,11 @@ def _packages(root: Path) -> dict[str, str]:
 
 def _power_mode(root: Path) -> str | None:
     """Read the mode's number from what nvpmodel keeps, and its name from its configuration."""
-    number = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    number = re.search(r"pmode:(\d+)", system_text(root / "var/lib/nvpmodel/status"))
     if not number:
         return None
     mode = int(number[1])
-    name = re.search(rf"< POWER_MODEL ID={mode} NAME=(\S+)", _text(root / "etc/nvpmodel.conf"))
+    name = re.search(rf"< POWER_MODEL ID={mode} NAME=(\S+)", system_text(root / "etc/nvpmodel.conf"))
     return name[1] if name else str(mode)
 
 
@@ -179,10 +182,3 @@ def _jetson_advice(jetson: Jetson, *, usable: bool) -> Iterator[str]:
             "TensorRT is installed for the system's Python: make the virtual environment with "
             "python3 -m venv --system-site-packages, and with that Python"
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

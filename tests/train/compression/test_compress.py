@@ -243,6 +243,10 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
     monkeypatch.setattr(device, "installed_version", lambda package: f"another {package}")
     compress(model, data, tmp_path / "three.keras", options, threads=1, cache_dir=tmp_path / "cache")
     assert len(exported) > 6
+    exported.clear()
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({"another processor's"}))
+    compress(model, data, tmp_path / "four.keras", options, threads=1, cache_dir=tmp_path / "cache")
+    assert len(exported) > 6
 
 
 @pytest.mark.usefixtures("exported")

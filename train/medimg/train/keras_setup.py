@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from medimg.runtime.cpus import cpu_flags
 from medimg.runtime.optional import hidden, require
 
 PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
@@ -16,7 +17,6 @@ Policy: TypeAlias = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Capability: TypeAlias = tuple[int, int]
 """CUDA's compute capability of a GPU: (8, 0) for an A100."""
 
-CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """What x86 and aarch64 call their bfloat16 units."""
 
@@ -52,14 +52,14 @@ def start_keras(threads: int | None = None, seed: int | None = None) -> Any:  # 
     return keras
 
 
-def choose_policy(choice: PolicyChoice, cpu_info: Path = CPU_INFO, gpus: Sequence[Capability] = ()) -> Policy:
+def choose_policy(choice: PolicyChoice, gpus: Sequence[Capability] = (), root: Path = Path("/")) -> Policy:
     """Decide the precision that layers compute in; variables are float32 either way.
 
     Args:
         choice: `auto` takes what the device has units for: `mixed_bfloat16` or, on GPUs of the generations
             7.x, `mixed_float16`.
-        cpu_info: Linux's description of the processors.
         gpus: those that will be used; none means the CPU.
+        root: where `proc` lies.
     """
     if choice != "auto":
         return choice
@@ -67,9 +67,7 @@ def choose_policy(choice: PolicyChoice, cpu_info: Path = CPU_INFO, gpus: Sequenc
         return (
             "mixed_bfloat16" if min(gpus) >= (8, 0) else "mixed_float16" if min(gpus) >= (7, 0) else "float32"
         )
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
-    return "mixed_bfloat16" if flags & BF16_FLAGS else "float32"
+    return "mixed_bfloat16" if cpu_flags(root) & BF16_FLAGS else "float32"
 
 
 def gpu_capabilities() -> list[Capability]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.cpus import cpu_flags, cpu_name
 from medimg.runtime.optional import installed_version
 from medimg.runtime.spec import ModelSpec
 from medimg.train.compression.chain import Weights, set_weights
@@ -108,7 +109,8 @@ class Device:
     def _key(self, *probes: Probe) -> str:
         """Name a timing: where, by which packages, of which layers; weights make no difference."""
         versions = [str(installed_version(package)) for package in TIMED_PACKAGES]
-        where = (platform.node(), self.options.device, self.options.backend, self.job.threads)
+        machine = (platform.node(), cpu_name(), *sorted(cpu_flags()))
+        where = (*machine, self.options.device, self.options.backend, self.job.threads)
         scaled = {repr(probe.spec.intensity) for probe in probes}
         layers = [probe.network.to_json() for probe in probes]
         return key_of("latency", repr(sorted(scaled)), repr(where), *versions, *layers)
