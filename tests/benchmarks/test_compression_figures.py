@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -8,19 +9,34 @@ from medimg.runtime.data import read_data
 from medimg.train import simulate
 
 
-def test_the_own_split_divides_the_training_part_by_seed(tmp_path: Path) -> None:
-    simulate(tmp_path / "set", train=12, test=3, size=32)
+def test_the_own_split_divides_the_whole_set_by_seed(tmp_path: Path) -> None:
+    simulate(tmp_path / "set", train=12, test=4, size=32)
     tests = []
     for seed in (0, 0, 1):
         compression_figures.write_split(tmp_path / "set", tmp_path / "table.csv", seed)
         data = read_data(tmp_path / "table.csv")
         train, test = data.part("train"), data.part("test")
-        assert (len(train), len(test)) == (32, 16)
+        assert (len(train), len(test)) == (32, 32)
         names = {sample.name for sample in test.samples}
         assert not names & {sample.name for sample in train.samples}
-        assert not any("/test/" in name for name in names)
+        assert any("/train/" in name for name in names)
         tests.append(names)
     assert tests[0] == tests[1] != tests[2]
+
+
+def test_what_is_nearly_a_copy_of_an_image_does_not_count(tmp_path: Path) -> None:
+    simulate(tmp_path, train=12, test=4, size=64)
+    train = read_data(tmp_path).part("train")
+    whole = compression_figures.without_copies(train)
+    assert whole.samples == train.samples
+    first = cv2.imread(str(tmp_path / train.samples[0].name))
+    assert first is not None
+    assert cv2.imwrite(
+        str(tmp_path / train.samples[0].name) + ".z.jpg", first, [cv2.IMWRITE_JPEG_QUALITY, 60]
+    )
+    copied = read_data(tmp_path).part("train")
+    assert len(copied) == len(train) + 1
+    assert compression_figures.without_copies(copied).samples == train.samples
 
 
 def gate(drop: float, high: float, area: float, area_high: float) -> dict[str, object]:
