@@ -246,7 +246,7 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
     exported.clear()
     monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({"another processor's"}))
     compress(model, data, tmp_path / "four.keras", options, threads=1, cache_dir=tmp_path / "cache")
-    assert len(exported) > 6
+    assert len(exported) > 2
 
 
 @pytest.mark.usefixtures("exported")
