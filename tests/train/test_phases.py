@@ -63,6 +63,20 @@ def test_the_start_is_kept_where_nothing_is_better(model: keras.Model) -> None:
         np.testing.assert_array_equal(old, new)
 
 
+def test_a_metric_may_choose_in_place_of_the_loss(model: keras.Model) -> None:
+    """Training makes a metric worse that is the negative of what is trained for."""
+    loss = keras.losses.sparse_categorical_crossentropy
+    opposite = keras.metrics.MeanMetricWrapper(lambda truth, given: -loss(truth, given), name="opposite")
+    measures = {"loss": loss, "metrics": ["accuracy", opposite]}
+    plan = replace(PLAN, may_keep_start=True, judged_by="opposite")
+    phase = run_phase(model, data(0), data(1), plan, job(), measures)
+    assert phase.best_epoch == 0
+    losses = [epoch.val_loss for epoch in phase.epochs]
+    assert losses == sorted(losses)
+    assert losses[-1] < 0
+    assert model.evaluate(data(1), verbose=0)[0] > -losses[0]
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [

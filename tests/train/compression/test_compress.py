@@ -334,9 +334,9 @@ def test_the_original_is_asked_about_every_copy(
 ) -> None:
     seen: list[Parts] = []
 
-    def watched(network: Any, parts: Parts, *arguments: Any) -> Any:
+    def watched(network: Any, parts: Parts, *arguments: Any, **options: Any) -> Any:
         seen.append(parts)
-        return distil(network, parts, *arguments)
+        return distil(network, parts, *arguments, **options)
 
     from medimg.train.compression.distillation import distil
 

@@ -1,16 +1,25 @@
 """What a narrower network is trained to answer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
+from medimg.runtime.spec import Intensity
 from medimg.train.compression.distillation import (
     LABELS_COUNT,
     TEMPERATURE,
+    distil,
     make_loss,
     make_metric,
     targets,
 )
+from medimg.train.options import FitOptions, Job
+from medimg.train.parts import Part, Parts
+from medimg.train.phases import Plan
+from medimg.train.progress import Progress
+from medimg.train.store import ArrayStore
 
 TEACHER = np.array([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]], np.float32)
 STUDENT = np.array([[1.0, 1.5, -1.0], [0.3, 0.1, 2.0]], np.float32)
@@ -44,3 +53,23 @@ def test_each_unit_may_be_a_question_of_its_own(truth: np.ndarray) -> None:
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4)
     right = ((student > 0) == (shown > 0)).mean(axis=1)
     np.testing.assert_allclose(np.asarray(make_metric(exclusive=False)(wanted, student)), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("original_is_right", [True, False])
+def test_the_labels_choose_the_epoch_and_not_the_original(original_is_right: bool) -> None:
+    """Following an original that says the opposite of the labels is learnt, and not kept."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    truth = np.arange(32) % 2
+    images = np.random.default_rng(0).integers(0, 100, (32, 4, 4, 3)).astype(np.uint8)
+    images[truth == 1] += 150
+    said = 8 * np.eye(2, dtype=np.float32)[truth if original_is_right else 1 - truth]
+    part = Part(images, targets(said, truth), np.ones(32, np.float32))
+    plan = Plan("4x", 4, 4, 0.02, may_keep_start=True)
+    job = Job(FitOptions(batch_size=8), ArrayStore(Path()), 1, Progress())
+    intensity = Intensity.named("unit")
+    phase = distil(network, Parts(part, part), intensity, plan, job, exclusive=True, distilled=True)
+    assert phase.epochs[-1].loss < phase.epochs[0].loss
+    assert (phase.best_epoch > 0) == original_is_right

@@ -38,6 +38,8 @@ class Plan:
     that half the patience passes without a lower validation loss."""
     may_keep_start: bool = False
     """Whether the start counts as a candidate for the best epoch."""
+    judged_by: str = "loss"
+    """What is called the validation loss: the loss, or a metric of this name."""
 
 
 def run_phase(
@@ -108,7 +110,8 @@ class _Course:
     def begin(self, validation: "Batches") -> None:
         """Judge the start, where it is a candidate."""
         if self.plan.may_keep_start:
-            self._best_val_loss = self._model.evaluate(validation, verbose=0)[0]
+            found = self._model.evaluate(validation, verbose=0, return_dict=True)
+            self._best_val_loss = found[self.plan.judged_by]
 
     def go_on(self, train: "Batches") -> bool:
         """Take up the state that an earlier run left, if it left one."""
@@ -127,9 +130,8 @@ class _Course:
     def end_epoch(self, logs: dict[str, float], seconds: float) -> None:
         """Take an epoch's figures, and keep its weights if they are the best so far."""
         rate = float(self._model.optimizer.learning_rate.numpy())
-        loss, accuracy, val_loss, val_accuracy = (
-            float(logs.get(name, math.nan)) for name in ("loss", "accuracy", "val_loss", "val_accuracy")
-        )
+        names = ("loss", "accuracy", f"val_{self.plan.judged_by}", "val_accuracy")
+        loss, accuracy, val_loss, val_accuracy = (float(logs.get(name, math.nan)) for name in names)
         self._epochs.append(Epoch(loss, accuracy, val_loss, val_accuracy, rate, seconds))
         if not math.isfinite(loss):
             raise DivergedError(

@@ -10,6 +10,7 @@ Imports Keras: load it after `start_keras`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ TEMPERATURE = 4.0
 """High, so that what the original says of all classes counts where it is sure of one."""
 LABELS_COUNT = 0.2
 """What the cross-entropy with the labels counts beside the original's answers."""
+
+LABELS = "labels"
+"""Cross-entropy with them, as a metric."""
 
 Loss = Callable[[Any, Any], Any]
 
@@ -55,10 +59,13 @@ def distil(
     intensity: Intensity,
     plan: Plan,
     job: Job,
-    loss: Loss,
-    metric: Loss,
+    *,
+    exclusive: bool,
+    distilled: bool,
 ) -> Phase:
-    """Train, and leave the network with the weights of its best epoch.
+    """Train, and leave the network with the weights of its best epoch: best by the labels.
+
+    The original may be followed more closely and be right less often, so it does not choose.
 
     Args:
         network: gives logits.
@@ -66,15 +73,19 @@ def distil(
         intensity: from images to what the network takes.
         plan: epochs and rate.
         job: batch size and seed; its journal is told of every epoch.
-        loss: of targets and answers.
-        metric: likewise, shown as accuracy.
+        exclusive: whether an image shows one of the classes; else each unit is a question of its own.
+        distilled: whether the original's answers count; else the labels alone.
     """
     train, validation = (
         Batches(part, job.options.batch_size, lambda batch: to_network_input(batch, intensity), seed)
         for part, seed in ((parts.train, job.options.seed), (parts.validation, None))
     )
-    measures = {"loss": loss, "metrics": [metrics.MeanMetricWrapper(metric, name="accuracy")]}
-    return run_phase(network, train, validation, plan, job, measures)
+    shown = {"accuracy": make_metric(exclusive), LABELS: make_loss(exclusive, distilled=False)}
+    measures = {
+        "loss": make_loss(exclusive, distilled=distilled),
+        "metrics": [metrics.MeanMetricWrapper(function, name=name) for name, function in shown.items()],
+    }
+    return run_phase(network, train, validation, replace(plan, judged_by=LABELS), job, measures)
 
 
 def make_loss(exclusive: bool, *, distilled: bool) -> Loss:

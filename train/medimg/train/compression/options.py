@@ -31,8 +31,8 @@ class CompressOptions(DataOptions):
     """Whether a point passes only if it is proven."""
     epochs: int = 8
     """Of distillation; 0 leaves each point as least squares made it."""
-    learning_rate: float = 5e-5
-    """Low, since reconstruction left little to learn: at ten times this Adam loses more than it gains."""
+    learning_rate: float = 1e-4
+    """Adam's, falling to nothing over the epochs."""
     batch_size: int = 16
     widths: WidthRule = "latency"
     """What narrowing is to save at least error: time as modelled for this device, or multiply-accumulates;

@@ -17,7 +17,7 @@ from medimg.train.answers import ask
 from medimg.train.calibration import CalibrationResult, calibrate
 from medimg.train.checkpoint import Checkpoint
 from medimg.train.compression.chain import arrays_of, build, set_weights
-from medimg.train.compression.distillation import distil, make_loss, make_metric, targets
+from medimg.train.compression.distillation import distil, targets
 from medimg.train.compression.gate import judge
 from medimg.train.compression.parent import Lesson
 from medimg.train.compression.result import Point
@@ -100,8 +100,8 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
         shop.parent.spec.intensity,
         Plan(name, options.epochs, options.epochs, options.learning_rate, "cosine", may_keep_start=True),
         replace(shop.job, journal=journal),
-        make_loss(exclusive, distilled=options.distil),
-        make_metric(exclusive),
+        exclusive=exclusive,
+        distilled=options.distil,
     )
     return shop.network(widths, arrays_of(student)), phase
 
