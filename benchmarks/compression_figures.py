@@ -78,8 +78,8 @@ before those shown. Each of the six runs shown held the throughput and the accur
 0.0137), and all seeds together held it (4x: 0.0022, -0.0021 to 0.0063; 5x: -0.0011, -0.0053 to 0.0030).
 Copies were left out, and the gate was made larger, before any verdict on it. Then seed 2 had one on it at
 4x (0.014, -0.012 to 0.041; AUC 0.0108, 0.0042 to 0.0174), with a model that distillation had left as least
-squares made it. Learning rate and choice of the epoch were changed after that, by the
-validation images of that seed.
+squares made it. Learning rate and choice of the epoch were changed after that, by the validation images of
+that seed.
 
 `benchmarks/results/{NAME}.json` holds the raw figures, with commit and machine of each; `python
 benchmarks/figures.py {NAME}` measures anew.
