@@ -1,6 +1,5 @@
 """What compression gains and costs on the real sets; writes docs/compression.md too."""
 
-import csv
 import json
 import os
 import statistics
@@ -15,8 +14,9 @@ from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.data import DataSet, Sample, read_data, stratified_split
-from medimg.runtime.spec import ImageRule, ModelSpec
+from medimg.runtime.data import read_data
+from medimg.runtime.spec import ModelSpec
+from own_split import write_split
 from registry import REAL_SETS, ROOT, SCRATCH, commit, figure
 from training_figures import fine_tuned
 
@@ -38,8 +38,6 @@ LARGEST_DROP = 0.005
 LARGEST_AREA_DROP = 0.01
 MAX_DROP = 0.01
 """The bound of the verdict, compress's default."""
-TEST_SHARE = 1 / 2
-"""Of the brain-MRI set, which is divided anew for each seed."""
 ABLATION_EPOCHS = 4
 ABLATIONS = {
     "as it is": (),
@@ -194,36 +192,6 @@ def _data(name: str, seed: int) -> Path:
         table.parent.mkdir(parents=True, exist_ok=True)
         write_split(data, table, seed)
     return table
-
-
-def write_split(data: Path, table: Path, seed: int) -> None:
-    """List the images of a set that are no copies of others, divided into training and test."""
-    found = read_data(data)
-    published = found.with_samples(
-        sample for part in ("train", "test") for sample in found.part(part).samples
-    )
-    train, test = stratified_split(without_copies(published), TEST_SHARE, seed)
-    with table.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "split"])
-        for name, chosen in (("train", train), ("test", test)):
-            rows.writerows([data / item.name, found.labels[item.label or 0], name] for item in chosen.samples)
-
-
-def without_copies(dataset: DataSet) -> DataSet:
-    """Leave out every image whose picture, nearly so, stands earlier."""
-    import numpy as np
-
-    from medimg.train.duplicates import NEAR_BITS, picture_hash
-
-    kept: list[Sample] = []
-    hashes = np.empty((0, 4), np.uint64)
-    for sample in dataset.samples:
-        own = picture_hash(sample.load(ImageRule(224, 224)))
-        if (np.bitwise_count(hashes ^ own).sum(axis=1) > NEAR_BITS).all():
-            kept.append(sample)
-            hashes = np.vstack([hashes, own])
-    return dataset.with_samples(kept)
 
 
 def measured(model: Path, folder: Path, data: Path, *options: str) -> dict[str, Any]:

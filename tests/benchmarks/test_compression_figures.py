@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import compression_figures
+import own_split
 from medimg.runtime.data import read_data
 from medimg.train import simulate
 
@@ -13,13 +14,13 @@ def test_the_own_split_divides_the_whole_set_by_seed(tmp_path: Path) -> None:
     simulate(tmp_path / "set", train=12, test=4, size=32)
     tests = []
     for seed in (0, 0, 1):
-        compression_figures.write_split(tmp_path / "set", tmp_path / "table.csv", seed)
+        own_split.write_split(tmp_path / "set", tmp_path / "table.csv", seed)
         data = read_data(tmp_path / "table.csv")
         train, test = data.part("train"), data.part("test")
         assert (len(train), len(test)) == (32, 32)
         names = {sample.name for sample in test.samples}
         assert not names & {sample.name for sample in train.samples}
-        assert any("/train/" in name for name in names)
+        assert all(any(f"/{part}/" in name for name in names) for part in ("train", "test"))
         tests.append(names)
     assert tests[0] == tests[1] != tests[2]
 
@@ -27,7 +28,7 @@ def test_the_own_split_divides_the_whole_set_by_seed(tmp_path: Path) -> None:
 def test_what_is_nearly_a_copy_of_an_image_does_not_count(tmp_path: Path) -> None:
     simulate(tmp_path, train=12, test=4, size=64)
     train = read_data(tmp_path).part("train")
-    whole = compression_figures.without_copies(train)
+    whole = own_split.without_copies(train)
     assert whole.samples == train.samples
     first = cv2.imread(str(tmp_path / train.samples[0].name))
     assert first is not None
@@ -36,7 +37,7 @@ def test_what_is_nearly_a_copy_of_an_image_does_not_count(tmp_path: Path) -> Non
     )
     copied = read_data(tmp_path).part("train")
     assert len(copied) == len(train) + 1
-    assert compression_figures.without_copies(copied).samples == train.samples
+    assert own_split.without_copies(copied).samples == train.samples
 
 
 def gate(drop: float, high: float, area: float, area_high: float) -> dict[str, object]:
