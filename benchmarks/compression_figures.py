@@ -51,6 +51,7 @@ ABLATIONS = {
     "multiples of 32": ("--multiple", "32"),
     "multiples of 64": ("--multiple", "64"),
     "the original, trained as long on the labels": ("--macs", "1x", "--no-distillation"),
+    "four changed copies of each image": ("--augment", "xray"),
 }
 PAGE = ROOT / "docs" / "compression.md"
 HEAD = f"""# Compression, measured
