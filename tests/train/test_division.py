@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from medimg.runtime.data import DataSet, Sample, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.patients import with_patients
-from medimg.train.balance import balanced_order, class_weights
+from medimg.train.balance import balanced_order, class_weights, image_weights
 from medimg.train.division import divide, read_division, read_labelled
 from medimg.train.options import FitOptions
 from medimg.train.secondary_capture import write_secondary_capture
@@ -212,6 +212,8 @@ def test_class_weights_give_every_class_the_same_sum() -> None:
     assert (
         class_weights(truth, 3, "none").tolist() == class_weights(truth, 3, "sampling").tolist() == [1, 1, 1]
     )
+    several = np.array([[1, 1], [0, 1]])
+    assert image_weights(several, several, 2, "weights").tolist() == [1, 1]
 
 
 def test_balance_by_sampling_needs_one_class_an_image() -> None:

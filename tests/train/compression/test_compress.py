@@ -348,6 +348,13 @@ def test_the_original_is_asked_about_every_copy(
     first, second, third = np.split(train.inputs, 3)
     assert (first != second).any()
     assert (second != third).any()
+    shown = train.truth[:90, -3:]
+    # Every class counts alike, as in fit.
+    np.testing.assert_allclose(train.weights @ shown, 30, rtol=1e-5)
+    np.testing.assert_array_equal(
+        validation.weights,
+        (30 / shown.sum(axis=0))[validation.truth[:, -3:].argmax(axis=1)].astype(np.float32),
+    )
     labels = np.split(train.truth[:, -3:], 3)
     assert np.array_equal(labels[0], labels[1])
     probabilities = load_float32(model).predict(train.inputs / np.float32(255), verbose=0)

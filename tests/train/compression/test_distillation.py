@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
 from medimg.runtime.spec import Intensity
+from medimg.train.balance import CountsOfClasses, image_weights
 from medimg.train.compression.distillation import (
     LABELS_COUNT,
     TEMPERATURE,
@@ -73,3 +74,22 @@ def test_the_labels_choose_the_epoch_and_not_the_original(original_is_right: boo
     phase = distil(network, Parts(part, part), intensity, plan, job, exclusive=True, distilled=True)
     assert phase.epochs[-1].loss < phase.epochs[0].loss
     assert (phase.best_epoch > 0) == original_is_right
+
+
+@pytest.mark.parametrize("balance", ["weights", "none"])
+def test_a_class_of_many_images_gains_no_advantage(balance: CountsOfClasses) -> None:
+    """Images that tell nothing: only how often a class comes can be learnt from them."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2, kernel_initializer="zeros")]
+    )
+    truth = np.repeat([0, 1], [8, 24])
+    wanted = targets(np.zeros((32, 2), np.float32), truth)
+    part = Part(np.full((32, 4, 4, 3), 100, np.uint8), wanted, image_weights(truth, truth, 2, balance))
+    plan = Plan("4x", 3, 3, 0.01, may_keep_start=True)
+    job = Job(FitOptions(batch_size=8), ArrayStore(Path()), 1, Progress())
+    intensity = Intensity.named("unit")
+    phase = distil(network, Parts(part, part), intensity, plan, job, exclusive=True, distilled=False)
+    assert (phase.best_epoch == 0) == (balance == "weights")

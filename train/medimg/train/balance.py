@@ -5,6 +5,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+CountsOfClasses: TypeAlias = Literal["weights", "none"]
+"""Whether every class counts alike in a loss, or every image."""
 Balance: TypeAlias = Literal["weights", "sampling", "none"]
 
 
@@ -23,6 +25,25 @@ def class_weights(truth: NDArray[np.int64], classes: int, balance: Balance) -> N
         return np.ones(classes, np.float32)
     images = np.bincount(truth, minlength=classes)
     return (len(truth) / (classes * images)).astype(np.float32)
+
+
+def image_weights(
+    truth: NDArray[np.int64], train_truth: NDArray[np.int64], classes: int, balance: Balance
+) -> NDArray[np.float32]:
+    """Let every image count as its class does in the training part; several classes have no one count.
+
+    Args:
+        truth: `(images,)` classes, or `(images, labels)` 0 and 1.
+        train_truth: the same of the training part.
+        classes: number of labels.
+        balance: as in `class_weights`.
+
+    Returns:
+        `(images,)`.
+    """
+    if truth.ndim > 1:
+        return np.ones(len(truth), np.float32)
+    return class_weights(train_truth, classes, balance)[truth]
 
 
 def balanced_order(truth: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from medimg.runtime.errors import UsageError
 from medimg.runtime.metrics import Probabilities
 from medimg.runtime.preprocess import to_network_input
 from medimg.train.augmentation import Augmentation
-from medimg.train.balance import class_weights
+from medimg.train.balance import image_weights
 from medimg.train.base import PretrainedBase
 from medimg.train.batches import Batches, Transform, as_float
 from medimg.train.journal import Phase
@@ -210,8 +210,5 @@ def _batches(
 
 
 def _weighted(part: Part, prepared: Prepared, options: FitOptions) -> Part:
-    """Let every image count as its class does in the training part; several classes have no one count."""
-    if options.head == "multilabel":
-        return part
-    counts = class_weights(prepared.images.train.truth, prepared.classes, options.balance)
-    return replace(part, weights=counts[part.truth])
+    train_truth = prepared.images.train.truth
+    return replace(part, weights=image_weights(part.truth, train_truth, prepared.classes, options.balance))

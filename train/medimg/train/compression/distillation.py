@@ -69,7 +69,7 @@ def distil(
 
     Args:
         network: gives logits.
-        parts: images, and `targets` as their truth.
+        parts: images, `targets` as their truth, and what each counts, in the choice of the epoch too.
         intensity: from images to what the network takes.
         plan: epochs and rate.
         job: batch size and seed; its journal is told of every epoch.
@@ -80,10 +80,11 @@ def distil(
         Batches(part, job.options.batch_size, lambda batch: to_network_input(batch, intensity), seed)
         for part, seed in ((parts.train, job.options.seed), (parts.validation, None))
     )
-    shown = {"accuracy": make_metric(exclusive), LABELS: make_loss(exclusive, distilled=False)}
+    labels = make_loss(exclusive, distilled=False)
     measures = {
         "loss": make_loss(exclusive, distilled=distilled),
-        "metrics": [metrics.MeanMetricWrapper(function, name=name) for name, function in shown.items()],
+        "metrics": [metrics.MeanMetricWrapper(make_metric(exclusive), name="accuracy")],
+        "weighted_metrics": [metrics.MeanMetricWrapper(labels, name=LABELS)],
     }
     return run_phase(network, train, validation, replace(plan, judged_by=LABELS), job, measures)
 

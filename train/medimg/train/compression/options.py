@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 from medimg.runtime.errors import UsageError
 from medimg.runtime.spec import ColorOrder, IntensityName
 from medimg.train.augmentation import NO_AUGMENTATION, Augmentation
+from medimg.train.balance import CountsOfClasses
 from medimg.train.data_options import DataOptions
 from medimg.train.network_options import require
 from medimg.train.options import copies_check
@@ -41,6 +42,8 @@ class CompressOptions(DataOptions):
     """What widths are multiples of; by default the one of 16, 32 and 64 that suits the hardware."""
     reconstruct: bool = True
     """Whether least squares let the next layer make up for the channels that are left out."""
+    balance: CountsOfClasses = "weights"
+    """As the original was trained: whether classes of different size count alike, which is fit's default."""
     distil: bool = True
     """Whether training follows the original's answers; if not, the labels alone."""
     augment: Augmentation = NO_AUGMENTATION
@@ -77,6 +80,7 @@ class CompressOptions(DataOptions):
             ),
             (self.multiple is None or self.multiple >= 1, f"--multiple {self.multiple}: 1 at least"),
             (self.widths in get_args(WidthRule), f"--widths {self.widths!r} is not known"),
+            (self.balance in get_args(CountsOfClasses), f"--balance {self.balance!r}: weights or none"),
             (self.seed >= 0, f"seed {self.seed} is negative"),
         )
 

@@ -8,12 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import replaced
 from medimg.runtime.errors import DataError
 from medimg.train.answers import ask
+from medimg.train.balance import image_weights
 from medimg.train.calibration import CalibrationResult, calibrate
 from medimg.train.checkpoint import Checkpoint
 from medimg.train.compression.chain import arrays_of, build, set_weights
@@ -91,7 +90,7 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
     policy = choose_policy("auto", gpus=gpu_capabilities())
     student = build(chain, (image.rows, image.columns), widths, policy, for_training=True)
     set_weights(student, weights)
-    parts = Parts(_part(shop.taught.train), _part(shop.taught.validation))
+    parts = Parts(_part(shop, shop.taught.train), _part(shop, shop.taught.validation))
     journal = Journal(Checkpoint(folder, {"width": str(widths), "precision": policy}))
     exclusive = shop.parent.spec.task == "multiclass" and chain.classes > 1
     phase = distil(
@@ -106,8 +105,12 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
     return shop.network(widths, arrays_of(student)), phase
 
 
-def _part(lesson: Lesson) -> Part:
-    weights = np.ones(len(lesson.images) // lesson.copies, np.float32)
+def _part(shop: Workshop, lesson: Lesson) -> Part:
+    truth, train_truth = (
+        found.truth[: len(found.truth) // found.copies] for found in (lesson, shop.taught.train)
+    )
+    # One unit tells two classes apart.
+    weights = image_weights(truth, train_truth, max(2, shop.parent.chain.classes), shop.options.balance)
     return Part(lesson.images, targets(lesson.logits, lesson.truth), weights)
 
 

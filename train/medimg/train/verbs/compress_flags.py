@@ -6,6 +6,7 @@ import click
 
 from medimg.runtime.commandline import Command, PathArgument
 from medimg.runtime.spec import ColorOrder
+from medimg.train.balance import CountsOfClasses
 from medimg.train.compression.options import CompressOptions, WidthRule, read_ratio
 from medimg.train.verbs.data_flags import add_options, augment_options, division_options
 
@@ -72,6 +73,13 @@ _OPTIONS = (
     ),
     click.option(
         "--no-distillation", "distil", flag_value=False, default=True, help="Train on the labels alone."
+    ),
+    click.option(
+        "--balance",
+        type=click.Choice(get_args(CountsOfClasses)),
+        default=_DEFAULTS.balance,
+        show_default=True,
+        help="As MODEL was trained: classes of different size alike in the loss, or as they are.",
     ),
     *augment_options("Copies of each image, one an epoch by turns."),
     click.option(
