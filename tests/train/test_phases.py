@@ -93,6 +93,13 @@ def test_schedules(schedule: Schedule, rates: list[float], model: keras.Model) -
     assert [epoch.learning_rate for epoch in phase.epochs] == pytest.approx(rates, abs=1e-8)
 
 
+def test_the_rate_may_rise_first(model: keras.Model) -> None:
+    plan = replace(PLAN, epochs=4, schedule="cosine", warm_up=0.5)
+    phase = run_phase(model, data(0), data(1), plan, job())
+    rates = [epoch.learning_rate for epoch in phase.epochs]
+    assert rates == pytest.approx([0.025, 0.05, 0.025, 0], abs=1e-8)
+
+
 def test_sgd_with_momentum_learns_too(model: keras.Model) -> None:
     phase = run_phase(model, data(0), data(1), PLAN, job(optimizer="sgd", momentum=0.8))
     assert float(model.optimizer.momentum) == 0.8

@@ -68,11 +68,17 @@ def test_the_labels_choose_the_epoch_and_not_the_original(original_is_right: boo
     images[truth == 1] += 150
     said = 8 * np.eye(2, dtype=np.float32)[truth if original_is_right else 1 - truth]
     part = Part(images, targets(said, truth), np.ones(32, np.float32))
-    plan = Plan("4x", 4, 4, 0.02, may_keep_start=True)
+    plan = Plan("4x", 8, 8, 0.05, may_keep_start=True)
     job = Job(FitOptions(batch_size=8), ArrayStore(Path()), 1, Progress())
     intensity = Intensity.named("unit")
     phase = distil(network, Parts(part, part), intensity, plan, job, exclusive=True, distilled=True)
     assert phase.epochs[-1].loss < phase.epochs[0].loss
+    # The rate rises over the first quarter, and falls to nothing.
+    rates = [epoch.learning_rate for epoch in phase.epochs]
+    assert rates[:2] == pytest.approx([0.025, 0.05], abs=1e-8)
+    assert rates[2:] == pytest.approx(
+        [0.025 * (1 + np.cos(np.pi * epoch / 6)) for epoch in range(1, 7)], abs=1e-8
+    )
     assert (phase.best_epoch > 0) == original_is_right
 
 

@@ -36,6 +36,9 @@ class Plan:
     schedule: Schedule = "fixed"
     """`cosine`: the rate falls to nothing over the epochs (arXiv:1608.03983); `plateau`: to a fifth each time
     that half the patience passes without a lower validation loss."""
+    warm_up: float = 0
+    """The share of the epochs in which the rate of `cosine` rises from nothing, since Adam's first steps are
+    large whatever the gradient is (arXiv:1908.03265)."""
     may_keep_start: bool = False
     """Whether the start counts as a candidate for the best epoch."""
     judged_by: str = "loss"
@@ -205,7 +208,9 @@ def _optimizer(plan: Plan, options: FitOptions, steps: int) -> Any:  # noqa: ANN
 
     rate: Any = plan.learning_rate
     if plan.schedule == "cosine":
-        rate = optimizers.schedules.CosineDecay(rate, plan.epochs * steps)
+        rising = int(plan.warm_up * plan.epochs * steps)
+        falling = plan.epochs * steps - rising
+        rate = optimizers.schedules.CosineDecay(0.0, falling, warmup_target=rate, warmup_steps=rising)
     return optimizers.SGD(rate, options.momentum) if options.optimizer == "sgd" else optimizers.Adam(rate)
 
 

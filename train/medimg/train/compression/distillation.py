@@ -30,6 +30,8 @@ TEMPERATURE = 4.0
 """High, so that what the original says of all classes counts where it is sure of one."""
 LABELS_COUNT = 0.2
 """What the cross-entropy with the labels counts beside the original's answers."""
+WARM_UP = 1 / 4
+"""The share of the epochs in which the rate rises; from the start at once it was thrown far back."""
 
 LABELS = "labels"
 """Cross-entropy with them, as a metric."""
@@ -71,7 +73,7 @@ def distil(
         network: gives logits.
         parts: images, `targets` as their truth, and what each counts, in the choice of the epoch too.
         intensity: from images to what the network takes.
-        plan: epochs and rate.
+        plan: epochs and rate, which rises from nothing and falls to nothing.
         job: batch size and seed; its journal is told of every epoch.
         exclusive: whether an image shows one of the classes; else each unit is a question of its own.
         distilled: whether the original's answers count; else the labels alone.
@@ -86,7 +88,8 @@ def distil(
         "metrics": [metrics.MeanMetricWrapper(make_metric(exclusive), name="accuracy")],
         "weighted_metrics": [metrics.MeanMetricWrapper(labels, name=LABELS)],
     }
-    return run_phase(network, train, validation, replace(plan, judged_by=LABELS), job, measures)
+    plan = replace(plan, schedule="cosine", warm_up=WARM_UP, judged_by=LABELS)
+    return run_phase(network, train, validation, plan, job, measures)
 
 
 def make_loss(exclusive: bool, *, distilled: bool) -> Loss:

@@ -97,7 +97,7 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
         student,
         parts,
         shop.parent.spec.intensity,
-        Plan(name, options.epochs, options.epochs, options.learning_rate, "cosine", may_keep_start=True),
+        Plan(name, options.epochs, options.epochs, options.learning_rate, may_keep_start=True),
         replace(shop.job, journal=journal),
         exclusive=exclusive,
         distilled=options.distil,
