@@ -33,7 +33,7 @@ class CompressOptions(DataOptions):
     epochs: int = 8
     """Of distillation; 0 leaves each point as least squares made it."""
     learning_rate: float = 1e-4
-    """Adam's, falling to nothing over the epochs."""
+    """Adam's, at its highest: it rises over the first quarter of the epochs, then falls to nothing."""
     batch_size: int = 16
     widths: WidthRule = "latency"
     """What narrowing is to save at least error: time as modelled for this device, or multiply-accumulates;
