@@ -103,7 +103,7 @@ ABLATIONS_HEAD = f"""
 brain-mri, seed {SEEDS[0]}, `--macs {ABLATION_RATIO}`, {ABLATION_EPOCHS} epochs; one thing changed at a
 time. The row of the original is at its full width, trained for as many epochs: what that gains is not
 compression's. Times as fast: medians of single images in INT8, the original's taken some minutes apart, so
-that a change of the machine's own speed is in it.
+that a change of the machine's own speed is in it: how much, rows of the same multiply-accumulates show.
 
 | Change | Multiply-accumulates, G | Times as fast | Accuracy | Drop | AUC | Drop | Commit |
 |---|---|---|---|---|---|---|---|"""
