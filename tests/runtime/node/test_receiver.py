@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,29 @@ def test_a_silent_client_does_not_keep_the_node_from_ending(start: Start, tmp_pa
         ending.start()
         ending.join(60)
         assert not ending.is_alive()
+
+
+def test_the_end_waits_for_the_answer_to_a_release(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medimg.runtime.node.transport import _LastingStateMachine
+
+    released = threading.Event()
+    act = _LastingStateMachine.do_action
+
+    def act_late(machine: _LastingStateMachine, event: str) -> None:
+        if event == "Evt14":  # the answer to a release (PS3.8 9.2.2)
+            released.set()
+            time.sleep(0.5)
+        act(machine, event)
+
+    monkeypatch.setattr(_LastingStateMachine, "do_action", act_late)
+    node = start()
+    command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
+    with subprocess.Popen([*command, make_image(tmp_path / "a.dcm")]) as sender:
+        assert released.wait(60)
+        node.stop()
+        assert sender.wait(60) == 0
 
 
 def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:

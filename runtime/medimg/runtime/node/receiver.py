@@ -103,7 +103,7 @@ class Receiver:
             ) from None
 
     def stop(self, grace_s: float) -> None:
-        """Accept nothing more; wait for established associations, then end all."""
+        """Accept nothing more; wait for established associations and their release, then end all."""
         if self._server is None:
             return
         from medimg.runtime.node import transport
@@ -111,9 +111,9 @@ class Receiver:
         server, self._server = self._server, None
         server.shutdown()
         end = time.monotonic() + grace_s
-        while _established(server) and time.monotonic() < end:
+        while _unfinished(server) and time.monotonic() < end:
             time.sleep(0.02)
-        if left := _established(server):
+        if left := _unfinished(server):
             for association in left:
                 association.abort(block=False)
             time.sleep(_ABORT_S)
@@ -265,8 +265,9 @@ def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
     return context
 
 
-def _established(server: Any) -> list[Any]:  # noqa: ANN401  pynetdicom has no types
-    return [association for association in server.active_associations if association.is_established]
+def _unfinished(server: Any) -> list[Any]:  # noqa: ANN401  pynetdicom has no types
+    # One that is released may still have to say so, or its peer would take it for broken off.
+    return [each for each in server.active_associations if each.is_established or each.is_released]
 
 
 def _sender(association: Any) -> str:  # noqa: ANN401
