@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,14 +142,33 @@ def test_a_failure_of_the_back_end_reaches_the_caller_through_loadgen(
     assert again.valid
 
 
+@contextmanager
+def interrupt_soon(handler: Any) -> Iterator[None]:
+    """Send SIGINT to this process, which handles it so whatever it was started with."""
+    before = signal.signal(signal.SIGINT, handler)
+    sending = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    sending.start()
+    try:
+        yield
+        sending.join()
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("scenario", ["single-stream", "offline"])
 def test_an_interrupt_ends_the_run_between_two_queries(tiny_spec: ModelSpec, scenario: ScenarioName) -> None:
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt_soon(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         drive(tiny_spec, scenario, load_of(scenario, duration_s=60.0))
     assert time.monotonic() - begin < 30
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_interrupt_ends_nothing(tiny_spec: ModelSpec) -> None:
+    with interrupt_soon(signal.SIG_IGN):
+        validity = drive(tiny_spec, "single-stream", load_of("single-stream")).validity
+    assert validity is not None
+    assert validity.valid
 
 
 def test_too_few_queries_are_invalid_by_loadgen_and_by_the_native_driver(tiny_spec: ModelSpec) -> None:

@@ -195,7 +195,9 @@ class _Requests:
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Have Ctrl-C noted, since an exception must not reach LoadGen, and raised afterwards."""
-        if threading.current_thread() is not threading.main_thread():
+        is_main = threading.current_thread() is threading.main_thread()
+        # Ignored is what a shell has it where it starts a command in the background.
+        if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             yield
             return
 
