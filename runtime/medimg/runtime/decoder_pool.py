@@ -19,7 +19,7 @@ import time
 from typing import Final
 
 from medimg.runtime.decoder_worker import HEAD, READY, REPLY, read_exactly
-from medimg.runtime.errors import ImageError
+from medimg.runtime.errors import DecoderError, ImageError
 
 LIMIT_S: Final = 5.0
 _START_LIMIT_S: Final = 60.0
@@ -57,7 +57,8 @@ class DecoderPool:
             answer_bytes: size of the answer, at least 1.
 
         Raises:
-            ImageError: the worker gave a reason, ended, or took longer than the limit.
+            ImageError: the worker gave a reason.
+            DecoderError: it ended, or took longer than the limit.
         """
         worker = self._take()
         try:
@@ -114,7 +115,7 @@ class _Worker:
                 )
             except OSError as error:
                 # No memory or descriptors left: this file has no answer, others may have one.
-                raise ImageError(f"its decoder cannot be started ({error.strerror})") from None
+                raise DecoderError(f"its decoder cannot be started ({error.strerror})") from None
             opened.pop_all()
             theirs.close()
         self._socket.settimeout(_START_LIMIT_S)
@@ -124,7 +125,7 @@ class _Worker:
             ready = b""
         if ready != READY:
             self.kill()
-            raise ImageError(f"its decoder does not start: {task}.start() must work in {sys.executable}")
+            raise DecoderError(f"its decoder does not start: {task}.start() must work in {sys.executable}")
 
     @property
     def alive(self) -> bool:
@@ -141,13 +142,13 @@ class _Worker:
             self._allow(deadline)
             reply = read_exactly(self._socket, REPLY.size)
             if len(reply) < REPLY.size:
-                raise ImageError(self._how_it_ended())
+                raise DecoderError(self._how_it_ended())
             done, reason_bytes = REPLY.unpack(reply)
             reason = "" if done else read_exactly(self._socket, reason_bytes).decode(errors="replace")
         except TimeoutError:
-            raise ImageError(f"its decoder took longer than {limit_s:g} s and was stopped") from None
+            raise DecoderError(f"its decoder took longer than {limit_s:g} s and was stopped") from None
         except OSError:
-            raise ImageError(self._how_it_ended()) from None
+            raise DecoderError(self._how_it_ended()) from None
         finally:
             os.close(memory)
         return reason, answer
@@ -189,4 +190,4 @@ def _shared_memory(size_bytes: int) -> tuple[int, mmap.mmap]:
         return descriptor, mmap.mmap(descriptor, size_bytes)
     except (OSError, ValueError, OverflowError) as error:
         os.close(descriptor)
-        raise ImageError(f"no memory for its {size_bytes:,} bytes of pixels ({error})") from None
+        raise DecoderError(f"no memory for its {size_bytes:,} bytes of pixels ({error})") from None

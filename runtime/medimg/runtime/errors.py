@@ -4,6 +4,7 @@
     ├── UsageError              options or arguments that do not fit together
     ├── MissingDependencyError  an optional package is not installed
     ├── ImageError              one image cannot be read; a result in `predict`, not the end
+    │   └── DecoderError        its decoder ended early: another time it may be read
     ├── DataError               a data set cannot be understood
     ├── ModelError              a model file cannot be used
     │   ├── NoSpecError         it carries no medimg entry
@@ -33,6 +34,10 @@ class MissingDependencyError(MedimgError):
 
 class ImageError(MedimgError):
     """One image cannot be read."""
+
+
+class DecoderError(ImageError):
+    """An image's decoder ended early, by a crash or for want of time or memory; another try may succeed."""
 
 
 class DataError(MedimgError):

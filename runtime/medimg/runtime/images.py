@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime import headers, tiff
-from medimg.runtime.errors import ImageError
+from medimg.runtime.errors import DecoderError, ImageError
 from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
@@ -88,9 +88,9 @@ def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None)
         for pixels in _decode(_read_bytes(path, limits), path.suffix.lower(), rule, limits):
             yield prepare(pixels, rule)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     except MemoryError:
-        raise ImageError(f"{path}: its pixels need more memory than there is") from None
+        raise DecoderError(f"{path}: its pixels need more memory than there is") from None
 
 
 def read_size(path: Path, rule: ImageRule, limits: Limits | None = None) -> tuple[int, int]:

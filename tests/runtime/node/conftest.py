@@ -58,7 +58,7 @@ def make_config(folder: Path, **changes: Any) -> NodeConfig:
         status_port=0,
         drain_s=5.0,
         receive=Reception(reserve_mb=1.0, network_timeout_s=2.0),
-        inference=Inference(series_idle_s=0.3),
+        inference=Inference(series_idle_s=0.3, retry_s=0.1),
     )
     return replace(config, **changes)
 

@@ -32,6 +32,7 @@ _TAGS = [
     "Manufacturer",
     "BodyPartExamined",
     "PhotometricInterpretation",
+    "NumberOfFrames",
     "SpecificCharacterSet",
     *HEADER,
 ]
@@ -85,6 +86,7 @@ def read_arrival(
         received_at=received_at,
         sha256=sha256,
         header=patient_and_study,
+        frames=_frames(header),
     )
 
 
@@ -140,6 +142,14 @@ def _inflated(content: bytes, max_bytes: int) -> bytes:
     if inflater.unconsumed_tail:
         raise UnusableError(f"unpacks to more than {max_bytes:,} bytes")
     return plain
+
+
+def _frames(header: Any) -> int:  # noqa: ANN401
+    """Give the number of frames that a header states; 0 if it is no number."""
+    try:
+        return max(0, int(header.get("NumberOfFrames") or 1))
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 
 def _text(header: Any, name: str, longest: int) -> str:  # noqa: ANN401

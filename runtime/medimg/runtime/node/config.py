@@ -131,12 +131,18 @@ class Inference:
     """A class's score for a series, from those of its images: their mean, or the largest."""
     max_tries: int = 3
     """An image that could not be classified so often is set aside."""
+    retry_s: float = 5.0
+    """Wait before the next try where the cause may pass, such as a decoder that was short of time or memory;
+    each further wait is six times as long, up to an hour."""
+    max_frames: int = 10_000
+    """An image of more frames is set aside; others are classified some frames at a time, between images."""
 
     def __post_init__(self) -> None:
         _require(
             self.budget_ms > 0 and self.series_idle_s > 0 and self.max_tries > 0 and self.queue_ms >= 0,
             "budget_ms, series_idle_s and max_tries must be positive, queue_ms 0 or more",
         )
+        _require(self.retry_s >= 0 and self.max_frames > 0, "retry_s must be 0 or more, max_frames 1 or more")
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,11 @@ CREATE TABLE IF NOT EXISTS instances(
     file TEXT UNIQUE, sha256 TEXT NOT NULL, sender TEXT NOT NULL, received_at REAL NOT NULL,
     state TEXT NOT NULL DEFAULT 'received' CHECK(state IN ('received', 'inferred', 'delivered')),
     tries INTEGER NOT NULL DEFAULT 0,
-    outcome TEXT, reason TEXT, scores TEXT, model TEXT, inferred_at REAL, report_uid TEXT);
+    outcome TEXT, reason TEXT, scores TEXT, model TEXT, inferred_at REAL, report_uid TEXT,
+    frames INTEGER NOT NULL DEFAULT 0, retry_at REAL NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS waiting ON instances(arrival) WHERE state = 'received';
+CREATE INDEX IF NOT EXISTS waiting_single ON instances(arrival) WHERE state = 'received' AND frames = 1;
+CREATE INDEX IF NOT EXISTS waiting_long ON instances(arrival) WHERE state = 'received' AND frames != 1;
 CREATE INDEX IF NOT EXISTS unreported ON instances(series_uid) WHERE report_uid IS NULL;
 CREATE INDEX IF NOT EXISTS by_series ON instances(series_uid);
 CREATE INDEX IF NOT EXISTS by_report ON instances(report_uid);
@@ -52,6 +55,12 @@ CREATE TABLE IF NOT EXISTS lines(
     stream TEXT NOT NULL, sequence INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY(stream, sequence))
     WITHOUT ROWID;
 """
+
+_LATER_COLUMNS = (
+    ("instances", "frames", "INTEGER NOT NULL DEFAULT 0"),
+    ("instances", "retry_at", "REAL NOT NULL DEFAULT 0"),
+)
+"""What the first version's tables lack: table, column, definition."""
 
 NO_HEAD = "0" * 64
 """What stands for the hash of the line before the first."""
@@ -162,8 +171,17 @@ def _connect(path: Path) -> sqlite3.Connection:
         found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+        _add_columns(database)
         database.executescript(_SCHEMA)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _add_columns(database: sqlite3.Connection) -> None:
+    """Bring the tables of an older version up to the schema; new ones are made by it."""
+    for table, column, definition in _LATER_COLUMNS:
+        known = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+        if known and column not in known:
+            database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")

@@ -53,11 +53,11 @@ class Receiver:
         config: the whole configuration.
         store: where images are queued.
         counters: of what came and what was refused.
-        on_stored: called after an image has been queued, with its series UID.
+        on_stored: called after an image has been queued.
     """
 
     def __init__(
-        self, config: NodeConfig, store: Store, counters: Counters, on_stored: Callable[[str], None]
+        self, config: NodeConfig, store: Store, counters: Counters, on_stored: Callable[[Arrival], None]
     ) -> None:
         self._config, self._store, self._counters, self._on_stored = config, store, counters, on_stored
         self._max_bytes = int(config.receive.max_instance_mb * 1e6)
@@ -188,7 +188,7 @@ class Receiver:
             raise Refusal(DUPLICATE, "its SOP instance UID is here with another data set")
         self._counters.add("received" if added == "stored" else "received_again")
         if added == "stored":
-            self._on_stored(arrival.series_uid)
+            self._on_stored(arrival)
 
     def _arrival(self, event: Any, content: bytes, received_at: float) -> Arrival:  # noqa: ANN401
         try:

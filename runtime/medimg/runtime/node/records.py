@@ -28,6 +28,8 @@ class Arrival:
     """Of the data set as it was sent."""
     header: Mapping[str, str]
     """Patient and study, for the series' report."""
+    frames: int = 1
+    """What its header says; 0 where it says nothing that can be understood."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Waiting:
     tries: int
     """With the one that begins now."""
     received_at: float
+    frames: int = 1
+    """As in `Arrival`; images of a database that did not count them have 0."""
 
 
 @dataclass(frozen=True)

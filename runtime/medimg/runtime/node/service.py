@@ -25,6 +25,7 @@ from medimg.runtime.node.journal import Journal
 from medimg.runtime.node.models import Models
 from medimg.runtime.node.overlay import Overlays
 from medimg.runtime.node.receiver import Receiver
+from medimg.runtime.node.records import Arrival
 from medimg.runtime.node.series import SeriesReporter
 from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import Worker
@@ -225,9 +226,9 @@ class Node:
     def _pause(self, timeout_s: float) -> None:
         self._ended.wait(timeout_s)
 
-    def _on_stored(self, series_uid: str) -> None:
-        self._series.touch(series_uid)
-        self._worker.note_arrival()
+    def _on_stored(self, arrival: Arrival) -> None:
+        self._series.touch(arrival.series_uid)
+        self._worker.note_arrival(arrival.frames)
         self._worker.hold_back(_LONGEST_HOLD_S)
 
     def _on_reported(self) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.node.database import Database
 from medimg.runtime.node.files import make_folder, remove_temporary, sync_folder
-from medimg.runtime.node.records import Added, Arrival, Member, Pending, Report, Result, Waiting
+from medimg.runtime.node.records import Added, Arrival, Member, Pending, Report, Result
+from medimg.runtime.node.waiting import WaitingImages
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Entry:
     """What became of it; None until it has been dealt with."""
 
 
-class Store(Database):
+class Store(WaitingImages):
     """The node's durable state.
 
     Args:
@@ -113,11 +113,12 @@ class Store(Database):
     def _insert(self, database: sqlite3.Connection, arrival: Arrival, path: Path) -> None:
         database.execute(
             "INSERT INTO instances(sop_uid, sop_class, series_uid, study_uid, modality, body_part,"
-            " photometric, file, sha256, sender, received_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " photometric, file, sha256, sender, received_at, frames)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(arrival.sop_uid, arrival.sop_class, arrival.series_uid, arrival.study_uid),
                 *(arrival.modality, arrival.body_part, arrival.photometric),
-                *(path.name, arrival.sha256, arrival.sender, arrival.received_at),
+                *(path.name, arrival.sha256, arrival.sender, arrival.received_at, arrival.frames),
             ),
         )
         database.execute(
@@ -129,27 +130,6 @@ class Store(Database):
         return {name for (name,) in self._rows("SELECT file FROM instances WHERE file IS NOT NULL")}
 
     # Classifying
-
-    def take(self, limit: int) -> list[Waiting]:
-        """Give those that waited longest, and count their tries; one that was tried before comes alone.
-
-        What ends the process does not undo the count; that a loss of power may do so costs one more try.
-        """
-        with self._transaction(durable=False) as database:
-            rows = database.execute(
-                "SELECT sop_uid, series_uid, study_uid, modality, body_part, photometric, file, tries + 1,"
-                " received_at FROM instances WHERE state = 'received' ORDER BY arrival LIMIT ?",
-                (limit,),
-            ).fetchall()
-            tried = next((number for number, row in enumerate(rows) if row[7] > 1), len(rows))
-            taken = rows[: max(tried, 1)]
-            database.executemany(
-                "UPDATE instances SET tries = tries + 1 WHERE sop_uid = ?", [row[:1] for row in taken]
-            )
-        return [
-            Waiting(sop_uid, series, study, modality, body_part, photometric, self.images / file, tries, at)
-            for sop_uid, series, study, modality, body_part, photometric, file, tries, at in taken
-        ]
 
     def record(self, results: Sequence[Result]) -> None:
         """Commit answers; an image that has one keeps it."""

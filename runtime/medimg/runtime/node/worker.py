@@ -8,18 +8,22 @@ from itertools import groupby
 
 import numpy as np
 
-from medimg.runtime.classifier import Prediction
+from medimg.runtime.errors import DecoderError, MedimgError
 from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Inference
 from medimg.runtime.node.counters import Counters
+from medimg.runtime.node.long_images import Combination, LongImage, LongImages
 from medimg.runtime.node.models import Model, Models
-from medimg.runtime.node.records import Result, Waiting
+from medimg.runtime.node.records import Outcome, Result, Waiting
 from medimg.runtime.node.store import Store
 from medimg.runtime.spec import Allowed, ModelSpec
 
 _LOG = logging.getLogger(__name__)
 
 MAX_BATCH = 64
+_MAX_COUNT = 10_000
+"""More queued images need not be told apart."""
+_LONGEST_WAIT_S = 3600.0
 NOT_DIAGNOSTIC = "Not for diagnostic use"
 
 
@@ -42,78 +46,91 @@ class Worker:
         counters: Counters,
         on_recorded: Callable[[], None],
     ) -> None:
-        self._store, self._models, self._rules, self._counters = store, models, rules, counters
+        self._store, self._models, self.rules, self._counters = store, models, rules, counters
         self._on_recorded = on_recorded
         self.bell = Bell()
         self._failures: dict[str, str] = {}
         self._image_s = rules.budget_ms / 1e3
         self._queue = threading.Condition()
-        self._queued = store.counts()["received"]
+        self._queued = 0
+        self._long = LongImages(store)
+        self._count_queued()
 
-    def note_arrival(self) -> None:
+    def note_arrival(self, frames: int) -> None:
         """Tell that an image has been queued."""
         with self._queue:
-            self._queued += 1
+            self._queued += frames == 1
         self.bell.ring()
 
     def hold_back(self, limit_s: float) -> None:
         """Wait while more images are queued than are soon answered, so that a sender comes no faster."""
-        if self._rules.queue_ms:
+        if self.rules.queue_ms:
             with self._queue:
-                self._queue.wait_for(lambda: self._queued <= self._fitting(self._rules.queue_ms), limit_s)
+                self._queue.wait_for(lambda: self._queued <= self._fitting(self.rules.queue_ms), limit_s)
 
     @property
     def batch_size(self) -> int:
         """How many images are expected to fit the budget."""
-        return min(MAX_BATCH, self._fitting(self._rules.budget_ms))
+        return min(MAX_BATCH, self._fitting(self.rules.budget_ms))
 
     def _fitting(self, time_ms: float) -> int:
         """Give how many images are expected to be answered in a time, at least one."""
         return max(1, int(time_ms / 1e3 / self._image_s))
 
     def work(self) -> int:
-        """Answer one batch; give how many images were taken."""
+        """Answer one batch of images, and as many frames of an image of several; give how many were taken."""
         batch = self._store.take(self.batch_size)
-        if not batch:
-            return 0
+        if batch:
+            with self._models.in_use() as model:
+                results = [result for result in self._answers(batch, model) if result]
+            self._record(results, batch)
         with self._models.in_use() as model:
-            results = [result for result in self._answers(batch, model) if result]
+            long = self._long.next(model)
+            result = self._refusal(long.item, model) or self._go_on(long, model) if long else None
+        if long and result:
+            self._long.end(long)
+            self._record([result], [long.item])
+        return len(batch) + (long is not None)
+
+    def _record(self, results: Sequence[Result], batch: Sequence[Waiting]) -> None:
         self._store.record(results)
         self._on_recorded()
-        with self._queue:
-            self._queued -= len(results)
-            self._queue.notify_all()
+        self._count_queued()
         now, received = time.time(), {item.sop_uid: item.received_at for item in batch}
         for result in results:
             self._failures.pop(result.sop_uid, None)
             self._counters.add("answered", outcome=result.outcome)
             self._counters.observe(max(0.0, now - received[result.sop_uid]))
-        return len(batch)
+
+    def _count_queued(self) -> None:
+        """Count anew what senders wait for: not what is tried later, nor what has more than one frame."""
+        queued = self._store.ready_count(_MAX_COUNT)
+        with self._queue:
+            self._queued = queued
+            self._queue.notify_all()
 
     def _answers(self, batch: Sequence[Waiting], model: Model) -> Iterator[Result | None]:
         """Give each image's answer, or nothing where it is to be tried again."""
-        spec = model.classifier.spec
         to_classify = []
         for item in batch:
-            line = _identity(item, model)
-            if item.tries > self._rules.max_tries:
-                last = "the process ended each time it was classified"
-                reason = self._failures.get(item.sop_uid, last)
-                yield Result(
-                    item.sop_uid, "set aside", model.sha256, reason=reason, line={**line, "reason": reason}
-                )
-            elif refusal := not_applicable(item, spec.allowed):
-                yield Result(
-                    item.sop_uid,
-                    "not applicable",
-                    model.sha256,
-                    reason=refusal,
-                    line={**line, "reason": refusal},
-                )
+            if refusal := self._refusal(item, model):
+                yield refusal
             else:
                 to_classify.append(item)
         if to_classify:
             yield from self._classify(to_classify, model)
+
+    def _refusal(self, item: Waiting, model: Model) -> Result | None:
+        """Give the answer of an image that is not to be classified."""
+        if item.tries > self.rules.max_tries:
+            last = "the process ended each time it was classified"
+            return _unclassified(item, model, "set aside", self._failures.get(item.sop_uid, last))
+        if refusal := not_applicable(item, model.classifier.spec.allowed):
+            return _unclassified(item, model, "not applicable", refusal)
+        if item.frames > self.rules.max_frames:
+            reason = f"it has {item.frames:,} frames; inference.max_frames is {self.rules.max_frames:,}"
+            return _unclassified(item, model, "set aside", reason)
+        return None
 
     def _classify(self, batch: Sequence[Waiting], model: Model) -> Iterator[Result | None]:
         classes = model.classifier.spec.classes
@@ -121,32 +138,72 @@ class Worker:
         try:
             predictions = list(model.classifier.predict([item.path for item in batch], top_k=classes))
         except Exception as error:  # noqa: BLE001  whatever it is, the images are tried again, alone
-            _LOG.exception("a batch of %d failed", len(batch))
-            self._failures.update(
-                dict.fromkeys((item.sop_uid for item in batch), f"{type(error).__name__}: {error}")
-            )
+            self._failed(batch, error)
             return
-        image_s = (time.perf_counter() - started) / len(predictions)
-        self._image_s += 0.2 * (image_s - self._image_s)
+        self._measured(len(predictions), time.perf_counter() - started)
         answers = {path: list(found) for path, found in groupby(predictions, lambda answer: answer.path)}
         for item in batch:
-            yield self._result(item, answers[str(item.path)], model)
+            frames = answers[str(item.path)]
+            if failure := next((frame.error for frame in frames if frame.error), None):
+                yield self._unreadable(item, model, failure.type, failure.message)
+            else:
+                yield self._classified(item, model, Combination(frames, model.classifier.spec.classes))
 
-    def _result(self, item: Waiting, frames: Sequence[Prediction], model: Model) -> Result | None:
-        line = _identity(item, model)
-        error = frames[-1].error
-        if error:
-            reason = error.message.removeprefix(f"{item.path}: ")
-            self._failures[item.sop_uid] = reason
-            if item.tries < self._rules.max_tries:
-                return None
-            return Result(
-                item.sop_uid, "unreadable", model.sha256, reason=reason, line={**line, "reason": reason}
-            )
-        spec = model.classifier.spec
-        scores = combined([scores_of(frame, spec.classes) for frame in frames], self._rules.combine)
-        answer = {"frames": len(frames), **describe_scores(scores, spec)}
-        return Result(item.sop_uid, "classified", model.sha256, scores, line={**line, **answer})
+    def _go_on(self, long: LongImage, model: Model) -> Result | None:
+        """Classify some more frames of an image; give its answer once there is one."""
+        item, count = long.item, self.batch_size
+        started = time.perf_counter()
+        try:
+            predictions = long.classify(count)
+        except MedimgError as error:
+            self._long.end(long)
+            return self._unreadable(item, model, type(error).__name__, str(error))
+        except Exception as error:  # noqa: BLE001  whatever it is, the image is tried again
+            self._long.end(long)
+            self._failed([item], error)
+            return None
+        self._measured(len(predictions), time.perf_counter() - started)
+        if len(predictions) == count:
+            return None
+        return self._classified(item, model, long.answers)
+
+    def _measured(self, images: int, took_s: float) -> None:
+        if images:
+            self._image_s += 0.2 * (took_s / images - self._image_s)
+
+    def _failed(self, batch: Sequence[Waiting], error: Exception) -> None:
+        """Have images tried again: alone at once, and later if one has failed alone."""
+        _LOG.exception("a batch of %d failed", len(batch))
+        for item in batch:
+            self._failures[item.sop_uid] = f"{type(error).__name__}: {error}"
+        if len(batch) == 1:
+            self._postpone(batch[0])
+
+    def _unreadable(self, item: Waiting, model: Model, kind: str, message: str) -> Result | None:
+        reason = message.removeprefix(f"{item.path}: ")
+        self._failures[item.sop_uid] = reason
+        may_pass = kind == DecoderError.__name__
+        if item.tries >= self.rules.max_tries:
+            return _unclassified(item, model, "set aside" if may_pass else "unreadable", reason)
+        if may_pass:
+            self._postpone(item)
+        return None
+
+    def _postpone(self, item: Waiting) -> None:
+        wait_s = min(self.rules.retry_s * 6 ** (item.tries - 1), _LONGEST_WAIT_S)
+        self._counters.add("postponed")
+        self._store.postpone(item.sop_uid, wait_s)
+
+    def _classified(self, item: Waiting, model: Model, answers: Combination) -> Result:
+        scores = answers.scores(self.rules.combine)
+        answer = {"frames": answers.count, **describe_scores(scores, model.classifier.spec)}
+        line = {**_identity(item, model), **answer}
+        return Result(item.sop_uid, "classified", model.sha256, scores, line=line)
+
+
+def _unclassified(item: Waiting, model: Model, outcome: Outcome, reason: str) -> Result:
+    line = {**_identity(item, model), "reason": reason}
+    return Result(item.sop_uid, outcome, model.sha256, reason=reason, line=line)
 
 
 def not_applicable(item: Waiting, allowed: Allowed) -> str | None:
@@ -159,14 +216,6 @@ def not_applicable(item: Waiting, allowed: Allowed) -> str | None:
         if values and value.upper() not in {entry.upper() for entry in values}:
             return f"its {name} is {value or 'not stated'}; the model is for {', '.join(values)}"
     return None
-
-
-def scores_of(prediction: Prediction, classes: int) -> tuple[float, ...]:
-    """Give a prediction's scores in the order of the labels."""
-    scores = [0.0] * classes
-    for best in prediction.top_k:
-        scores[best.index] = best.score
-    return tuple(scores)
 
 
 def combined(scores: Sequence[tuple[float, ...]], rule: str) -> tuple[float, ...]:
