@@ -35,6 +35,8 @@ from pydicom.uid import (
 )
 
 from medimg.runtime import dicom
+from medimg.runtime.dicom import files as dicom_files
+from medimg.runtime.dicom import frames
 from medimg.runtime.errors import ImageError
 from medimg.runtime.images import load_frames, load_image, prepare, read_patient, read_size
 from medimg.runtime.limits import Limits
@@ -57,8 +59,8 @@ REASONS = {
     "ExplVR_BigEndNoMeta.dcm": "without pixels",
     "ExplVR_LitEndNoMeta.dcm": "without pixels",
     "JPEG2000-embedded-sequence-delimiter.dcm": "a compressed frame of 3722445056x1024 pixels",
-    "MR_truncated.dcm": "less than expected (8130 vs 8192 bytes)",
-    "badVR.dcm": "a damaged or unusual DICOM file",
+    "MR_truncated.dcm": "a truncated DICOM file (8,130 of 8,192 bytes of pixels)",
+    "badVR.dcm": "its Number of Frames is not a number",
     "emri_small_jpeg_2k_lossless_too_short.dcm": "without pixels (Enhanced MR Image Storage)",
     "meta_missing_tsyntax.dcm": "without rows and columns",
     "nested_priv_SQ.dcm": "without rows and columns",
@@ -72,7 +74,7 @@ REASONS = {
 
 
 def decode(content: bytes, window: Window = "first") -> list[NDArray[np.uint8]]:
-    return list(dicom.decode_frames(content, window, Limits.pixels))
+    return list(dicom.decode_frames(content, window, Limits()))
 
 
 def shown_by_hand(dataset: Dataset, stored: NDArray[Any], frame: int) -> NDArray[np.float64]:
@@ -157,7 +159,7 @@ def test_every_file_of_pydicom_is_shown_as_the_standard_says_or_has_its_reason(p
         return
     shown = decode(path.read_bytes())
     dataset = pydicom.dcmread(path)
-    if str(dataset.file_meta.TransferSyntaxUID) in dicom._JPEG:
+    if str(dataset.file_meta.TransferSyntaxUID) in frames._JPEG:
         # pydicom gives these to GDCM in this process; dcmtk is compared below.
         assert shown[0].shape[:2] == (dataset.Rows, dataset.Columns)
         return
@@ -266,7 +268,7 @@ def test_every_file_of_other_projects_is_shown_as_dcmtk_or_gdcm_shows_it(
     real_data: Path, tmp_path: Path
 ) -> None:
     paths = [path for path in sorted((real_data / "dicom").glob("*/*.dcm")) if path.name not in FOREIGN]
-    assert len(paths) == 29
+    assert len(paths) == 30
     for path in paths:
         if has_peer(path):
             compare_with_peers(path, tmp_path)
@@ -294,7 +296,6 @@ FOREIGN = {
     "CTImageEvenAligned.dat": "not an image that can be read",
     "CTImageOddAligned.dat": "not an image that can be read",
     "no-pixel-data.dcm": "DICOM without pixels (Basic Text SR Storage)",
-    "explicit_big.dcm": "its window of width 0 (LINEAR) is none that DICOM defines",
 }
 FRAMES = {
     "CT0012.fragmented_no_bot_jpeg_baseline.51.dcm": 2,
@@ -438,9 +439,7 @@ def test_sigmoid_by_its_formula() -> None:
     assert np.abs(np.array(shown) - expected).max() <= 0.5
 
 
-@pytest.mark.parametrize(
-    ("width", "function"), [(0, "LINEAR"), (0.5, "LINEAR"), (-1, "SIGMOID"), (9, "CUBIC")]
-)
+@pytest.mark.parametrize(("width", "function"), [(0.5, "LINEAR"), (-1, "SIGMOID"), (9, "CUBIC")])
 def test_a_window_that_dicom_does_not_define_is_an_error(width: float, function: str) -> None:
     dataset = make(SIGNED, WindowCenter=40, WindowWidth=width, VOILUTFunction=function)
     with pytest.raises(ImageError, match=re.escape(f"its window of width {width:g} ({function})")):
@@ -611,7 +610,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded() -> None:
 def test_a_compressed_frame_without_its_end_is_refused() -> None:
     dataset = make(np.zeros((16, 16), np.uint8), JPEGBaseline8Bit)
     dataset.PixelData = encapsulate([jpeg(np.zeros((16, 16), np.uint8))[:-20]])
-    with pytest.raises(ImageError, match="a compressed frame has no end"):
+    with pytest.raises(ImageError, match="it has no end"):
         decode(saved(dataset))
 
 
@@ -623,7 +622,7 @@ def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytes
     deflated = saved(make(np.zeros((500, 500), np.uint8), DeflatedExplicitVRLittleEndian))
     assert len(deflated) < 2000
     assert decode(deflated)[0].shape == (500, 500)
-    monkeypatch.setattr(dicom, "_MAX_INFLATED_BYTES", 100_000)
+    monkeypatch.setattr(dicom_files, "_MAX_INFLATED_BYTES", 100_000)
     with pytest.raises(ImageError, match="unpacks to more than 100,000 bytes"):
         decode(deflated)
 
@@ -631,17 +630,25 @@ def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"HighBit": 6}, "its high bit is 6 where 8 bits are stored (PS3.5 8.1.1): rewrite"),
+        ({"HighBit": 6}, "its high bit is 6 where 8 of 8 bits are stored (PS3.5 8.1.1)"),
         (
-            {"PhotometricInterpretation": "YBR_ICT"},
+            {"PhotometricInterpretation": "YBR_ICT", "SamplesPerPixel": 3},
             "its photometric interpretation YBR_ICT is not supported in Explicit VR Little Endian",
         ),
         ({"PhotometricInterpretation": "HSV"}, "its photometric interpretation HSV is not supported"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "a damaged or unusual DICOM file"),
+        (
+            {"PhotometricInterpretation": "RGB"},
+            "its photometric interpretation is RGB, which has 3 samples per pixel; its header says 1",
+        ),
+        (
+            {"PhotometricInterpretation": "PALETTE COLOR"},
+            "its Red Palette Color Lookup Table Descriptor has 0",
+        ),
         ({"Rows": 0}, "DICOM pixels without rows and columns"),
-        ({"BitsAllocated": 13}, "a damaged or unusual DICOM file"),
-        ({"BitsStored": 0}, "a damaged or unusual DICOM file"),
-        ({"Rows": 3}, "a damaged or unusual DICOM file"),
+        ({"BitsAllocated": 13}, "13 bits are allocated for a sample"),
+        ({"BitsStored": 0}, "0 bits are stored of 8 allocated ones"),
+        ({"PixelRepresentation": 2}, "its Pixel Representation is 2"),
+        ({"Rows": 3}, "a truncated DICOM file (4 of 6 bytes of pixels)"),
     ],
 )
 def test_unusable_headers_have_one_line_reasons(
@@ -670,7 +677,7 @@ def test_a_missing_element_is_named(keyword: str) -> None:
     dataset = make(np.zeros((2, 2, 3), np.uint8))
     delattr(dataset, keyword)
     name = pydicom.datadict.dictionary_description(keyword)
-    with pytest.raises(ImageError, match=f"Missing required element: .* '{name}'"):
+    with pytest.raises(ImageError, match=f"a DICOM file without {name}"):
         decode(saved(dataset))
 
 
@@ -719,7 +726,7 @@ def test_frames_are_decoded_one_at_a_time() -> None:
     dataset = make(np.zeros((2, 16, 16), np.uint8), JPEGBaseline8Bit, NumberOfFrames=2)
     good = jpeg(np.full((16, 16), 90, np.uint8))
     dataset.PixelData = encapsulate([good, jpeg(np.zeros((8, 8), np.uint8))])
-    frames = dicom.decode_frames(saved(dataset), "first", Limits.pixels)
+    frames = dicom.decode_frames(saved(dataset), "first", Limits())
     assert next(frames).shape == (16, 16)
     with pytest.raises(ImageError, match="a compressed frame of 8x8 pixels"):
         next(frames)
@@ -728,8 +735,7 @@ def test_frames_are_decoded_one_at_a_time() -> None:
 def test_every_syntax_that_pydicom_decodes_is_decoded_here() -> None:
     from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
 
-    ours = {*dicom._JPEG, *dicom._PLUGINS}
-    assert {uid for uid in _PIXEL_DATA_DECODERS if uid.is_encapsulated} <= ours
+    assert {uid for uid in _PIXEL_DATA_DECODERS if uid.is_encapsulated} <= {*frames.DECODED_HERE}
 
 
 def test_a_transfer_syntax_that_nothing_decodes_is_named() -> None:
@@ -824,13 +830,18 @@ def test_lossless_jpeg_of_each_depth_is_the_same_as_uncompressed(
 
 def test_jpeg_of_many_bits_in_colour_has_its_reason() -> None:
     dataset = make(np.zeros((24, 16, 3), np.uint16), JPEGLosslessSV1)
-    dataset.PixelData = encapsulate([lossless_jpeg(RAMP, 12)])
+    frame = lossless_jpeg(RAMP, 12)
+    start = frame.index(b"\xff\xc3")
+    # Of the DCT kind, with three components, which is all that is looked at.
+    colour = struct.pack(">BBHBHHB9B", 0xFF, 0xC1, 17, 12, 24, 16, 3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0)
+    dataset.PixelData = encapsulate([frame[:start] + colour + frame[start + 13 :]])
+    dataset.PhotometricInterpretation, dataset.BitsStored, dataset.HighBit = "YBR_FULL", 12, 11
     with pytest.raises(ImageError, match=r"nothing here decodes 12-bit JPEG Lossless.* in colour: convert"):
         decode(saved(dataset))
 
 
 def test_a_decoder_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom, "find_spec", lambda _: None)
+    monkeypatch.setattr(frames, "find_spec", lambda name: None if name == "gdcm" else name)
     with pytest.raises(
         ImageError, match=r"its 16-bit JPEG Lossless.* needs a decoder: pip install 'medimg\[dicom\]'"
     ):
@@ -884,14 +895,14 @@ def test_a_crash_in_the_middle_of_a_run_costs_one_file_its_answer() -> None:
     assert 200 - len(killed) <= sum(map(bool, results)) <= 200
 
 
-def test_a_file_without_preamble_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_file_without_preamble_is_known_by_its_elements(tmp_path: Path) -> None:
     content = saved(make(np.array([[0, 255]], np.uint8)))
     without = content[132:]
     (tmp_path / "a.dcm").write_bytes(without)
     assert load_image(tmp_path / "a.dcm", ImageRule(1, 2))[0, :, 0].tolist() == [0, 255]
-    (tmp_path / "a.png").write_bytes(without)
-    with pytest.raises(ImageError, match="not an image that can be read"):
-        load_image(tmp_path / "a.png", ImageRule(1, 2))
+    for name in ("a.png", "a.IMA", "a"):
+        (tmp_path / name).write_bytes(without)
+        assert load_image(tmp_path / name, ImageRule(1, 2))[0, :, 0].tolist() == [0, 255]
     (tmp_path / "notes.dcm").write_bytes(b"these are notes, not pixels\n" * 20)
     with pytest.raises(ImageError, match="DICOM"):
         load_image(tmp_path / "notes.dcm", ImageRule(1, 2))

@@ -9,11 +9,43 @@ from medimg.runtime import tiff
 from medimg.runtime.errors import ImageError
 from medimg.runtime.text import printable
 
+_DICOM_GROUPS = (0x0002, 0x0008)
+_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+"""Value representations whose length has 16 bits, and those whose length has 32 (PS3.5 7.1.2)."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 # 0xF7 starts the frame of JPEG-LS (ITU-T T.87, annex C).
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+
+
+def is_dicom(content: bytes) -> bool:
+    """Tell a DICOM file by its preamble (PS3.10 7.1), or without one by its first two elements.
+
+    Args:
+        content: the file, or its first 1,024 bytes at least.
+    """
+    return content[128:132] == b"DICM" or any(_begins_with_elements(content, order) for order in "<>")
+
+
+def _begins_with_elements(content: bytes, order: str) -> bool:
+    """Look for two elements in ascending order, the first of group 0002 or 0008, as every file begins."""
+    position, before = 0, (0, 0)
+    for _ in range(2):
+        if position + 12 > len(content):
+            return False
+        group, element, vr, short = struct.unpack_from(f"{order}HH2sH", content, position)
+        if (group, element) <= before or group not in _DICOM_GROUPS:
+            return False
+        (after_tag,) = struct.unpack_from(f"{order}I", content, position + 4)
+        (after_vr,) = struct.unpack_from(f"{order}I", content, position + 8)
+        if vr in _SHORT_VRS:
+            position += 8 + short
+        else:
+            position += 12 + after_vr if vr in _LONG_VRS else 8 + after_tag
+        before = (group, element)
+    return True
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -45,6 +77,8 @@ class JpegFrame(NamedTuple):
     """Bits a sample."""
     samples: int
     """Samples a pixel."""
+    marker: int
+    """Low byte of the frame's marker, which tells the kind of JPEG."""
 
 
 def jpeg_frame(content: bytes | bytearray) -> JpegFrame:
@@ -57,7 +91,7 @@ def jpeg_frame(content: bytes | bytearray) -> JpegFrame:
     for marker, start, end in _jpeg_segments(content):
         if marker in _JPEG_FRAMES and start + 6 <= min(end, len(content)):
             bits, rows, columns, samples = struct.unpack_from(">BHHB", content, start)
-            frame = JpegFrame(rows, columns, bits, samples)
+            frame = JpegFrame(rows, columns, bits, samples, marker)
         if marker == _START_OF_SCAN and frame and content.find(b"\xff\xd9", end) > 0:
             return frame
     raise ImageError("a truncated or damaged JPEG (it has no end)")

@@ -115,7 +115,7 @@ def read_patient(path: Path, limits: Limits | None = None) -> str | None:
     """
     try:
         with path.open("rb") as file:
-            if not _is_dicom(file.read(132), path.suffix.lower()):
+            if not _is_dicom(file.read(1024), path.suffix.lower()):
                 return None
         from medimg.runtime import dicom
 
@@ -185,7 +185,7 @@ def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Ite
     if _is_dicom(content, suffix):
         from medimg.runtime import dicom
 
-        yield from dicom.decode_frames(content, rule.dicom_window, limits.pixels)
+        yield from dicom.decode_frames(content, rule.dicom_window, limits)
         return
     magic = _magic(content)
     if magic == "TIFF":
@@ -204,7 +204,7 @@ def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Ite
 
 
 def _is_dicom(content: bytes, suffix: str) -> bool:
-    return content[128:132] == b"DICM" or (suffix in _DICOM_SUFFIXES and _magic(content) is None)
+    return headers.is_dicom(content) or (suffix in _DICOM_SUFFIXES and _magic(content) is None)
 
 
 def _magic(content: bytes) -> str | None:
