@@ -4,8 +4,10 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from medimg.runtime.codec import json_text
 from medimg.runtime.commandline import write_json
 from medimg.runtime.doctor import examine
 from medimg.runtime.spec import ModelSpec
@@ -148,6 +151,56 @@ def test_doctor_sees_two_distributions_of_one_module(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("medimg.runtime.doctor.packages_distributions", lambda: providers)
     (conflict,) = examine(1).conflicts
     assert conflict.startswith("onnxruntime and onnxruntime-gpu provide onnxruntime: pip uninstall")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "seen", "told"),
+    [
+        ("predict MODEL - <&-", 2, "", "the list on standard input cannot be read (Bad file descriptor)"),
+        ("predict MODEL b.png >&-", 2, "", "standard output cannot be written (Bad file descriptor)"),
+        ("inspect MODEL >&-", 2, "", "cannot be"),
+        ("predict MODEL b.png --format csv 2>&-", 0, "b.png,0,1,", ""),
+        ("predict MODEL b.png 日本語.png >&- 2>&- <&-", 2, "", ""),
+        ("predict MODEL ''", 2, "", "an empty name is no input"),
+        ("predict MODEL b.png --output ''", 2, "", "an empty name is no input"),
+        ("inspect MODEL --json ''", 2, "", "an empty name is no input"),
+        ("inspect ''", 2, "", "an empty name is no input"),
+        ("inspect $(printf 'm%.0s' {1..300}).onnx", 2, "", "File name too long"),
+        ("predict MODEL b.png $(printf 'a%.0s' {1..300}).png", 1, "b.png", "1 could not be read"),
+        (
+            "predict MODEL - < <(printf '\\xef\\xbb\\xbfb.png\\r\\n\\r\\ncaf\\xe9.png\\r\\n')",
+            0,
+            "b.png\n",
+            "2 answered",
+        ),
+        ("predict MODEL 日本語.png", 0, "日本語.png\n", ""),
+        ("PYTHONIOENCODING=ascii predict MODEL 日本語.png", 0, "\\u65e5\\u672c\\u8a9e.png\n", ""),
+        (
+            "PYTHONIOENCODING=latin-1 predict MODEL 日本語.png --format jsonl",
+            0,
+            r'"\u65e5\u672c\u8a9e.png"',
+            "",
+        ),
+    ],
+)
+def test_streams_and_names_of_any_kind(
+    small_artefact: Path, folder: Path, command: str, status: int, seen: str, told: str
+) -> None:
+    picture = (folder / "b.png").read_bytes()
+    for name in (b"caf\xe9.png", "日本語.png".encode()):
+        (folder / os.fsdecode(name)).write_bytes(picture)
+    program = Path(sys.executable).with_name("medimg-run")
+    line = re.sub("(predict|inspect)", rf"{program} \1", command).replace("MODEL", str(small_artefact))
+    done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False)
+    assert seen in done.stdout
+    assert told in done.stderr
+
+
+def test_json_is_taken_by_any_reader() -> None:
+    text = json_text({"a\udcff": [math.nan, math.inf, -math.inf, 1.5, "b\ud800"]})
+    assert text.isascii()
+    assert json.loads(text) == {"a\\udcff": [None, None, None, 1.5, "b\\ud800"]}
 
 
 def test_a_closed_pipe_ends_without_a_complaint(small_artefact: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg.runtime import containers
-from medimg.runtime.containers import embed_in_onnx, open_onnx, replaced, write_spec
+from medimg.runtime.containers import embed_in_onnx, open_onnx, write_spec
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
 
@@ -228,35 +228,6 @@ def test_a_keras_entry_that_inflates_without_bound_is_refused(tmp_path: Path) ->
 def test_only_keras_files_take_a_spec_this_way(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="a Keras file ends in"):
         write_spec(tmp_path / "model.onnx", SPEC)
-
-
-# Files that take their place when they are whole.
-
-
-def test_replaced_leaves_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"old")
-    with replaced(path) as temporary:
-        temporary.write_bytes(b"new")
-        assert temporary.suffix == ".onnx"
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_replaced_leaves_nothing_of_a_failure(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"old")
-
-    def fail() -> None:
-        with replaced(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_file_sha256(tmp_path: Path) -> None:

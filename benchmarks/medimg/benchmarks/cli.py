@@ -1,6 +1,5 @@
 """The command line of medimg-bench."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +8,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
-from medimg.runtime.errors import UsageError
+from medimg.runtime.writing import require_writable
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 DEFAULT_SCENARIOS = ("single-stream", "offline")
@@ -33,8 +32,8 @@ def _batch_sizes(
 def _check_destinations(*files: str | Path | None) -> None:
     """Refuse a file that cannot be written before minutes are spent on measuring."""
     for file in files:
-        if file is not None and str(file) != "-" and not os.access(Path(file).parent, os.W_OK):
-            raise UsageError(f"{file}: its folder does not exist or cannot be written to")
+        if file is not None and str(file) != "-":
+            require_writable(file)
 
 
 def _show_step(step: str) -> None:
@@ -61,7 +60,7 @@ def _measuring_options(command: Command) -> Command:
             show_default=True,
             help="What sends the queries; auto is LoadGen where it is installed.",
         ),
-        click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP),
+        commandline.JSON_OPTION,
         click.option("--csv", "csv_file", type=PathArgument, metavar="FILE", help="Write a row a run."),
         click.option("--markdown", type=PathArgument, metavar="FILE", help="Write tables as Markdown."),
         click.option(
@@ -235,7 +234,7 @@ def sweep(
     metavar="SHARE",
     help="Exit with 1 where AFTER is surely slower by more than this share, such as 0.05.",
 )
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def compare(
     before: Path, after: Path, max_slowdown: float | None, json_file: str | None, threads: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from medimg.benchmarks.percentiles import SHARES
 from medimg.benchmarks.results import SCHEMA, STAGES, Benchmark
 from medimg.benchmarks.table import digits, facts
-from medimg.runtime.commandline import write_json, written_whole
+from medimg.runtime.commandline import write_json, write_text
 from medimg.runtime.text import csv_cell, printable
 
 _LATENCIES = (*SHARES, "max", "mean")
@@ -122,9 +122,3 @@ def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[s
 def markdown_text(text: str) -> str:
     """Escape what Markdown or the HTML in it would act on."""
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|!&" else char for char in printable(text))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.benchmarks.exports import markdown_table, markdown_text, write_text
+from medimg.benchmarks.exports import markdown_table, markdown_text
 from medimg.benchmarks.sweep_results import Sweep, SweepRow
 from medimg.benchmarks.table import WIDTH, digits
-from medimg.runtime.commandline import write_json
+from medimg.runtime.commandline import write_json, write_text
 from medimg.runtime.report import Figure, Section, Table, page
 from medimg.runtime.text import csv_cell, printable
 

@@ -192,7 +192,7 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
 @click.option("--report", type=PathArgument, metavar="FILE.html", help="Write the evidence as one HTML page.")
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 @version_option
 @click.pass_context
@@ -253,8 +253,7 @@ def cli(
     if report:
         from medimg.export.report import render
 
-        with commandline.written_whole(report) as temporary:
-            temporary.write_text(render(result), encoding="utf-8", errors="surrogateescape")
+        commandline.write_text(report, render(result))
     _tell(result.warnings, (lines(result),), json_file)
     if "tensorrt" in formats:
         result = replace(result, engines=_build_exported(result, engine, options["force"], json_file))

@@ -10,8 +10,16 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.archive.cli import archive
-from medimg.runtime.commandline import BACKENDS, TRUST, PathArgument, standard_options, version_option
+from medimg.runtime.commandline import (
+    BACKENDS,
+    TRUST,
+    InputArgument,
+    PathArgument,
+    standard_options,
+    version_option,
+)
 from medimg.runtime.node import cli as node
+from medimg.runtime.paths import is_folder
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
@@ -27,7 +35,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=PathArgument)
-@click.argument("inputs", type=PathArgument, nargs=-1, required=True)
+@click.argument("inputs", type=InputArgument, nargs=-1, required=True)
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images at once.  [default: what suits the back end]"
@@ -73,7 +81,7 @@ def predict(
     from medimg.runtime.output import Outcome, write_predictions
 
     outcome = Outcome()
-    alone = len(inputs) == 1 and inputs[0] != STANDARD_INPUT and not inputs[0].is_dir()
+    alone = len(inputs) == 1 and inputs[0] != STANDARD_INPUT and not is_folder(inputs[0])
     with Classifier(
         model,
         backend=backend,
@@ -106,7 +114,7 @@ def predict(
     help="Run a TensorRT engine on golden inputs (medimg-export --golden); the outcome is kept for this GPU.",
 )
 @TRUST
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def inspect(
     model: Path, golden: Path | None, trusted: tuple[str, ...], json_file: str | None, threads: int
@@ -128,7 +136,7 @@ def inspect(
 
 
 @cli.command()
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def doctor(json_file: str | None, threads: int) -> int:
     """Show what can run here: back ends, devices, versions, what is missing and how to get it."""
@@ -160,11 +168,11 @@ for command in (archive, *node.COMMANDS):
 
 def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
     """Expand folders and the list on standard input, lazily."""
-    from medimg.runtime.data import walk_images
+    from medimg.runtime.paths import listed_paths, walk_images
 
     for item in inputs:
         if item == STANDARD_INPUT:
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            yield from listed_paths(sys.stdin.buffer, "the list on standard input")
         else:
             yield from walk_images([item])
 
@@ -176,7 +184,7 @@ def _answers_are_seen(output: Path | None) -> bool:
 
 def _with_progress(predictions: "Iterator[Prediction]", inputs: tuple[Path, ...]) -> "Iterator[Prediction]":
     """Show how many files are done, how fast, and how long the rest will take."""
-    from medimg.runtime.data import walk_images
+    from medimg.runtime.paths import walk_images
 
     known = STANDARD_INPUT not in inputs
     files = sum(1 for _ in walk_images(inputs)) if known else 1

@@ -1,27 +1,69 @@
 """What the four commands share: errors as one message, exit status, logging, threads, JSON results."""
 
 import contextlib
-import json
+import errno
+import io
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from medimg.runtime.codec import to_plain
-from medimg.runtime.containers import replaced
+from medimg.runtime.codec import json_text, to_plain
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import MedimgError, UsageError
 from medimg.runtime.text import printable
+from medimg.runtime.writing import replaced
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-PathArgument = click.Path(path_type=Path)
-JSON_HELP = "Write the result as JSON to FILE, or to standard output for -."
+_LOG = logging.getLogger(__name__)
+
+
+class NameType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click alone
+    """A name of a file, a folder or something else; an empty one is a variable that was not set."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """Refuse an empty name."""
+        if not str(value):
+            self.fail("an empty name is no input and no output: is a variable not set?", param, ctx)
+        return value
+
+
+class PathType(NameType):
+    """A path; unless the verb has a row for it, one that no file can have is refused here, once for all."""
+
+    name = "path"
+
+    def __init__(self, *, own_row: bool = False) -> None:
+        self._own_row = own_row
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """Make a Path."""
+        path = Path(super().convert(value, param, ctx))
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) and not self._own_row:
+                self.fail(f"{str(path)[:200]}: {error.strerror}", param, ctx)
+        return path
+
+
+NameArgument = NameType()
+PathArgument = PathType()
+InputArgument = PathType(own_row=True)
+JSON_OPTION = click.option(
+    "--json",
+    "json_file",
+    type=NameArgument,
+    metavar="FILE",
+    help="Write the result as JSON to FILE, or to standard output for -.",
+)
 BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 TRUST = click.option(
     "--trust",
@@ -34,8 +76,10 @@ TRUST = click.option(
 
 def run(command: click.Command) -> NoReturn:
     """Run a command and leave with its exit status: 0 done, 1 a check failed, 2 unusable input."""
+    _prepare_streams()
     try:
         status = command.main(standalone_mode=False)
+        _finish_output()
     except MedimgError as error:
         _fail(str(error), error.exit_status)
     except click.ClickException as error:
@@ -47,17 +91,71 @@ def run(command: click.Command) -> NoReturn:
         # The reader has gone.
         abandon_standard_output()
         sys.exit(1)
+    except OSError as error:
+        # A full disk, a limit on open files: the machine's, wherever it was met.
+        _LOG.debug("ended by", exc_info=True)
+        _fail(_blame(error), UsageError.exit_status)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Put something in the place of closed streams, and let text out that a terminal has no letters for.
+
+    Left closed, the next file that is opened would become standard output. What takes their place fails when
+    it is used, as gnulib's `stdopen` does; nobody reads standard error then.
+    """
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Give standard output, and write what is in memory while there is somebody to tell that it fails.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_standard_output()
+        raise UsageError(f"standard output cannot be written ({error.strerror})") from None
+
+
+def _finish_output() -> None:
+    with standard_output():
+        pass
+
+
+def _blame(error: OSError) -> str:
+    """Say what the system refused, as far as it tells."""
+    reason = error.strerror or str(error)
+    if isinstance(error.filename, (str, bytes)):
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    return f"standard output, or a file, cannot be read or written ({reason})"
 
 
 def abandon_standard_output() -> None:
     """Send what is left to nowhere, so that the interpreter's last flush does not complain once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
     lines = [printable(line) for line in message.splitlines()]
     click.echo("error: " + "\n       ".join(lines), err=True)
+    with contextlib.suppress(UsageError, BrokenPipeError):
+        _finish_output()
     sys.exit(status)
 
 
@@ -95,21 +193,21 @@ def write_json(result: object, destination: str | None, **head: object) -> None:
     """
     if destination is None:
         return
-    text = json.dumps(_nan_as_null({**head, **to_plain(result)}), indent=1, ensure_ascii=False) + "\n"
+    text = json_text({**head, **to_plain(result)}, indent=1) + "\n"
     if destination == "-":
         click.echo(text, nl=False)
-        return
-    with written_whole(Path(destination)) as path:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    else:
+        write_text(Path(destination), text)
 
 
-def _nan_as_null(value: Any) -> Any:  # noqa: ANN401  plain values, at any depth
-    """Replace what is no number: JSON has no word for it."""
-    if isinstance(value, dict):
-        return {key: _nan_as_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_as_null(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8; bytes of names that are none are escaped.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

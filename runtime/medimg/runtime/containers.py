@@ -7,10 +7,8 @@ attribute `medimg`. `.plan`: the file `.plan.json` beside it.
 """
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,22 +137,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it takes the name `path`, on failure it is removed.
-
-    Readers see the old file or the whole new one, never a part. A block that leaves nothing under the
-    temporary name leaves `path` as it was.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        if temporary.exists():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_onnx(path: Path) -> bytes:

@@ -1,17 +1,14 @@
 """Predictions written for people, for programs and for spreadsheets."""
 
 import csv
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from medimg.runtime.classifier import Prediction
-from medimg.runtime.codec import to_plain
-from medimg.runtime.commandline import abandon_standard_output, written_whole
-from medimg.runtime.errors import UsageError
+from medimg.runtime.codec import json_text, to_plain
+from medimg.runtime.commandline import standard_output, written_whole
 from medimg.runtime.text import csv_cell, printable
 
 
@@ -46,19 +43,10 @@ def write_predictions(predictions: Iterable[Prediction], style: str, destination
     """
     write = _WRITERS[style]
     if destination is None:
-        try:
-            write(predictions, sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            abandon_standard_output()
-            raise UsageError(f"standard output cannot be written ({error.strerror})") from None
+        with standard_output() as file:
+            write(predictions, file)
         return
-    with (
-        written_whole(destination) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
+    with written_whole(destination) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         write(predictions, file)
 
 
@@ -66,7 +54,7 @@ def json_line(prediction: Prediction) -> str:
     """One JSON object, laid out as the contract says: either `top_k` or `error`."""
     fields = to_plain(prediction)
     del fields["top_k" if prediction.error else "error"]
-    return json.dumps(fields)
+    return json_text(fields)
 
 
 def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:

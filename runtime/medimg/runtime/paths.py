@@ -1,21 +1,68 @@
-"""Files under a folder, in the same order everywhere."""
+"""Names of files and folders: what they name, and the files under a folder, in the same order everywhere."""
 
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
+
+from medimg.runtime.errors import UsageError
+
+_MARK = b"\xef\xbb\xbf"
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LONGEST = 2**16
+"""Bytes of a line in a list; no path of Linux is as long."""
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a name is a folder's; a name that no file can have, such as one too long, is none."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a name is that of a regular file, or of a link to one."""
+    return stat.S_ISREG(_mode(path))
 
 
 def walk_images(inputs: Iterable[str | Path]) -> Iterator[Path]:
     """Give the files that INPUT names: a file as it is, a folder's files in sorted order, at any depth.
 
     Hidden files are left out. Links are followed, and each real folder is entered once, so that loops end.
-    A missing file or a folder that may not be opened is given as it is: reading it tells the reason.
+    What cannot be read (a missing file, a folder that may not be opened, a pipe, a name that is too long) is
+    given as it is: reading it tells the reason.
+
+    Raises:
+        UsageError: a name is empty.
     """
     for item in inputs:
+        if item == "":
+            raise UsageError("an empty name is no input: is a variable not set?")
         path = Path(item)
-        if path.is_dir():
-            yield from _walk(path, set())
+        if is_folder(path):
+            yield from _walk(path)
         else:
             yield path
+
+
+def listed_paths(stream: IO[bytes], where: str) -> Iterator[Path]:
+    """Read a list of paths, one a line, as programs of any system write it; empty lines name nothing.
+
+    Raises:
+        UsageError: it cannot be read, or is no list of names in one byte a letter.
+    """
+    first = True
+    try:
+        while line := stream.readline(_LONGEST):
+            if len(line) == _LONGEST:
+                raise UsageError(f"{where} has a line of {_LONGEST} bytes, which no path has")
+            if first and line.startswith(_WIDE_MARKS):
+                raise UsageError(f"{where} is UTF-16 text: write it as UTF-8")
+            name = line.removeprefix(_MARK if first else b"").rstrip(b"\r\n")
+            first = False
+            if name.strip():
+                yield Path(os.fsdecode(name))
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read ({error.strerror})") from None
 
 
 def visible(folder: Path) -> list[Path]:
@@ -29,19 +76,28 @@ def visible(folder: Path) -> list[Path]:
     )
 
 
-def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
+def _mode(path: str | Path) -> int:
     try:
-        status = folder.stat()
-        entries = visible(folder)
-    except OSError:
-        yield folder
-        return
-    if (status.st_dev, status.st_ino) in entered:
-        return
-    entered.add((status.st_dev, status.st_ino))
-    for path in entries:
-        if path.is_dir():
-            yield from _walk(path, entered)
-        elif path.is_file() or path.is_symlink() or not path.exists():
-            # What has vanished since the folder was listed is given too: a name that was seen is answered.
+        return os.stat(path).st_mode  # noqa: PTH116  pathlib raises for some of the names that no file can have
+    except (OSError, ValueError):
+        return 0
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Walk without recursion: folders may be deeper than Python's stack."""
+    entered: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        if not is_folder(path):
             yield path
+            continue
+        try:
+            status = path.stat()
+            entries = visible(path)
+        except OSError:
+            yield path
+            continue
+        if (status.st_dev, status.st_ino) not in entered:
+            entered.add((status.st_dev, status.st_ino))
+            waiting += reversed(entries)

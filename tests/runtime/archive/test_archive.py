@@ -232,27 +232,34 @@ def test_files_of_a_store_are_answered_under_their_own_names(
     folder = make_pictures(9, 32)
     (folder / "bad.png").write_text("no")
     uris = [f"file://{path}" for path in list_paths(str(folder))]
-    (tmp_path / "list.csv").write_text("path\n" + "\n".join([*uris, "file:///gone.png", "no://x/y.png"]))
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join([*uris, "file:///gone.png"]))
     work = make_work(model, str(tmp_path / "list.csv"), tmp_path / "out")
     counts = outcome(PartitionWorker(work), 0).counts
     assert counts is not None
-    assert (counts.files, counts.images, counts.failed) == (12, 9, 3)
+    assert (counts.files, counts.images, counts.failed) == (11, 9, 2)
     rows = read_rows(work.output)
     for row in rows:
         row["path"] = row["path"].removeprefix("file://")
         row["error"] = row["error"] and row["error"].removeprefix("file://")
     assert_same(rows[:10], predicted(folder))
     assert rows[10]["error"].startswith("/gone.png: cannot be fetched (")
-    assert rows[11]["error"].startswith("no://x/y.png: cannot be fetched (")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", "file\nx.png\n", "no list with a column 'path'"),
+        ("a.csv", "file\nx.png\n", "has no column 'path'"),
         ("a.csv", 'path,b\n"",1\n', "row 1 has no usable path"),
         ("a.csv", "path\na\0b.png\n", "row 1 has no usable path"),
-        ("a.csv", "path,b\nx.png\n", "no list with a column 'path'"),
+        ("a.csv", "path,label\nx.png,a,b\n", "line 2 has 3 cells where the header has 2"),
+        (
+            "a.csv",
+            "path\ns3://bucket/x.png\n",
+            "row 1 is a file of s3, and the list is not: --allow-scheme s3",
+        ),
+        ("a.csv", "path\nfile://x::reference://y\n", "row 1: :: chains file systems"),
+        ("a.csv", "path\nreference://::file:///tmp/x.json\n", "row 1: :: chains file systems"),
+        ("simplecache::file:///x", None, ":: chains file systems"),
         ("a.parquet", "PAR1", "no list with a column 'path'"),
         ("gone.csv", None, "cannot be read"),
         ("gone", None, "no such file or folder"),
@@ -269,6 +276,24 @@ def test_an_unusable_input_has_its_reason(
         list(list_paths(source))
     assert str(raised.value).startswith(source)
     assert reason in str(raised.value)
+
+
+def test_a_list_names_files_of_its_own_scheme_and_of_those_that_are_allowed(tmp_path: Path) -> None:
+    import fsspec
+
+    (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbfpath;label\r\na::b.png;x\r\nHTTP://host/c.png;y\r\n")
+    source = str(tmp_path / "list.csv")
+    names = [str(tmp_path / "a::b.png"), "HTTP://host/c.png"]
+    assert list(list_paths(source, ["http"])) == names
+    with pytest.raises(DataError, match="row 2 is a file of http"):
+        list(list_paths(source))
+    # In a list of a store, the path of a file of this machine is no file of the store.
+    with fsspec.open("memory://lists/list.csv", "w") as file:
+        file.write("path\na.png\nmemory://b.png\n/etc/hostname\n")
+    found = list_paths("memory://lists/list.csv")
+    assert [next(found), next(found)] == ["memory://lists/a.png", "memory://b.png"]
+    with pytest.raises(DataError, match="row 3 is a file of file, and the list is not"):
+        next(found)
 
 
 def test_an_output_has_one_run_at_a_time_and_belongs_to_one_job(

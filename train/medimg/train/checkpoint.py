@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.containers import replaced
 from medimg.runtime.errors import ModelError, UsageError
+from medimg.runtime.writing import replaced
 from medimg.train.errors import DivergedError, TargetError
 from medimg.train.journal import Phase
 

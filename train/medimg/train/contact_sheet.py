@@ -6,11 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from medimg.runtime.containers import replaced
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import UsageError
 from medimg.runtime.images import Image
 from medimg.runtime.spec import ImageRule
+from medimg.runtime.writing import replaced
 from medimg.train.augmentation import Augmentation, augment
 from medimg.train.division import divide
 from medimg.train.options import FitOptions

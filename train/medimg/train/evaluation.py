@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from medimg.runtime.bootstrap import Resamples, Resampling
-from medimg.runtime.commandline import written_whole
+from medimg.runtime.commandline import write_text
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.errors import DataError, UsageError
@@ -15,6 +15,7 @@ from medimg.runtime.metrics import Evaluation, evaluate_labels
 from medimg.runtime.metrics import evaluate as evaluate_classes
 from medimg.runtime.patients import with_patients
 from medimg.runtime.spec import ModelSpec
+from medimg.runtime.writing import require_writable
 from medimg.train.answers import Answers, ask
 from medimg.train.data_options import DataOptions
 from medimg.train.operating_points import PointScores, measure_point
@@ -90,8 +91,8 @@ def evaluate(
     """
     if with_images and report is None:
         raise UsageError("images go into a report: name one with --report, or leave --with-images out")
-    if report is not None and not Path(report).parent.is_dir():
-        raise UsageError(f"{report}: cannot be written (there is no such folder)")
+    if report is not None:
+        require_writable(report)
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
     spec = ModelSpec.read(model)
     dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
@@ -135,8 +136,7 @@ def _write_report(
 
     pictures = mistake_blocks(answers, spec.image, find_maps(Path(result.model), spec)) if with_images else ()
     text = render(result, answers, spec, pictures)
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataSet, str]:

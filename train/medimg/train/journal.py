@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medimg.runtime.containers import replaced
 from medimg.runtime.errors import UsageError
+from medimg.runtime.writing import replaced
 
 if TYPE_CHECKING:
     from medimg.train.checkpoint import Checkpoint, Saved, Variables

@@ -7,9 +7,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from medimg.runtime.containers import HDF5_SUFFIXES, KERAS_MEMBER, replaced, write_spec
+from medimg.runtime.containers import HDF5_SUFFIXES, KERAS_MEMBER, write_spec
 from medimg.runtime.errors import ModelError, UsageError
 from medimg.runtime.spec import ModelSpec
+from medimg.runtime.writing import replaced, require_writable
 from medimg.train.keras_setup import start_keras
 from medimg.train.networks import Network
 
@@ -24,14 +25,7 @@ def check_output(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: a Keras file ends in {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder: name a file")
-    try:
-        with replaced(path.with_name(f".{path.name}.check")) as probe:
-            probe.touch()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-    path.with_name(f".{path.name}.check").unlink()
+    require_writable(path)
 
 
 def save(network: Network, spec: ModelSpec, path: Path) -> None:

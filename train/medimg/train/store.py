@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.containers import replaced
 from medimg.runtime.errors import UsageError
+from medimg.runtime.writing import replaced
 
 _PREFIX, _IN_USE = "medimg-fit-", "in-use"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from medimg.runtime.codec import to_plain
-from medimg.runtime.containers import replaced
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
 from medimg.runtime.optional import require
+from medimg.runtime.writing import replaced
 from medimg.train.division import Division, read_division
 from medimg.train.errors import TuningError
 from medimg.train.fitting import FitResult, fit

@@ -17,7 +17,7 @@ from keras_tuner.engine import base_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
-from medimg.runtime.containers import replaced
+from medimg.runtime.writing import replaced
 from medimg.train.options import FitOptions, Job
 from medimg.train.search_space import SearchSpace
 from medimg.train.tuning_options import DIRECTIONS, TuneOptions

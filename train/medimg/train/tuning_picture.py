@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from medimg.runtime.commandline import written_whole
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
 from medimg.train.search_space import NONE, Parameter, Range, SearchSpace
@@ -41,8 +42,9 @@ def draw(trials: tuple[TrialResult, ...], space: SearchSpace, tuning: TuneOption
     crosses = ", failed ones as crosses" if any(trial.score is None for trial in trials) else ""
     figure.suptitle(f"{tuning.objective} of {len(trials)} trials, the best in orange{crosses}", fontsize=11)
     # Without the salt the picture's identifiers differ from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": "medimg", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    style = {"svg.hashsalt": "medimg", "svg.fonttype": "none"}
+    with matplotlib.rc_context(style), written_whole(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _draw_panel(panel: Any, name: str, parameter: Parameter, trials: tuple[TrialResult, ...]) -> None:  # noqa: ANN401  matplotlib is untyped

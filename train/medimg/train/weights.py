@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.containers import file_sha256, replaced
+from medimg.runtime.containers import file_sha256
 from medimg.runtime.optional import require
+from medimg.runtime.writing import replaced
 from medimg.train.errors import WeightsError
 from medimg.train.known_answers import check_known_answer
 from medimg.train.network_options import NetworkOptions

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PathArgument)
-@click.argument("source", metavar="INPUT")
-@click.option("--output", required=True, metavar="DIR", help="Folder for the answers, as Parquet.")
+@click.argument("source", type=commandline.NameArgument, metavar="INPUT")
+@click.option(
+    "--output",
+    type=commandline.NameArgument,
+    required=True,
+    metavar="DIR",
+    help="Folder for the answers, as Parquet.",
+)
 @click.option("--address", metavar="RAY", help="Ray cluster to work on.  [default: this machine]")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Classifiers at once.  [default: one a machine or GPU]"
@@ -41,8 +47,15 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Files a partition, what a lost worker does again.  [default: 256, more above a million]",
 )
+@click.option(
+    "--allow-scheme",
+    "schemes",
+    metavar="SCHEME",
+    multiple=True,
+    help="Let a list name files of this scheme, such as s3, beside those of its own; may be repeated.",
+)
 @commandline.TRUST
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 @click.pass_context
 def archive(
@@ -58,6 +71,7 @@ def archive(
     device: str,
     window: str | None,
     partition_files: int | None,
+    schemes: tuple[str, ...],
     trusted: tuple[str, ...],
     json_file: str | None,
     threads: int,
@@ -81,6 +95,7 @@ def archive(
         window,
         trusted,
         partition_files,
+        schemes,
     )
     with _bar() as progress:
         summary = classify_archive(model, source, output, options, progress)

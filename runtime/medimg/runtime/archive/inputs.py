@@ -2,15 +2,21 @@
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.optional import require
 from medimg.runtime.paths import walk_images
+from medimg.runtime.tables import table_rows
 
 LIST_SUFFIXES = (".csv", ".parquet")
+
+
+_LOCAL = "file"
+_CHAIN = "::"
+"""What joins URIs of fsspec into a chain, whose first links interpret what the last one gives."""
 
 
 def is_uri(name: str) -> bool:
@@ -18,12 +24,13 @@ def is_uri(name: str) -> bool:
     return "://" in name
 
 
-def list_paths(source: str) -> Iterator[str]:
+def list_paths(source: str, schemes: Sequence[str] = ()) -> Iterator[str]:
     """Give the files that INPUT names, in an order that does not change.
 
     Args:
         source: a file, a folder, or a list (`.csv` or `.parquet`) with a column `path`; each also as a URI
             that fsspec opens. Paths in a list are relative to it.
+        schemes: of the URIs that a list may name, beside its own scheme, such as `s3`.
 
     Yields:
         Absolute paths, or URIs. Hidden files of folders are left out.
@@ -33,7 +40,7 @@ def list_paths(source: str) -> Iterator[str]:
         DataError: it is a list and cannot be understood.
     """
     if source.endswith(LIST_SUFFIXES):
-        yield from _listed(source)
+        yield from _listed(source, schemes)
     elif is_uri(source):
         yield from _stored(source)
     elif Path(source).exists():
@@ -46,8 +53,10 @@ def open_store(uri: str) -> tuple[Any, str]:
     """Find what opens a URI: an fsspec file system, and the name that it has there.
 
     Raises:
-        UsageError: the protocol is unknown, or its package is not installed.
+        UsageError: the protocol is unknown, its package is not installed, or it is a chain.
     """
+    if _CHAIN in uri:
+        raise UsageError(f"{uri}: {_CHAIN} chains file systems, which no name may: name the file itself")
     fsspec = require("fsspec", "ray")
     try:
         system, name = fsspec.core.url_to_fs(uri)
@@ -71,35 +80,30 @@ def _stored(uri: str) -> Iterator[str]:
         raise UsageError(f"{uri}: cannot be listed ({error})") from None
 
 
-def _listed(source: str) -> Iterator[str]:
+def _listed(source: str, schemes: Sequence[str]) -> Iterator[str]:
     """Read a list in pieces."""
     pyarrow = require("pyarrow", "ray")
-    pieces = _csv_pieces if source.endswith(".csv") else _parquet_pieces
-    place = 0
+    allowed = {_scheme(source), *(scheme.lower().removesuffix("://") for scheme in schemes)}
+    names = _csv_names if source.endswith(".csv") else _parquet_names
     try:
-        for piece in pieces(source):
-            for name in piece.to_pylist():
-                place += 1
-                if not name or "\0" in name:
-                    raise DataError(f"{source}: row {place} has no usable path")
-                yield _beside(source, name)
+        for row, name in enumerate(names(source), 1):
+            if not name or "\0" in name:
+                raise DataError(f"{source}: row {row} has no usable path")
+            yield _checked(_beside(source, name), allowed, f"{source}: row {row}")
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror or error})") from None
     except (pyarrow.ArrowInvalid, KeyError) as error:
         raise DataError(f"{source}: no list with a column 'path' ({error})") from None
 
 
-def _csv_pieces(source: str) -> Iterator[Any]:
-    import pyarrow
-    from pyarrow import csv
-
-    wanted = csv.ConvertOptions(include_columns=["path"], column_types={"path": pyarrow.string()})
+def _csv_names(source: str) -> Iterator[str]:
     system, name = open_store(source)
-    with system.open(name) as file, csv.open_csv(file, convert_options=wanted) as reader:
-        yield from (batch.column(0) for batch in reader)
+    with system.open(name) as file:
+        rows = table_rows(file, source, ("path",), any_bytes=True)
+        yield from (cells.get("path", "") for _, cells in rows)
 
 
-def _parquet_pieces(source: str) -> Iterator[Any]:
+def _parquet_names(source: str) -> Iterator[str | None]:
     import pyarrow
     from pyarrow import parquet
 
@@ -108,7 +112,12 @@ def _parquet_pieces(source: str) -> Iterator[Any]:
         if "path" not in table.schema_arrow.names:
             raise DataError(f"{source}: has no column 'path'")
         for batch in table.iter_batches(columns=["path"]):
-            yield batch.column(0).cast(pyarrow.string())
+            yield from batch.column(0).cast(pyarrow.string()).to_pylist()
+
+
+def _scheme(name: str) -> str:
+    scheme = name.partition("://")[0].lower() if is_uri(name) else _LOCAL
+    return _LOCAL if scheme == "local" else scheme
 
 
 def _beside(source: str, name: str) -> str:
@@ -117,3 +126,19 @@ def _beside(source: str, name: str) -> str:
     if is_uri(source):
         return posixpath.join(posixpath.dirname(source), name)
     return os.path.abspath(Path(source).parent / name)  # noqa: PTH100  a link stays itself
+
+
+def _checked(name: str, allowed: set[str], where: str) -> str:
+    """Let a list name files of its own kind alone: any other URI would make workers ask any server.
+
+    Raises:
+        DataError: it is a chain, or of another scheme.
+    """
+    if is_uri(name) and _CHAIN in name:
+        raise DataError(f"{where}: {_CHAIN} chains file systems, which a list may not: name the file itself")
+    if (scheme := _scheme(name)) not in allowed:
+        raise DataError(
+            f"{where} is a file of {scheme}, and the list is not: "
+            f"--allow-scheme {scheme} lets it name such files"
+        )
+    return name

@@ -13,7 +13,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -102,20 +102,21 @@ def _remove_drafts(output: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def open_job(output: Path, wanted: Job, partition_files: int | None) -> Job:
+def open_job(output: Path, wanted: Job, partition_files: int | None, schemes: Sequence[str] = ()) -> Job:
     """Read the job that this output was begun with, or list the files and begin it.
 
     Args:
         output: the folder.
         wanted: what is asked for now; number and division of the files are found here.
         partition_files: how many files a partition holds; by their number unless given.
+        schemes: of the URIs that a list may name, beside its own.
 
     Raises:
         UsageError: the folder belongs to another job, or there are no files.
     """
     file = output / _JOB
     if not file.exists():
-        return _begin(output, wanted, partition_files)
+        return _begin(output, wanted, partition_files, schemes)
     try:
         fields = json.loads(file.read_bytes())
         if fields.pop("schema") != SCHEMA:
@@ -148,7 +149,7 @@ def read_names(output: Path, partition: int) -> list[str]:
         raise DataError(f"{output / _LIST}: damaged ({error}): take another --output") from None
 
 
-def _begin(output: Path, wanted: Job, partition_files: int | None) -> Job:
+def _begin(output: Path, wanted: Job, partition_files: int | None, schemes: Sequence[str]) -> Job:
     """Write the list twice, since the size of its parts follows from its length; never hold it in memory."""
     pyarrow = require("pyarrow", "ray")
     from pyarrow import parquet
@@ -166,7 +167,7 @@ def _begin(output: Path, wanted: Job, partition_files: int | None) -> Job:
     with written_whole(output / _LIST) as target:
         draft = target.with_suffix(".draft")
         try:
-            files = write(draft, (os.fsencode(name) for name in list_paths(wanted.source)), 65536)
+            files = write(draft, (os.fsencode(name) for name in list_paths(wanted.source, schemes)), 65536)
             if not files:
                 raise UsageError(f"{wanted.source}: holds no files")
             size = partition_files or max(LEAST_FILES, math.ceil(files / MOST_PARTITIONS))

@@ -53,6 +53,8 @@ class ArchiveOptions:
     """SHA-256 of TensorRT engines that the user vouches for."""
     partition_files: int | None = None
     """Files a partition."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of the URIs that a list may name, beside its own."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def classify_archive(
         options.dicom_window,
     )
     with only_run(output):
-        job = open_job(output, wanted, options.partition_files)
+        job = open_job(output, wanted, options.partition_files, options.schemes)
         with _ray(options.address, (options.threads or usable_cpus()) * (options.workers or 1)):
             pool = _pool(options, can_use_gpu=spec.precision != "int8" or model.suffix == PLAN_SUFFIX)
             work = Work(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.containers import PLAN_SUFFIX, Artefact, replaced
+from medimg.runtime.containers import PLAN_SUFFIX, Artefact
 from medimg.runtime.engines import trust
 from medimg.runtime.errors import IntegrityError, MedimgError, ModelError, NoSpecError, UsageError
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
+from medimg.runtime.writing import replaced
 
 SCHEMA = 1
 REBUILD = "build it again here: medimg-export MODEL.onnx --to tensorrt"

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256 as hash_sha256
 from pathlib import Path
 
-from medimg.runtime.containers import replaced
 from medimg.runtime.errors import MissingDependencyError, ModelError, TrustError, UsageError
 from medimg.runtime.optional import require as require_package
+from medimg.runtime.writing import replaced
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _SIGNATURE_BYTES = 64

@@ -51,7 +51,7 @@ def audit() -> None:
 @click.argument("folder", type=PathArgument)
 @click.option("--checkpoints", type=PathArgument, help="Folder of the signed checkpoints.")
 @click.option("--key", type=PathArgument, help="Public key of the checkpoints.")
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def verify_audit(
     folder: Path, checkpoints: Path | None, key: Path | None, json_file: str | None, threads: int
@@ -118,8 +118,7 @@ def sbom(model: Path | None, output: Path | None, threads: int) -> None:
     if output is None:
         click.echo(text)
         return
-    with commandline.written_whole(output) as path:
-        path.write_text(text + "\n", encoding="utf-8")
+    commandline.write_text(output, text + "\n")
 
 
 COMMANDS = (listen, audit, bundle, sbom)

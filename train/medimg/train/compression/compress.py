@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from medimg.runtime.commandline import written_whole
-from medimg.runtime.containers import replaced
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.spec import Compression, HeldOut, ModelSpec
+from medimg.runtime.writing import replaced, require_writable
 from medimg.train.checkpoint import training_folder
 from medimg.train.compression.gate import passes
 from medimg.train.compression.options import CompressOptions
@@ -94,8 +94,8 @@ def compress(
     )
     model, data, output = Path(model), Path(data), Path(output)
     check_output(output)
-    if plot is not None and not Path(plot).parent.is_dir():
-        raise UsageError(f"{plot}: cannot be written (there is no such folder)")
+    if plot is not None:
+        require_writable(plot)
     if output.exists() and model.exists() and output.samefile(model):
         raise UsageError(f"{output}: is the original itself: name another file")
     start_keras(threads, options.seed)

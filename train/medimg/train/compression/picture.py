@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medimg.runtime.bootstrap import Estimate
+from medimg.runtime.commandline import written_whole
 from medimg.runtime.optional import require
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def draw(result: "CompressResult", path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{first.images} images that chose nothing, 95 % intervals", fontsize=11)
     # Without the salt the picture's identifiers differ from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": "medimg", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    style = {"svg.hashsalt": "medimg", "svg.fonttype": "none"}
+    with matplotlib.rc_context(style), written_whole(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _apart(values: Sequence[float]) -> list[float]:

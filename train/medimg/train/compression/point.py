@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.containers import replaced
 from medimg.runtime.errors import DataError
+from medimg.runtime.writing import replaced
 from medimg.train.answers import ask
 from medimg.train.balance import image_weights
 from medimg.train.calibration import CalibrationResult, calibrate

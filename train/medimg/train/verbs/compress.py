@@ -21,7 +21,7 @@ from medimg.train.verbs.compress_flags import compress_options
 @click.argument("model", type=PathArgument)
 @click.argument("data", type=PathArgument)
 @compress_options
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def compress(
     model: Path,

@@ -25,7 +25,7 @@ positive = click.IntRange(min=1)
 @click.argument("data", type=PathArgument)
 @reading_options
 @click.option("--head", type=click.Choice(get_args(Head)), default=DEFAULTS.head, show_default=True)
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def check(
     data: Path,

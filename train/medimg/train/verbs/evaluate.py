@@ -57,7 +57,7 @@ positive = click.IntRange(min=1)
     show_default=True,
     help="What runs an exported model.",
 )
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def evaluate(
     model: Path,
@@ -104,7 +104,7 @@ def evaluate(
 @click.option("--validation-fraction", type=float, help="As given to fit.  [default: what MODEL says]")
 @click.option("--seed", type=int, help="As given to fit.  [default: what MODEL says]")
 @click.option("--batch-size", type=positive, default=32, show_default=True, help="Images at once.")
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def calibrate(
     model: Path,

@@ -26,7 +26,7 @@ from medimg.train.verbs.usage_flags import usage_options
 @click.option("--restart", is_flag=True, help="Begin anew, whatever was broken off.")
 @click.option("--history", type=PathArgument, help="A CSV file to write: a row an epoch.")
 @click.option("--tensorboard", type=PathArgument, help="A folder for TensorBoard's logs.")
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def fit(
     data: Path,

@@ -58,7 +58,7 @@ positive = click.IntRange(min=1)
 @click.option("--space", type=PathArgument, metavar="FILE.toml", help="What to search, instead of the usual.")
 @click.option("--resume", is_flag=True, help="Go on with the search in --output, where there is one.")
 @fit_options
-@click.option("--json", "json_file", metavar="FILE", help=commandline.JSON_HELP)
+@commandline.JSON_OPTION
 @standard_options
 def tune(
     data: Path,
