@@ -70,7 +70,7 @@ def stored_frames(dataset: DataSet, header: PixelHeader) -> Iterator[Stored]:
             yield from_words(rle_words(frame, header), header), header.photometric
             continue
         stream = read_codestream(frame, header)
-        if header.samples > 1 and stream.bits != header.bits_stored:
+        if header.samples > 1 and stream.bits < header.bits_stored:
             raise ImageError(
                 f"a compressed frame of {stream.bits} bits per sample, where the header says "
                 f"{header.bits_stored}"
