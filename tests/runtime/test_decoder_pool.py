@@ -22,6 +22,10 @@ def start():
     def decode(request, answer):
         if request == b"hang":
             time.sleep(600)
+        if request.startswith(b"work"):
+            end = time.process_time() + float(request[4:])
+            while time.process_time() < end:
+                pass
         if request == b"hang deaf":
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
             time.sleep(600)
@@ -42,7 +46,7 @@ def start():
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
     (tmp_path / "pool_task.py").write_text(TASK)
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = DecoderPool("pool_task", limit_s=1)
+    found = DecoderPool("pool_task", limit_s=1, patience=1)
     yield found
     found.close()
 
@@ -101,6 +105,30 @@ def test_a_worker_that_crashes_or_hangs_costs_one_answer(
         pool.run(request_, 1)
     assert not is_running(before)
     assert worker_pid(pool) != before
+
+
+def test_time_is_that_of_the_processor_and_grows_with_the_answer(pool: DecoderPool) -> None:
+    patient = DecoderPool("pool_task", limit_s=0.5, patience=60)
+    with pytest.raises(ImageError, match=r"took longer than 0\.5 s of processor time and was stopped"):
+        patient.run(b"work 30", 1)
+    size_bytes = 4 * 2**20
+    assert len(patient.run(b"work 1", size_bytes)) == size_bytes
+    patient.close()
+
+
+def test_a_busy_machine_changes_no_answer(pool: DecoderPool) -> None:
+    """The worker is stopped for longer than its limit, as where others have the processors."""
+    patient = DecoderPool("pool_task", limit_s=0.5, patience=60)
+    pid = worker_pid(patient)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(patient.run, b"work 0.2", 8)
+        while patient._idle:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+        assert bytes(answer.result()) == b"work 0.2"
+    patient.close()
 
 
 def test_a_worker_killed_between_two_requests_costs_nothing(pool: DecoderPool) -> None:
@@ -215,7 +243,7 @@ def test_a_forked_child_starts_its_own_workers(tmp_path: Path, pool: DecoderPool
 PARENT = """
 import os, signal, sys, threading, time
 from medimg.runtime.decoder_pool import DecoderPool
-pool = DecoderPool("pool_task", limit_s=1)
+pool = DecoderPool("pool_task", limit_s=1, patience=1)
 print(int(bytes(pool.run(b"pid", 16))), flush=True)
 if sys.argv[1] == "killed at work":
     threading.Thread(target=pool.run, args=(b"hang", 1), daemon=True).start()

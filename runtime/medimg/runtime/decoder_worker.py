@@ -18,8 +18,9 @@ Decode: TypeAlias = Callable[[bytes, mmap.mmap], None]
 """Turns a request into an answer of the size that was asked for; any exception is the answer's reason."""
 
 READY = b"!"
-HEAD = struct.Struct("<QQd")
-"""Bytes of the request and of the answer, and the seconds after which the process ends itself."""
+HEAD = struct.Struct("<QQdd")
+"""Bytes of the request and of the answer, and the seconds, by processor and by clock, after which the
+process ends itself."""
 REPLY = struct.Struct("<?H")
 """Whether the answer is there; otherwise, how long the reason is that follows."""
 _MAX_REASON_BYTES = 1000
@@ -52,13 +53,15 @@ def _answer(parent: socket.socket, decode: Decode) -> bool:
     head, descriptors, _, _ = socket.recv_fds(parent, HEAD.size, 1)
     if len(head) < HEAD.size:
         return False
-    request_bytes, answer_bytes, limit_s = HEAD.unpack(head)
+    request_bytes, answer_bytes, processor_s, clock_s = HEAD.unpack(head)
     # The system ends a decoder that hangs in native code, even where nobody is left to do it.
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+    signal.setitimer(signal.ITIMER_REAL, clock_s)
     request = read_exactly(parent, request_bytes)
     with mmap.mmap(descriptors[0], answer_bytes) as answer:
         os.close(descriptors[0])
         reason = _reason(decode, request, answer)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     parent.sendall(REPLY.pack(not reason, len(reason)) + reason)
     return True

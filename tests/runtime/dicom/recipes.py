@@ -107,11 +107,11 @@ class Bits:
 
     @property
     def low(self) -> int:
-        return -int(2 ** (self.stored - 1)) if self.signed else 0
+        return -(1 << (self.stored - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
-        return self.low + 2**self.stored - 1
+        return self.low + (1 << self.stored) - 1
 
     @property
     def kinds(self) -> set[str]:
