@@ -782,7 +782,7 @@ def test_a_walk_is_sorted_follows_links_and_ends(tmp_path: Path) -> None:
     (tmp_path / "d.png").symlink_to(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe")
     found = [path.relative_to(tmp_path).as_posix() for path in walk_images([tmp_path])]
-    assert found == ["a.png", "b/1.txt", "b/2.png", "b/broken", "c.png", "d.png"]
+    assert found == ["a.png", "b/1.txt", "b/2.png", "b/broken", "c.png", "d.png", "pipe"]
 
 
 def test_a_walk_takes_files_as_they_are_named(tmp_path: Path) -> None:

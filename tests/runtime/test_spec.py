@@ -31,6 +31,7 @@ from medimg.runtime.spec import (
 
 SMALL = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("caffe"))
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+class_names = words.filter(lambda name: name.isprintable() and name.strip())
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 shares = st.floats(0, 1)
 
@@ -66,7 +67,7 @@ verifications = st.builds(
 )
 specs = st.builds(
     ModelSpec,
-    labels=st.lists(words, min_size=1, max_size=6, unique=True).map(tuple),
+    labels=st.lists(class_names, min_size=1, max_size=6, unique=True).map(tuple),
     image=rules,
     intensity=intensities,
     task=st.sampled_from(["multiclass", "multilabel"]),

@@ -57,7 +57,7 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
         ("tune absent --output search", "absent: no such file or folder"),
         ("tune absent --output search --objective f2", "'f2' is not one of 'val-accuracy'"),
         ("tune absent --output search --objective deployed", "--latency-budget MS"),
-        ("tune absent --output search --space absent.toml", "absent.toml: not a readable TOML file"),
+        ("tune absent --output search --space absent.toml", "absent.toml: No such file or directory"),
         ("simulate . --train 0", "cannot simulate 0"),
     ],
 )

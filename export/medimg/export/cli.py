@@ -1,6 +1,5 @@
 """The command line of medimg-export."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.errors import MissingDependencyError
 from medimg.runtime.text import printable
+from medimg.runtime.text_files import read_labels, read_toml
 
 if TYPE_CHECKING:
     from medimg.export.result import ExportResult
@@ -53,11 +53,7 @@ def _size(_context: click.Context, option: click.Parameter, value: str | None) -
 
 def _labels(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Take names with commas between, or a file with a name a line."""
-    if value is None:
-        return None
-    file = Path(value)
-    names = file.read_text(encoding="utf-8").splitlines() if file.is_file() else value.split(",")
-    return tuple(name.strip() for name in names if name.strip())
+    return None if value is None else read_labels(value)
 
 
 @click.command()
@@ -99,7 +95,13 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     type=click.Choice(["softmax", "sigmoid", "multilabel", "logits"]),
     help="What the last layer gives.",
 )
-@click.option("--labels", callback=_labels, metavar="FILE|A,B,C", help="Names of the classes, in order.")
+@click.option(
+    "--labels",
+    type=commandline.NameArgument,
+    callback=_labels,
+    metavar="FILE|A,B,C",
+    help="Names of the classes, in order.",
+)
 @click.option("--spec", "spec_file", type=PathArgument, help="TOML file that sets any field of ModelSpec.")
 @click.option(
     "--calibration", type=PathArgument, metavar="DATA", help="Images that INT8 takes its ranges from."
@@ -346,13 +348,4 @@ def _tell(warnings: Iterable[str], items: Iterable[list[str]], json_file: str | 
 
 
 def _fields(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    if sys.version_info < (3, 11):
-        raise click.UsageError("--spec needs Python 3.11 or newer")
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"{path}: not a readable TOML file ({error})") from None
+    return None if path is None else read_toml(path)

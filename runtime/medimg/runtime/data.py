@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.class_names import same_class
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import Image, load_image, prepare
 from medimg.runtime.ordered import in_order, worker_threads
@@ -76,6 +77,8 @@ class DataSet:
     """One name a class; empty where nothing is labelled."""
     samples: tuple[Sample, ...]
     task: Task = "multiclass"
+    left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Files of a folder that are no images that can be read, counted by suffix."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -125,11 +128,16 @@ class DataSet:
         Raises:
             DataError: the data hold a class that the model does not know.
         """
-        if unknown := sorted(set(self.labels) - set(labels)):
+        # A model's own names first: another form of one, such as 1.0 for 1, may be a class of its own there.
+        form_of = same_class({*labels, *self.labels})
+        forms = {form_of[label]: index for index, label in enumerate(labels)}
+        index_of = {**forms, **{label: index for index, label in enumerate(labels)}}
+        found = [index_of.get(label, forms.get(form_of[label])) for label in self.labels]
+        if unknown := sorted(label for label, index in zip(self.labels, found, strict=True) if index is None):
             raise DataError(
                 f"class {unknown[0]!r} of the data is not one of the model's: {', '.join(labels)}"
             )
-        numbers = [labels.index(label) for label in self.labels]
+        numbers = [index for index in found if index is not None]
         samples = (
             replace(
                 sample,
@@ -138,7 +146,7 @@ class DataSet:
             )
             for sample in self.samples
         )
-        return DataSet(labels, tuple(samples), self.task)
+        return replace(self, labels=labels, samples=tuple(samples))
 
 
 def read_data(path: str | Path, *, labelled: bool = True, task: Task = "multiclass") -> DataSet:
@@ -164,6 +172,8 @@ def read_data(path: str | Path, *, labelled: bool = True, task: Task = "multicla
     """
     from medimg.runtime import data_readers
 
+    if path == "":
+        raise DataError("an empty name is no data set: is a variable not set?")
     return data_readers.read(Path(path), labelled=labelled, task=task)
 
 

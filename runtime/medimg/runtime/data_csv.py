@@ -1,14 +1,14 @@
 """A table of images: `path,label[,patient][,split]`."""
 
-import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from medimg.runtime.data import DataSet, Split, Task
-from medimg.runtime.data_readers import IMAGE_SUFFIXES, SPLITS, Found, class_names
+from medimg.runtime.data_readers import IMAGE_SUFFIXES, SPLITS, Found, named_classes
 from medimg.runtime.errors import DataError
-from medimg.runtime.paths import visible
+from medimg.runtime.paths import is_file, visible
+from medimg.runtime.tables import table_rows
 
 _COLUMNS = ("path", "label", "patient", "split")
 
@@ -60,25 +60,9 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
 
 def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, Found]]:
     wanted = _COLUMNS[:2] if labelled else _COLUMNS[:1]
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if missing := [name for name in wanted if name not in header]:
-                raise DataError(
-                    f"{path}: has no column {missing[0]!r}; path,label[,patient][,split] is wanted"
-                )
-            if twice := [name for name in _COLUMNS if header.count(name) > 1]:
-                raise DataError(f"{path}: has the column {twice[0]!r} twice")
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-                    yield reader.line_num, _found(path, reader.line_num, cells, task, labelled=labelled)
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from None
+    with path.open("rb") as file:
+        for line, cells in table_rows(file, str(path), wanted):
+            yield line, _found(path, line, cells, task, labelled=labelled)
 
 
 def _found(path: Path, line: int, cells: dict[str, str], task: Task, *, labelled: bool) -> Found:
@@ -90,7 +74,7 @@ def _found(path: Path, line: int, cells: dict[str, str], task: Task, *, labelled
         raise DataError(f"{path}: line {line} has a path with a zero byte")
     label = cells.get("label", "")
     if task == "multilabel":
-        label = "|".join(sorted(class_names(label, task)))
+        label = "|".join(sorted(named_classes(label, task)))
     split = cells.get("split") or None
     return Found(
         path.parent / name,
@@ -109,7 +93,7 @@ def _split(path: Path, line: int, value: str) -> Split:
 
 
 def _require_files(path: Path, table: list[Found]) -> None:
-    missing = [found.name for found in table if not found.path.is_file()]
+    missing = [found.name for found in table if not is_file(found.path)]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(

@@ -1,16 +1,18 @@
 """One reader for each layout of DATA."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from medimg.runtime import data_cifar, data_medmnist
+from medimg.runtime import class_names, data_cifar, data_medmnist
 from medimg.runtime.data import DataSet, Sample, Split, Task
 from medimg.runtime.errors import DataError
-from medimg.runtime.paths import visible, walk_images
+from medimg.runtime.images import may_hold_image
+from medimg.runtime.paths import is_file, is_folder, visible, walk_images
 from medimg.runtime.text import printable
 
 SPLITS: dict[str, Split] = {
@@ -60,16 +62,16 @@ class Found:
 def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
     """Read a data set; see `medimg.runtime.data.read_data`."""
     suffix = path.suffix.lower()
-    if task == "multilabel" and path.is_dir():
+    if task == "multilabel" and is_folder(path):
         raise DataError(
             f"{path}: a folder gives every image one class: multi-label data are a CSV whose labels are "
             "joined by |, or a MedMNIST .npz"
         )
     try:
-        if path.is_dir():
+        if is_folder(path):
             dataset = read_cifar(path) if data_cifar.is_cifar(path) else _read_folder(path, labelled=labelled)
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder")
+        elif not is_file(path):
+            raise DataError(f"{path}: no such file or folder, or a pipe or device")
         elif suffix == ".csv":
             from medimg.runtime.data_csv import read_table
 
@@ -124,10 +126,10 @@ def _archived(part: data_medmnist.Part, index: int) -> Sample:
 
 def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
     """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
-    names = {name for item in found for name in class_names(item.label, task)}
-    for name in names:
-        if not name.isprintable():
-            raise DataError(f"the class {printable(name)!r} has a name that is not UTF-8 text: rename it")
+    form_of = class_names.same_class({name for item in found for name in named_classes(item.label, task)})
+    names = set(form_of.values())
+    if fault := class_names.fault_of(sorted(form_of)) or class_names.ambiguity_of(names):
+        raise DataError(fault)
     numbers = all(name.isascii() and name.isdigit() for name in names)
     labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
     index_of = {label: index for index, label in enumerate(labels)}
@@ -137,13 +139,14 @@ def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
         if item.label is None:
             return made
         if task == "multiclass":
-            return replace(made, label=index_of[item.label])
-        return replace(made, classes=tuple(sorted(index_of[name] for name in class_names(item.label, task))))
+            return replace(made, label=index_of[form_of[item.label]])
+        shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
+        return replace(made, classes=tuple(sorted(shown)))
 
     return DataSet(tuple(labels), tuple(map(sample, found)), task)
 
 
-def class_names(label: str | None, task: Task) -> set[str]:
+def named_classes(label: str | None, task: Task) -> set[str]:
     """Give the classes that a label names."""
     if label is None:
         return set()
@@ -151,17 +154,33 @@ def class_names(label: str | None, task: Task) -> set[str]:
 
 
 def _read_folder(root: Path, *, labelled: bool) -> DataSet:
-    folders = [entry for entry in visible(root) if entry.is_dir()]
-    parts = [folder for folder in folders if folder.name.lower() in SPLITS]
+    """Read a folder with a folder per class, or with parts that hold such; tell what is left out."""
+    left_out: Counter[str] = Counter()
+    dataset = _read_parts(root, left_out, labelled=labelled)
+    if left_out:
+        suffixes = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(9))
+        _LOG.warning(
+            "%s: %d files left out (%s), which are no PNG, JPEG, TIFF, BMP or DICOM: "
+            "convert those that are images",
+            *(root, left_out.total(), printable(suffixes)),
+        )
+    return replace(dataset, left_out=dict(left_out))
+
+
+def _read_parts(root: Path, left_out: Counter[str], *, labelled: bool) -> DataSet:
+    parts = [entry for entry in visible(root) if is_folder(entry) and entry.name.lower() in SPLITS]
     if not parts:
-        return from_found(_find(root, root, None, labelled=labelled))
-    if others := [entry.name for entry in visible(root) if entry not in parts and _may_hold_images(entry)]:
+        return from_found(_find(root, root, None, left_out, labelled=labelled))
+    others = [entry for entry in visible(root) if entry not in parts]
+    if strays := [entry.name for entry in others if is_folder(entry) or _is_image(entry, left_out)]:
         raise DataError(
-            f"{root}: has {', '.join(map(repr, others[:5]))} beside "
+            f"{root}: has {', '.join(map(repr, strays[:5]))} beside "
             f"{', '.join(part.name for part in parts)}: move it into one of them, or away"
         )
     found = [
-        item for part in parts for item in _find(part, root, SPLITS[part.name.lower()], labelled=labelled)
+        item
+        for part in parts
+        for item in _find(part, root, SPLITS[part.name.lower()], left_out, labelled=labelled)
     ]
     dataset = from_found(found)
     trained = {sample.label for sample in dataset.samples if sample.split == "train"}
@@ -171,43 +190,43 @@ def _read_folder(root: Path, *, labelled: bool) -> DataSet:
     return dataset
 
 
-def _find(folder: Path, root: Path, split: Split | None, *, labelled: bool) -> list[Found]:
+def _find(
+    folder: Path, root: Path, split: Split | None, left_out: Counter[str], *, labelled: bool
+) -> list[Found]:
     """Find the images of a folder: by class in its subfolders, or unlabelled where images lie in itself."""
-    entries = visible(folder)
-    loose = [entry.name for entry in entries if entry.is_file() and _looks_like_image(entry)]
+    inner = [entry for entry in visible(folder) if is_folder(entry)]
+    folders = frozenset(inner)
+    here: Counter[str] = Counter()
+    loose = [entry.name for entry in visible(folder) if entry not in folders and _is_image(entry, here)]
     if loose and labelled:
         raise DataError(
             f"{folder}: holds {len(loose)} image(s) outside any class's folder ({', '.join(loose[:3])}): "
             "a folder with a folder per class is wanted"
         )
-    classes = [(folder, None)] if loose else [(entry, entry.name) for entry in entries if entry.is_dir()]
+    if not loose:
+        left_out.update(here)
+    classes = [(folder, None)] if loose else [(entry, entry.name) for entry in inner]
     return [
         Found(path, path.relative_to(root).as_posix(), label, None, split)
         for place, label in classes
-        for path in _images_in(place)
+        for path in walk_images([place])
+        if _is_image(path, left_out)
     ]
 
 
-def _images_in(folder: Path) -> list[Path]:
-    paths = list(walk_images([folder]))
-    images = [path for path in paths if _looks_like_image(path)]
-    if len(images) < len(paths):
-        _LOG.info(
-            "%s: %d files are no images by their names and were left out", folder, len(paths) - len(images)
-        )
-    return images
+def _is_image(path: Path, left_out: Counter[str]) -> bool:
+    """Tell whether a file is one by its name, or else by its first bytes; count it if it is not.
 
-
-def _may_hold_images(entry: Path) -> bool:
-    return entry.is_dir() or _looks_like_image(entry)
-
-
-def _looks_like_image(path: Path) -> bool:
-    """By its name; DICOM files often have none but a UID, whose last part is a number.
-
-    DICOMDIR is the index of a DICOM medium (PS3.10, 8.6).
+    DICOM files often have no suffix, or a UID for a name, whose last part is a number. DICOMDIR is the index
+    of a DICOM medium (PS3.10, 8.6).
     """
-    return path.name != "DICOMDIR" and (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix[1:].isdigit())
+    suffix = path.suffix.lower()
+    if path.name.upper() == "DICOMDIR":
+        return False
+    if suffix in IMAGE_SUFFIXES or suffix[1:].isdigit() or may_hold_image(path):
+        return True
+    left_out[suffix] += 1
+    return False
 
 
 def _require_classes(dataset: DataSet, path: Path) -> None:

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from medimg.runtime import headers, tiff
 from medimg.runtime.errors import DecoderError, ImageError
 from medimg.runtime.limits import Limits
+from medimg.runtime.paths import first_bytes
 from medimg.runtime.spec import ImageRule
 
 Image: TypeAlias = NDArray[np.uint8]
 """`(rows, columns, 3)` uint8 RGB."""
 
 _MAX_CHANNELS = 64
+_HEAD_BYTES = 1024
+"""What of a file tells its kind."""
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _OTHERS = {
@@ -114,9 +117,8 @@ def read_patient(path: Path, limits: Limits | None = None) -> str | None:
         ImageError: it cannot be read; the message begins with the path.
     """
     try:
-        with path.open("rb") as file:
-            if not _is_dicom(file.read(1024), path.suffix.lower()):
-                return None
+        if not _is_dicom(first_bytes(path, _HEAD_BYTES), path.suffix.lower()):
+            return None
         from medimg.runtime import dicom
 
         return dicom.read_patient_id(_read_bytes(path, limits or Limits.from_environment()))
@@ -124,6 +126,20 @@ def read_patient(path: Path, limits: Limits | None = None) -> str | None:
         raise ImageError(f"{path}: {error.strerror}") from None
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+
+
+def may_hold_image(path: Path) -> bool:
+    """Tell by a file's first bytes, whatever its name says, whether it is of a kind that is read."""
+    try:
+        head = first_bytes(path, _HEAD_BYTES)
+    except OSError:
+        return False
+    # A text may begin with BM too; a bitmap goes on with its size and four bytes that are 0.
+    return headers.is_dicom(head) or _magic(head) in ("PNG", "JPEG", "TIFF") or _is_bitmap(head)
+
+
+def _is_bitmap(head: bytes) -> bool:
+    return head.startswith(b"BM") and head[6:10] == bytes(4)
 
 
 def prepare(pixels: NDArray[Any], rule: ImageRule) -> Image:

@@ -65,6 +65,18 @@ def listed_paths(stream: IO[bytes], where: str) -> Iterator[Path]:
         raise UsageError(f"{where} cannot be read ({error.strerror})") from None
 
 
+def first_bytes(path: str | Path, count: int) -> bytes:
+    """Read the beginning of a regular file; what is none, such as a pipe, gives nothing at once.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not is_file(path):
+        return b""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  the name may be a str
+        return file.read(count)
+
+
 def visible(folder: Path) -> list[Path]:
     """List a folder's entries that are not hidden, sorted by name.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from medimg.runtime.class_names import fault_of
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.errors import ModelError
 
@@ -229,6 +230,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not self.labels:
             raise ModelError("a model needs at least one label")
+        if fault := fault_of(self.labels):
+            raise ModelError(fault)
         if len(set(self.labels)) != len(self.labels):
             raise ModelError(f"labels repeat: {', '.join(self.labels)}")
         if not 0 < self.temperature < math.inf:

@@ -310,7 +310,7 @@ def test_power_loss_at_random_moments(tiny_model: Path, tmp_path: Path, kills: i
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("folder =", "not TOML"),
+        ("folder =", "not a readable TOML file"),
         ("", "folder"),
         ('folder = "x"\nport = "11112"', "expected int"),
         ('folder = "x"\ncolour = 1', "unknown field 'colour'"),

@@ -1,7 +1,6 @@
 """What `tune` searches: fields of FitOptions with the values that they may take, read from TOML."""
 
 import math
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
+from medimg.runtime.text_files import read_toml
 from medimg.train.data_options import DataOptions
 from medimg.train.options import FitOptions
 
@@ -174,14 +174,7 @@ def read_space(path: Path, base: FitOptions) -> SearchSpace:
     Raises:
         UsageError: it cannot be read, or holds something that no trial could take.
     """
-    if sys.version_info < (3, 11):
-        raise UsageError("--space needs Python 3.11 or newer")
-    import tomllib
-
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a readable TOML file ({error})") from None
+    tables = read_toml(path)
     if not tables:
         raise UsageError(f"{path}: names nothing to search: give a table such as [learning_rate]")
     space = SearchSpace({name: _read(name, table, str(path)) for name, table in tables.items()})

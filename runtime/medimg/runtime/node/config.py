@@ -1,15 +1,14 @@
 """The node's configuration: one TOML file, checked whole before anything starts."""
 
-import importlib
 import re
-import sys
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
 from medimg.runtime.codec import from_plain
-from medimg.runtime.errors import MissingDependencyError, ModelError, UsageError
+from medimg.runtime.errors import ModelError, UsageError
+from medimg.runtime.text_files import read_toml
 
 IMAGE_STORAGE = (
     "1.2.840.10008.5.1.4.1.1.1",
@@ -271,19 +270,8 @@ def read_config(path: Path) -> NodeConfig:
     Raises:
         UsageError: it cannot be read, is no TOML, or a field is wrong.
     """
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     try:
-        toml = importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(f"needs {name} ({error}): pip install 'medimg[node]'") from error
-    try:
-        plain = toml.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: not TOML ({error})") from None
-    try:
-        return _resolved(plain, path.parent)
+        return _resolved(read_toml(path), path.parent)
     except ModelError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -305,5 +293,9 @@ def _resolved(plain: dict[str, object], base: Path) -> NodeConfig:
         for part in tables:
             table = table.get(part) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(table.get(name), str):
+            if not table[name]:
+                raise ModelError(
+                    f"{'.'.join((*tables, name))} is empty, and would be the folder of this file"
+                )
             table[name] = str(base / table[name])
     return from_plain(NodeConfig, plain, "configuration")
