@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medimg.runtime.codec import from_plain, to_plain
+from medimg.runtime.describe import describe
 from medimg.runtime.errors import ModelError
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import (
@@ -95,6 +96,30 @@ def test_a_spec_survives_its_json(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(text).to_json() == text
 
 
+POINT = {"label": "a", "threshold": 0.5, "chosen_for": "tests"}
+VERIFIED = {
+    "images": 1,
+    "images_from": "synthetic",
+    "max_abs_diff": 0.1,
+    "top1_agreement": 1.0,
+    "verdict": "proven",
+    "accuracy": 0.5,
+}
+SMALLER = {
+    "parent_sha256": "x",
+    "method": "m",
+    "macs": 5,
+    "parent_macs": 10,
+    "images": 1,
+    "accuracy_drop": 0,
+    "accuracy_drop_ci95": [0, 0],
+    "roc_auc_drop": 0,
+    "roc_auc_drop_ci95": [0, 0],
+    "max_drop": 0.1,
+    "verdict": "proven",
+}
+
+
 def changed(**fields: Any) -> str:
     return json.dumps({"schema": SCHEMA, **to_plain(SMALL), **fields})
 
@@ -130,6 +155,24 @@ def changed(**fields: Any) -> str:
         (changed(intensity={"rule": "unit", "mean": [1.0, 2.0]}), "mean has 2 values for 3 channels"),
         (changed(verification={"images": 1}), r"spec\.verification: .*missing"),
         (changed(tools={"keras": 3}), r"spec\.tools\.keras: expected str"),
+        (changed(temperature=10**400), r"spec\.temperature: a whole number of more than 64 bits"),
+        (changed(temperature="T").replace('"T"', "-1" + "0" * 5000), "is not JSON"),
+        (changed(image={"rows": 4, "columns": 10**400}), r"spec\.image\.columns: .*more than 64 bits"),
+        (changed(image={"rows": 4, "columns": "9" * 10**6}), r"columns: expected int, got '9{79}…$"),
+        (changed(image={"rows": 4, "columns": 4, "resize": 10**400}), "more than 64 bits is not one of"),
+        (changed(intensity={"rule": "unit", "channels": True}), "True is not one of 1, 3"),
+        (changed(intensity={"rule": "unit", "channels": 3.0}), r"3\.0 is not one of 1, 3"),
+        (changed(operating_points=[POINT | {"threshold": math.nan}]), "nan is not a finite number"),
+        (
+            changed(operating_points=[POINT | {"threshold": "1e999"}]).replace('"1e999"', "1e999"),
+            "inf is not",
+        ),
+        (changed(labels=["\ud800", "b"]), "half of a surrogate pair"),
+        (changed(tools={"\udfff": "b"}), "half of a surrogate pair"),
+        (changed()[:-1] + ',"labels":["b","a"]}', "a name stands twice"),
+        (changed(compression=SMALLER | {"macs": 0}), "no network has 0 multiply-accumulates"),
+        (changed(verification=VERIFIED | {"images": -1}), "no comparison has -1 images"),
+        (changed(verification=VERIFIED | {"top1_agreement": -5.0}), "agreement -5"),
         (" " * (4 * 1024 * 1024 + 1), "is larger than"),
     ],
 )
@@ -148,6 +191,13 @@ def test_any_json_is_a_spec_or_an_error(value: Any) -> None:
     for candidate in (value, {"schema": 1, "labels": value, "image": value, "intensity": value}):
         with pytest.raises(ModelError):
             ModelSpec.from_json(json.dumps(candidate))
+
+
+def test_every_spec_that_is_read_can_be_described() -> None:
+    entry = changed(verification=VERIFIED | {"accuracy_drop_ci95": [0, 1]}, compression=SMALLER)
+    lines = describe(ModelSpec.from_json(entry))
+    assert any("2.0x fewer multiply-accumulates" in line for line in lines)
+    assert lines[-1].endswith("top-1 agreement 1.0000")
 
 
 def test_missing_fields_take_their_defaults() -> None:

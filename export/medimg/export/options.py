@@ -201,4 +201,4 @@ def _with_fields(spec: ModelSpec, fields: dict[str, Any]) -> ModelSpec:
             },
         }
 
-    return from_plain(ModelSpec, merge(to_plain(spec), fields), "--spec") if fields else spec
+    return ModelSpec.from_fields(merge(to_plain(spec), fields), "--spec") if fields else spec

@@ -12,6 +12,7 @@ from typing import Any
 from onnx import ModelProto
 
 from medimg.export import graph, head
+from medimg.export.bounds import within_allowance
 from medimg.export.calibration_data import check_classes, read_calibration, read_images
 from medimg.export.errors import SourceError
 from medimg.export.evidence import Evidence, find_preprocessing
@@ -81,7 +82,7 @@ def export_model(
         warnings += _preprocessing_notes(spec, evidence)
         _require_preprocessing(spec, chosen)
         _refuse_golden_floats(spec, chosen)
-        with steps.step("convert"):
+        with steps.step("convert"), within_allowance(path):
             network = _convert(source, spec)
         with steps.step("run Keras"):
             images = _evaluation_part(validation) if validation else calibration

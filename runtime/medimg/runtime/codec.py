@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from medimg.runtime.errors import ModelError
 
 T = TypeVar("T")
+MOST_INTEGER = 2**63
 _LONGEST = 200
 """Characters of a value in a message."""
 
@@ -65,7 +66,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401  a type 
         return _convert_dataclass(typing.cast("type", kind), value, where)
     if origin is typing.Literal:
         choices = typing.get_args(kind)
-        if value not in choices:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise ModelError(f"{where}: {_short(value)} is not one of {', '.join(map(str, choices))}")
         return value
     if origin in (typing.Union, types.UnionType):
@@ -109,16 +110,17 @@ def _convert_dict(arguments: tuple[Any, ...], value: Any, where: str) -> dict[st
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
+    if isinstance(value, int) and abs(value) >= MOST_INTEGER:
+        raise ModelError(f"{where}: a whole number of more than 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ModelError(f"{where}: has a number of more than 300 digits") from None
+        return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ModelError(f"{where}: expected {kind.__name__}, got {_short(value)}")
     return value
 
 
 def _short(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= MOST_INTEGER:
+        return "a whole number of more than 64 bits"
     text = ascii(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

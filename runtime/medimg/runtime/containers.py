@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
+from medimg.runtime.onnx_check import check_graph
 from medimg.runtime.optional import require
+from medimg.runtime.protobuf import field, fields, tag_of
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 
 if TYPE_CHECKING:
@@ -33,8 +35,7 @@ _CHANGED = (
     "its bytes are not those that were verified at export (SHA-256 differs): "
     "copy the file again, or export it again"
 )
-_METADATA_TAG = 14 << 3 | 2
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_METADATA_TAG = tag_of(14)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def open_onnx(path: str | Path) -> Artefact:
     Raises:
         IntegrityError: the bytes are not those that the spec pins.
         NoSpecError: the file was not made by medimg-export.
-        ModelError: it is no ONNX file.
+        ModelError: it is no ONNX file, or its graph holds what medimg-export never writes.
     """
     path = Path(path)
     content = _read_onnx(path)
@@ -106,14 +107,15 @@ def open_onnx(path: str | Path) -> Artefact:
     digest.update(content[end:])
     if digest.hexdigest() != spec.artefact_sha256:
         raise IntegrityError(f"{path}: {_CHANGED}")
+    check_graph(content, path)
     return Artefact(path, spec, content)
 
 
 def embed_in_onnx(model: bytes, spec: ModelSpec) -> bytes:
     """Append the spec to a serialised ONNX model that carries none, with the SHA-256 of both in it."""
     text = spec.with_(artefact_sha256=hashlib.sha256(model).hexdigest()).to_json().encode()
-    entry = _field(1, KEY.encode()) + _field(2, text[:-1] + _closing(text))
-    return model + _field(14, entry)
+    entry = field(1, KEY.encode()) + field(2, text[:-1] + _closing(text))
+    return model + field(14, entry)
 
 
 def write_spec(path: Path, spec: ModelSpec) -> None:
@@ -152,14 +154,14 @@ def _find_entry(content: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
     """Find the medimg entry of a serialised ModelProto: its JSON text and the byte range of its field."""
     found: list[tuple[bytes, tuple[int, int]]] = []
     try:
-        for tag, start, body, end in _fields(memoryview(content)):
+        for tag, start, body, end in fields(memoryview(content)):
             if tag == _METADATA_TAG:
                 pair = {
                     inner: bytes(content[body:end][a:b])
-                    for inner, _, a, b in _fields(memoryview(content)[body:end])
+                    for inner, _, a, b in fields(memoryview(content)[body:end])
                 }
-                if pair.get(1 << 3 | 2) == KEY.encode():
-                    found.append((pair.get(2 << 3 | 2, b""), (start, end)))
+                if pair.get(tag_of(1)) == KEY.encode():
+                    found.append((pair.get(tag_of(2), b""), (start, end)))
     except (IndexError, ValueError):
         raise ModelError(f"{path}: not an ONNX file, or a damaged one") from None
     if not found:
@@ -180,50 +182,6 @@ def _checked(entry: bytes, path: Path) -> bytes:
     if not entry.endswith(_closing(text)):
         raise IntegrityError(f"{path}: {_CHANGED}")
     return text
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Walk a protobuf message's top level: (tag, start of field, start of value, end of field)."""
-    position, size = 0, len(message)
-    while position < size:
-        start = position
-        tag, position = _varint(message, position)
-        wire_type = tag & 7
-        body = position
-        if wire_type == _VARINT:
-            _, position = _varint(message, position)
-        elif wire_type == _FIXED64:
-            position += 8
-        elif wire_type == _LENGTH_DELIMITED:
-            length, body = _varint(message, position)
-            position = body + length
-        elif wire_type == _FIXED32:
-            position += 4
-        else:
-            raise ValueError(f"wire type {wire_type}")
-        if position > size or tag >> 3 == 0:
-            raise ValueError("a field ends beyond the message")
-        yield tag, start, body, position
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a varint is longer than 10 bytes")
-
-
-def _field(number: int, value: bytes) -> bytes:
-    length, encoded = len(value), bytearray([number << 3 | _LENGTH_DELIMITED])
-    while length > 0x7F:
-        encoded.append(length & 0x7F | 0x80)
-        length >>= 7
-    encoded.append(length)
-    return bytes(encoded) + value
 
 
 def _read_keras_member(path: Path) -> bytes:

@@ -92,7 +92,11 @@ def _verification(found: Verification) -> str:
         f"{found.verdict}, {found.images} {found.images_from} images: "
         f"max |Δp| {found.max_abs_diff:.2g}, top-1 agreement {found.top1_agreement:.4f}"
     )
-    if found.accuracy is not None and found.accuracy_drop_ci95 is not None:
+    if (
+        found.accuracy is not None
+        and found.accuracy_drop is not None
+        and found.accuracy_drop_ci95 is not None
+    ):
         low, high = found.accuracy_drop_ci95
         text += f", accuracy {found.accuracy:.4f}, drop {found.accuracy_drop:+.4f} [{low:+.4f}, {high:+.4f}]"
     return text

@@ -28,6 +28,29 @@ Verdict: TypeAlias = Literal["proven", "not proven", "failed", "unlabelled"]
 _WINDOW = re.compile("first|min-max|window-[1-9][0-9]?")
 
 
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a JSON object, in which readers would differ on a name that stands there twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return fields
+
+
+def _require_writable(value: object, where: str) -> None:
+    """Refuse what JSON or UTF-8 has no form for: NaN, infinity, and halves of surrogate pairs."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ModelError(f"{where}: {value} is not a finite number")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ModelError(f"{where}: {value[:80]!r} holds half of a surrogate pair, which is no character")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_writable(name, where)
+            _require_writable(item, f"{where}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            _require_writable(item, where)
+
+
 @dataclass(frozen=True)
 class ImageRule:
     """How bytes on disk become the uint8 array that the network takes."""
@@ -171,6 +194,10 @@ class Verification:
     backend: str | None = None
     """What ran the artefact for the comparison."""
 
+    def __post_init__(self) -> None:
+        if self.images < 0 or not 0 <= self.top1_agreement <= 1:
+            raise ModelError(f"no comparison has {self.images} images and agreement {self.top1_agreement:g}")
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -191,6 +218,13 @@ class Compression:
     max_drop: float
     """The largest loss of either that was accepted."""
     verdict: Verdict
+
+    def __post_init__(self) -> None:
+        if self.macs < 1 or self.parent_macs < 1 or self.images < 0:
+            raise ModelError(
+                f"no network has {self.macs} multiply-accumulates, its original {self.parent_macs}, and "
+                f"{self.images} images for their comparison"
+            )
 
 
 @dataclass(frozen=True)
@@ -256,7 +290,7 @@ class ModelSpec:
         if len(text) > MAX_SPEC_BYTES:
             raise ModelError(f"{where}: the medimg entry is larger than {MAX_SPEC_BYTES} bytes")
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{where}: the medimg entry is not JSON ({error})") from None
         if not isinstance(fields, dict) or not isinstance(fields.get("schema"), int):
@@ -267,7 +301,18 @@ class ModelSpec:
                 f"{where}: written with schema {schema}, this version reads up to {SCHEMA}: "
                 "pip install --upgrade medimg"
             )
-        return from_plain(cls, fields, where)
+        return cls.from_fields(fields, where)
+
+    @classmethod
+    def from_fields(cls, fields: object, where: str) -> "ModelSpec":
+        """Build a spec from what was read from JSON or TOML.
+
+        Raises:
+            ModelError: a field is wrong, a number is not finite, or a text cannot be written.
+        """
+        spec = from_plain(cls, fields, where)
+        _require_writable(fields, where)
+        return spec
 
     @classmethod
     def read(cls, path: str | Path) -> "ModelSpec":

@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, inliner, version_converter
 
+from medimg.export.bounds import within_allowance
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
 from medimg.export.sources.heads import head_of
@@ -21,7 +22,10 @@ from medimg.runtime.spec import Head, ModelSpec
 NEWEST_OPSET = 18
 BATCH = 8
 """Images that the reference gets at once."""
+MOST_NODES, MOST_NESTED_FUNCTIONS = 100_000, 50
+"""What functions may unfold to."""
 _OWN = frozenset(["", "ai.onnx"])
+_REPEATING = frozenset(["Loop", "Scan", "SequenceMap"])
 _AGAIN = f"export it again with opset_version={OPSET}"
 _TO_CHANNELS_FIRST = (0, 3, 1, 2)
 
@@ -40,13 +44,16 @@ class OnnxSource:
             _take_off_our_ends(path, model, spec)
             content, spec = model.SerializeToString(), _of_probabilities(spec)
         image, channels_first = _image_input(path, model)
-        outputs = [_tensor(value) for value in model.graph.output]
+        outputs = [_tensor(path, value) for value in model.graph.output]
         self.input_shape, self.units = classifier_shape(path, [image], outputs, request.input_size)
         said = ("the file is an artefact of medimg-export: what it says of itself is kept",) if spec else ()
         self.origin = Origin(path, "ONNX", file_sha256(path), spec=spec, warnings=said)
         self._axes = _TO_CHANNELS_FIRST if channels_first else (0, 1, 2, 3)
-        self._session = _session(path, content, request.threads)
-        self._model = _normalised(path, model, self.input_shape, self._axes, self.units)
+        rows, columns, _ = self.input_shape
+        with within_allowance(path, rows * columns):
+            self._session = _session(path, content, request.threads)
+            self.predict(np.zeros((1, *self.input_shape), np.float32))
+            self._model = _normalised(path, model, self.input_shape, self._axes, self.units)
 
     @property
     def head(self) -> Head | None:
@@ -62,10 +69,15 @@ class OnnxSource:
         """Run the file itself; see `Source.predict`."""
         name = self._session.get_inputs()[0].name
         images = np.ascontiguousarray(network_input.transpose(self._axes), np.float32)
-        parts = [
-            self._session.run(None, {name: images[start : start + BATCH]})[0]
-            for start in range(0, len(images), BATCH)
-        ]
+        try:
+            parts = [
+                self._session.run(None, {name: images[start : start + BATCH]})[0]
+                for start in range(0, len(images), BATCH)
+            ]
+        except _runtime_errors(require("onnxruntime", "export")) as error:
+            raise SourceError(
+                f"{self.origin.path}: ONNX Runtime cannot run it: {_first_line(error)}"
+            ) from None
         return np.concatenate(parts)
 
     def convert(self) -> ModelProto:
@@ -91,6 +103,7 @@ def _read(path: Path) -> bytes:
     if not model.graph.node:
         raise SourceError(f"{path}: not an ONNX file: it holds no graph")
     _check_opset(path, model)
+    _check_functions(path, model)
     own = _OWN | {function.domain for function in model.functions}
     for body in (*_graphs(model.graph), *(graph for item in model.functions for graph in _graphs(item))):
         _check_nodes(path, body, own)
@@ -117,8 +130,33 @@ def _check_nodes(path: Path, body: Any, own: frozenset[str]) -> None:  # noqa: A
                 f"{path}: {node.op_type} ({node.name}) is an operator of {node.domain!r}: only ONNX's own "
                 "are read; export it without custom operators"
             )
+        if node.op_type in _REPEATING:
+            raise SourceError(
+                f"{path}: {node.op_type} ({node.name}) repeats a graph as often as the file says: export the "
+                "network without loops"
+            )
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             raise SourceError(f"{path}: is quantised already ({node.name}): export from the float32 model")
+
+
+def _check_functions(path: Path, model: ModelProto) -> None:
+    """Refuse functions that, put in place of their calls, would have no end or make a huge graph."""
+    bodies = {(item.domain, item.name): list(_graphs(item)) for item in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], callers: frozenset[tuple[str, str]]) -> int:
+        if key in callers or len(callers) > MOST_NESTED_FUNCTIONS:
+            raise SourceError(f"{path}: the function {key[1]} calls itself, or calls are nested too deeply")
+        if key not in sizes:
+            sizes[key] = total(bodies[key], callers | {key})
+        return sizes[key]
+
+    def total(graphs: list[Any], callers: frozenset[tuple[str, str]]) -> int:
+        calls = ((node.domain, node.op_type) for graph in graphs for node in graph.node)
+        return sum(size(call, callers) if call in bodies else 1 for call in calls)
+
+    if (nodes := total(list(_graphs(model.graph)), frozenset())) > MOST_NODES:
+        raise SourceError(f"{path}: its functions stand for {nodes:,} operators, more than {MOST_NODES:,}")
 
 
 def _check_tensors(path: Path, body: Any) -> None:  # noqa: ANN401
@@ -137,9 +175,8 @@ def _graphs(body: Any) -> Iterator[Any]:  # noqa: ANN401
     yield body
     for node in body.node:
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from _graphs(inner)
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
 
 
 def _tensors(body: Any) -> Iterator[TensorProto]:  # noqa: ANN401
@@ -203,9 +240,9 @@ def _image_input(path: Path, model: ModelProto) -> tuple[TensorShape, bool]:
     constants = {item.name for item in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
-        named = ", ".join(str(_tensor(value)) for value in inputs)
+        named = ", ".join(str(_tensor(path, value)) for value in inputs)
         raise SourceError(f"{path}: takes {len(inputs)} tensors ({named}): a classifier takes one")
-    image = _tensor(inputs[0])
+    image = _tensor(path, inputs[0])
     if image.dtype != "float32":
         raise SourceError(f"{path}: takes {image} of {image.dtype}: only float32 images are read")
     dims = image.dims
@@ -222,8 +259,12 @@ def _image_input(path: Path, model: ModelProto) -> tuple[TensorShape, bool]:
     return (TensorShape(image.name, (dims[0], *dims[2:], dims[1])), True) if first else (image, False)
 
 
-def _tensor(value: ValueInfoProto) -> TensorShape:
+def _tensor(path: Path, value: ValueInfoProto) -> TensorShape:
     kind = value.type.tensor_type
+    if kind.elem_type not in TensorProto.DataType.values() or kind.elem_type == TensorProto.UNDEFINED:
+        raise SourceError(
+            f"{path}: {value.name} is no tensor of a known type: a classifier has tensors alone"
+        )
     dims = tuple(dim.dim_value or None for dim in kind.shape.dim)
     return TensorShape(value.name, dims, helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
 
@@ -236,9 +277,11 @@ def _session(path: Path, content: bytes, threads: int | None) -> Any:  # noqa: A
     try:
         return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     except _runtime_errors(onnxruntime) as error:
-        raise SourceError(
-            f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0][:300]}"
-        ) from error
+        raise SourceError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300]
 
 
 def _runtime_errors(onnxruntime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Back ends: each runs an artefact behind one small protocol and says what would make it available."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, Protocol, TypeAlias
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from medimg.runtime.containers import Artefact
 from medimg.runtime.errors import BackendError
-from medimg.runtime.spec import Precision
+from medimg.runtime.memory import allowance, limited
+from medimg.runtime.spec import ModelSpec, Precision
 
 Probabilities: TypeAlias = NDArray[np.float32]
 """`(batch, classes)` float32."""
@@ -101,10 +103,49 @@ class Choice:
             tuned_for: `latency` unless many batches are sent at once.
 
         Raises:
-            BackendError: the back end refuses it.
+            BackendError: the back end refuses it, or it does not answer as its spec says.
         """
-        opened: Backend = _module(self.backend).open_artefact(artefact, self.device, threads, tuned_for)
-        return opened
+        open_artefact = _module(self.backend).open_artefact
+        if self.device != "cpu":
+            opened: Backend = open_artefact(artefact, self.device, threads, tuned_for)
+            return opened
+        return _opened_within_bounds(
+            lambda: open_artefact(artefact, self.device, threads, tuned_for), artefact
+        )
+
+
+def _opened_within_bounds(open_artefact: Callable[[], Backend], artefact: Artefact) -> Backend:
+    """Load an artefact and have it answer one image, in memory that is bounded by its size."""
+    spec, path = artefact.spec, artefact.path
+    most = allowance(len(artefact.content), spec.image.rows * spec.image.columns)
+    try:
+        with limited(most):
+            opened = open_artefact()
+            try:
+                answers = opened.infer(_blank_image(spec))
+            except BaseException:
+                opened.close()
+                raise
+    except (MemoryError, BackendError) as error:
+        if isinstance(error, BackendError) and "alloc" not in str(error):
+            raise
+        raise BackendError(
+            f"{path}: refused: one image takes more than {most / 1e9:.1f} GB of memory"
+        ) from None
+    if answers.shape != (1, spec.classes):
+        opened.close()
+        raise BackendError(
+            f"{path}: answers one image with an array of shape {answers.shape}, where its spec names "
+            f"{spec.classes} classes: export it again"
+        )
+    return opened
+
+
+def _blank_image(spec: ModelSpec) -> NDArray[np.generic]:
+    """Return a black image, `(1, rows, columns, channels)`, as the artefact takes it."""
+    if spec.intensity.rule == "unspecified":
+        return np.zeros((1, spec.image.rows, spec.image.columns, spec.intensity.channels), np.float32)
+    return np.zeros((1, spec.image.rows, spec.image.columns, 3), np.uint8)
 
 
 def choose_backend(

@@ -169,7 +169,8 @@ def _open(
     onnxruntime = require("onnxruntime", "cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    # It writes to standard error, with escape sequences and names from the file; exceptions say the same.
+    options.log_severity_level = 4
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     try:

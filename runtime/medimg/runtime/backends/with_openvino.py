@@ -74,8 +74,14 @@ class OpenVinoBackend:
         try:
             if request is None:
                 raise BackendError("the classifier is closed")
+            # With one thread OpenVINO 2026.4 loses errors (no memory), and its last answer would stay.
+            _forget(request.get_tensor(output).data)
             request.infer({"image": images}, share_inputs=True)
-            return np.array(request.get_tensor(output).data, np.float32)
+            answers = np.array(request.get_tensor(output).data, np.float32)
+            if answers.shape[:1] != images.shape[:1]:
+                found = f"with an array of shape {answers.shape}"
+                raise BackendError(f"OpenVINO answered a batch of shape {images.shape} {found}")
+            return answers
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on a batch of shape {images.shape}: {error}") from None
         finally:
@@ -88,6 +94,11 @@ class OpenVinoBackend:
         self._compiled = None
         for _ in range(self.parallel):
             self._requests.put(None)
+
+
+def _forget(answer: NDArray[Any]) -> None:
+    """Put what is no number in place of an earlier answer."""
+    answer.fill(np.nan if answer.dtype.kind == "f" else 0)
 
 
 def open_artefact(artefact: Artefact, _device: str, threads: int, tuned_for: Tuning) -> OpenVinoBackend:
