@@ -158,7 +158,7 @@ def changed(**fields: Any) -> str:
         (changed(temperature=10**400), r"spec\.temperature: a whole number of more than 64 bits"),
         (changed(temperature="T").replace('"T"', "-1" + "0" * 5000), "is not JSON"),
         (changed(image={"rows": 4, "columns": 10**400}), r"spec\.image\.columns: .*more than 64 bits"),
-        (changed(image={"rows": 4, "columns": "9" * 10**6}), r"columns: expected int, got '9{79}…$"),
+        (changed(image={"rows": 4, "columns": "9" * 10**6}), r"columns: expected int, got '9{199}…$"),
         (changed(image={"rows": 4, "columns": 4, "resize": 10**400}), "more than 64 bits is not one of"),
         (changed(intensity={"rule": "unit", "channels": True}), "True is not one of 1, 3"),
         (changed(intensity={"rule": "unit", "channels": 3.0}), r"3\.0 is not one of 1, 3"),

@@ -8,7 +8,7 @@ attribute `medimg`. `.plan`: the file `.plan.json` beside it.
 
 import hashlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
