@@ -79,7 +79,7 @@ class Classifier:
         threads: processor threads; all that this process may use unless given.
         tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
         dicom_window: another window of DICOM files than the artefact's own: `first`, `window-N` or `min-max`.
-        trusted: SHA-256 of TensorRT engines that the user vouches for.
+        trusted: SHA-256 of records (`.plan.json`) of TensorRT engines that the user vouches for.
         server: URL of a server that runs this model, in place of a back end here; see
             `medimg.runtime.backends.with_triton`.
 

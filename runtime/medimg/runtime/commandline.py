@@ -70,7 +70,7 @@ TRUST = click.option(
     "trusted",
     metavar="SHA256",
     multiple=True,
-    help="Run this TensorRT engine, which was not built here.",
+    help="Run the TensorRT engine whose record (.plan.json) has this SHA-256, though it was not built here.",
 )
 
 

@@ -76,7 +76,7 @@ def open_artefact(path: str | Path, trusted: Sequence[str] = ()) -> Artefact:
 
     Args:
         path: an exported `.onnx` file, or a TensorRT engine (`.plan`).
-        trusted: SHA-256 of engines that the user vouches for.
+        trusted: SHA-256 of records (`.plan.json`) of engines that the user vouches for.
 
     Raises:
         IntegrityError: the bytes are not those of its spec or record.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medimg.runtime import Classifier
 from medimg.runtime.backends import with_tensorrt
 from medimg.runtime.cli import cli
-from medimg.runtime.containers import embed_in_onnx, open_artefact, open_onnx
+from medimg.runtime.containers import embed_in_onnx, file_sha256, open_artefact, open_onnx
 from medimg.runtime.engines import make, trust
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.cuda import Cuda
@@ -325,9 +325,10 @@ def test_predict_runs_an_engine_and_says_what_vouches_for_it(
     assert "warning: nothing has verified this engine on this GPU (Fake GPU A)" in done.stderr
     assert len(json.loads(done.stdout)["top_k"]) == 3
     (trust.cache_folder() / "built" / f"{made.sha256}.json").unlink()
-    with pytest.raises(TrustError, match=f"--trust {made.sha256}"):
+    record = file_sha256(Path(f"{made.path}.json"))
+    with pytest.raises(TrustError, match=f"--trust {record}"):
         CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False)
-    done = CliRunner().invoke(cli, [*arguments, "--trust", made.sha256], standalone_mode=False)
+    done = CliRunner().invoke(cli, [*arguments, "--trust", record], standalone_mode=False)
     assert done.return_value == 0, done.output
 
 
@@ -369,5 +370,5 @@ def test_an_engine_that_is_trusted_by_name_runs_beside_a_cache_that_is_not(
     (homes / "cache" / "medimg").chmod(0o777)
     with pytest.raises(TrustError, match="others can write to it"):
         Classifier(made.path)
-    with Classifier(made.path, trusted=[made.sha256]) as classifier:
+    with Classifier(made.path, trusted=[file_sha256(Path(f"{made.path}.json"))]) as classifier:
         assert classifier.notes[0].startswith("nothing has verified this engine")

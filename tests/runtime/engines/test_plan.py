@@ -133,16 +133,26 @@ def test_missing_files(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_nobody_vouches_for(artefact: Artefact) -> None:
-    path, digest = foreign(artefact), record_of(artefact).engine_sha256
+    path = foreign(artefact)
+    digest = sha256(sidecar_of(path).read_bytes()).hexdigest()
     with pytest.raises(TrustError, match=rf"not built here by this user.*--trust {digest}"):
         open_artefact(path)
     assert open_artefact(path, [digest.upper()]).content == artefact.content
     with pytest.raises(TrustError):
-        open_artefact(path, ["0" * 64])
+        open_artefact(path, ["0" * 64, record_of(artefact).engine_sha256])
     with pytest.raises(UsageError, match="--trust abc: a SHA-256 has 64"):
         open_artefact(path, ["abc"])
     # What it is may be read without running it.
     assert ModelSpec.read(path) == artefact.spec
+
+
+def test_trust_in_an_engine_is_trust_in_its_record(artefact: Artefact) -> None:
+    path = foreign(artefact)
+    sidecar = sidecar_of(path)
+    trusted = [sha256(sidecar.read_bytes()).hexdigest()]
+    sidecar.write_text(sidecar.read_text().replace("normal", "benign"))
+    with pytest.raises(TrustError, match="vouch for it and its record"):
+        open_artefact(path, trusted)
 
 
 def test_labels_changed_after_the_build(artefact: Artefact) -> None:

@@ -50,7 +50,7 @@ class ArchiveOptions:
     dicom_window: str | None = None
     """In place of the model's own."""
     trusted: tuple[str, ...] = ()
-    """SHA-256 of TensorRT engines that the user vouches for."""
+    """SHA-256 of records (`.plan.json`) of TensorRT engines that the user vouches for."""
     partition_files: int | None = None
     """Files a partition."""
     schemes: tuple[str, ...] = ()

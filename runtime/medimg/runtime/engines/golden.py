@@ -110,7 +110,7 @@ def verify_engine(model: Path, golden: Path, trusted: Sequence[str] = ()) -> Gol
     Args:
         model: the `.plan` file.
         golden: the golden inputs.
-        trusted: SHA-256 of engines that the user vouches for.
+        trusted: SHA-256 of records (`.plan.json`) of engines that the user vouches for.
 
     Raises:
         UsageError: it is no engine.

@@ -139,7 +139,7 @@ def open_plan(path: Path, trusted: Sequence[str] = ()) -> Artefact:
 
     Args:
         path: the `.plan` file.
-        trusted: SHA-256 of engines that the user vouches for.
+        trusted: SHA-256 of records (`.plan.json`) of engines that the user vouches for.
 
     Raises:
         NoSpecError: the record is missing.

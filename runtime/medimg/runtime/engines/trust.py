@@ -1,8 +1,9 @@
 """Which engines may run.
 
 An engine is native code, and a hash beside a file proves nothing against whoever brings both. One of three
-must vouch for it: this user built it here, which is noted in a folder that nobody else can write to; its
-SHA-256 was given by the user; or a key that the user has configured signed its record.
+must vouch for it: this user built it here, which is noted in a folder that nobody else can write to; the user
+gave the SHA-256 of its record; or a key that the user has configured signed its record. Each of them pins the
+record, with its labels and preprocessing, and the record pins the engine.
 """
 
 import json
@@ -61,7 +62,7 @@ def require(path: Path, engine_sha256: str, record: bytes, trusted: Sequence[str
         path: the engine's file, for messages and beside which a signature may lie.
         engine_sha256: what its bytes hash to.
         record: the bytes of its `.plan.json`.
-        trusted: SHA-256 of engines that the user vouches for.
+        trusted: SHA-256 of records that the user vouches for.
 
     Raises:
         TrustError: nothing does.
@@ -69,11 +70,12 @@ def require(path: Path, engine_sha256: str, record: bytes, trusted: Sequence[str
     for item in trusted:
         if not re.fullmatch("[0-9a-f]{64}", item.lower()):
             raise UsageError(f"--trust {item}: a SHA-256 has 64 hexadecimal digits")
-    if engine_sha256 in [item.lower() for item in trusted]:
+    record_sha256 = hash_sha256(record).hexdigest()
+    if record_sha256 in [item.lower() for item in trusted]:
         return
     note = read_note("built", engine_sha256)
     if note is not None:
-        if note.get("record_sha256") != hash_sha256(record).hexdigest():
+        if note.get("record_sha256") != record_sha256:
             raise TrustError(f"{path}.json: was changed since the engine was built here: build it again")
         return
     signature = path.with_name(path.name + ".sig")
@@ -82,7 +84,7 @@ def require(path: Path, engine_sha256: str, record: bytes, trusted: Sequence[str
         return
     raise TrustError(
         f"{path}: an engine is native code, and this one was not built here by this user: build it from the "
-        f".onnx, or vouch for it with --trust {engine_sha256}, or have it signed"
+        f".onnx, or vouch for it and its record with --trust {record_sha256}, or have it signed"
     )
 
 
