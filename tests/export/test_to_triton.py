@@ -96,7 +96,9 @@ def test_a_golden_image_warms_up(model: Path, tmp_path: Path) -> None:
     (served,) = build_repository([model], tmp_path / "triton", ServingOptions())
     warmup = read_config(Path(served.path)).model_warmup[0].inputs["image"]
     assert warmup.input_data_file == "golden"
-    found = np.frombuffer((Path(served.path) / "warmup" / "golden").read_bytes(), np.uint8)
+    copy = Path(served.path) / "warmup" / "golden"
+    assert (copy.stat().st_mode & 0o777, copy.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    found = np.frombuffer(copy.read_bytes(), np.uint8)
     assert np.array_equal(found.reshape(tuple(warmup.dims)), images[0])
 
 

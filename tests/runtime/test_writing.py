@@ -124,3 +124,13 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> No
             require_writable(tmp_path / name)
     for fine in (tmp_path / "x", Path("/dev/null"), Path("/dev/stdout")):
         require_writable(fine)
+
+
+def test_what_shows_patients_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    path.touch(0o644)
+    with replaced(path, private=True) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_bytes(b"patients")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes() == b"patients"

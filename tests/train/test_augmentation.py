@@ -160,6 +160,7 @@ def test_a_contact_sheet_says_what_it_holds(simulated: Path, tmp_path: Path) -> 
         copies=3,
         image_size=64,
     )
+    assert (tmp_path / "sheet.png").stat().st_mode & 0o777 == 0o600
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert shown == 5
     assert sheet is not None

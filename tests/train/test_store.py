@@ -1,5 +1,6 @@
 """The store of arrays: what is made once, writers at once, a writer killed half-way, a disk without room."""
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -40,6 +41,18 @@ def test_an_array_is_made_once_and_found_again(kind: str, tmp_path: Path) -> Non
         assert stored.notes == ("one is missing",)
         with pytest.raises(ValueError, match="read-only"):
             stored.values[0] = 0
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["key.partial", "key.lock"])
+def test_a_link_in_the_place_of_a_file_is_not_followed(name: str, tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "store"
+    elsewhere.write_bytes(b"mine")
+    folder.mkdir()
+    (folder / name).symlink_to(elsewhere)
+    with contextlib.suppress(UsageError), open_store(folder) as store:
+        store.array("key", 16, numbers())
+    assert elsewhere.read_bytes() == b"mine"
 
 
 def test_fewer_rows_than_expected(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import tempfile
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from medimg.benchmarks.pipeline import Measurement
 from medimg.benchmarks.results import ScenarioName, Validity
 from medimg.benchmarks.system import System
 from medimg.runtime.optional import require
+from medimg.runtime.scratch import temporary_folder
 
 PREFIX = "mlperf_log_"
 _NAMES: Mapping[ScenarioName, str] = {
@@ -57,8 +57,8 @@ def drive(scenario: ScenarioName, system: System, load: Load, logs: Path | None 
     """
     loadgen = require("mlperf_loadgen", "bench")
     if logs is None:
-        with tempfile.TemporaryDirectory(prefix="medimg-loadgen-") as folder:
-            return drive(scenario, system, load, Path(folder))
+        with temporary_folder("loadgen") as folder:
+            return drive(scenario, system, load, folder)
     logs.mkdir(parents=True, exist_ok=True)
     requests = _Requests(loadgen, system, load)
     with _test(loadgen, requests.issuer(scenario), load.samples, system) as test, requests.serving(scenario):

@@ -1,6 +1,7 @@
 """From a Keras file to verified artefacts."""
 
 import itertools
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -233,9 +234,9 @@ def _stem(path: Path, options: ExportOptions) -> Path:
 def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".medimg-export"
-        probe.touch()
-        probe.unlink()
+        # Without a name, so that exports into one folder do not meet, and nothing is left.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UsageError(
             f"{folder}: artefacts cannot be written there ({error.strerror}): choose --output DIR"

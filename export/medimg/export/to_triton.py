@@ -10,6 +10,7 @@ model_config.proto), read back, and compared with what the ONNX file itself says
 """
 
 import math
+import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -97,7 +98,8 @@ def build_repository(
 
 def lines(model: ServedModel) -> list[str]:
     """Say what was written."""
-    warning = "; it is a patient's" if model.warmed_by == "golden image" else ""
+    patient = "; it is a patient's, and only its owner, as whom the server must run, can read it"
+    warning = patient if model.warmed_by == "golden image" else ""
     how = f"{model.backend} on {model.device}, warmed up by {model.warmed_by}{warning}"
     return [
         f"{printable(model.path)}  {how}",
@@ -133,15 +135,15 @@ def _add(source: _Source, root: Path, options: ServingOptions) -> ServedModel:
     golden = source.onnx_path.with_name(artefact_stem(source.onnx_path) + SUFFIX)
     image = read_golden(golden, spec).images[0].tobytes() if golden.exists() else None
     config = _config(name, backend, spec, read_tensors(source.onnx_path), options, warm=image is not None)
-    target, draft = root / name, root / f".{name}.draft"
+    target, draft = root / name, root / f".{name}.{secrets.token_hex(8)}"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
         (draft / "1").mkdir(parents=True)
         (draft / "1" / f"model{source.path.suffix}").write_bytes(source.content)
         (draft / "labels.txt").write_text("".join(f"{printable(label)}\n" for label in spec.labels), "utf-8")
         (draft / "config.pbtxt").write_text(_text(config), "utf-8")
         if image is not None:
-            (draft / "warmup").mkdir()
+            (draft / "warmup").mkdir(mode=0o700)
+            (draft / "warmup" / "golden").touch(mode=0o600)
             (draft / "warmup" / "golden").write_bytes(image)
         check(draft, source.onnx_path, config)
         shutil.rmtree(target, ignore_errors=True)

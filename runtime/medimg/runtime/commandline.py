@@ -200,21 +200,26 @@ def write_json(result: object, destination: str | None, **head: object) -> None:
         write_text(Path(destination), text)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a text file whole, in UTF-8; bytes of names that are none are escaped.
+
+    Args:
+        path: the file.
+        text: its content.
+        private: whether its owner alone may read it.
 
     Raises:
         UsageError: it cannot be written.
     """
-    with written_whole(path) as temporary:
+    with written_whole(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary name for an output file, which takes its place only when it is complete."""
     try:
-        with replaced(path) as temporary:
+        with replaced(path, private=private) as temporary:
             yield temporary
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None

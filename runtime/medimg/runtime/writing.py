@@ -10,12 +10,12 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medimg.runtime.errors import UsageError
+from medimg.runtime.scratch import temporary_folder
 
 _OPEN_FILES = re.compile(r"/proc/(\d+/)(task/\d+/)?fd")
 _LONGEST = 100
@@ -23,18 +23,22 @@ _LONGEST = 100
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary name; on success its content gets to `path`, on failure it is removed.
 
     Readers see the old file or the whole new one, never a part, also after a power cut. A block that leaves
     nothing under the temporary name leaves `path` as it was. Nobody can foresee the temporary name.
 
+    Args:
+        path: the target.
+        private: whether its owner alone may read it, since it shows patients; then the file is there already.
+
     Raises:
         OSError: it cannot be written.
     """
     if _takes_a_stream(path):
-        with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-            temporary = Path(folder) / path.name
+        with temporary_folder("output") as folder:
+            temporary = folder / f"content{path.suffix}"
             yield temporary
             if temporary.exists():
                 _send(temporary, path)
@@ -43,9 +47,11 @@ def replaced(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     temporary = _beside(target)
     try:
+        if private:
+            temporary.touch(0o600, exist_ok=False)
         yield temporary
         if temporary.exists():
-            _put_in_place(temporary, target)
+            _put_in_place(temporary, target, keep_mode=not private)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,11 +103,11 @@ def _beside(target: Path) -> Path:
     return target.with_name(f".{stem}.{secrets.token_hex(8)}{suffix}")
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path, *, keep_mode: bool) -> None:
     if temporary.is_file():
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if target.exists():
+        if keep_mode and target.exists():
             # Who may read the file stays as it was.
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
     temporary.replace(target)

@@ -1,10 +1,12 @@
 """An archive on this machine: what is listed, what is committed, and what goes on."""
 
+import contextlib
 import json
 import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from medimg.runtime.archive import run as archive_run
 from medimg.runtime.archive.inputs import list_paths
 from medimg.runtime.archive.job import Job, only_run, open_job, partition_path
 from medimg.runtime.archive.partitions import Counts, read_partition
@@ -353,3 +356,25 @@ def test_counts_add_up() -> None:
     both = one + other + Counts()
     assert both == Counts(3, 2, {"ImageError": 1}, {"a": 1, "b": 1}, (1,) + (0,) * 8 + (1,), ("x", "y"))
     assert both.failed == 1
+
+
+def test_a_folder_whose_sockets_would_have_too_long_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own limit is what `bind` says."""
+    most = archive_run._MOST_FOLDER_BYTES
+    session = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+    for size, fits in ((most, True), (most + 1, False)):
+        with socket.socket(socket.AF_UNIX) as made, contextlib.suppress(FileNotFoundError):
+            outcome = contextlib.nullcontext() if fits else pytest.raises(OSError, match="too long")
+            with outcome:
+                made.bind("/" + "x" * (size - 1) + session)
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with (
+        pytest.raises(UsageError, match="name a folder with a shorter path in TMPDIR"),
+        archive_run._ray(None, 1),
+    ):
+        pass
+    assert list(folder.iterdir()) == []

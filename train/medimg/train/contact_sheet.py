@@ -62,7 +62,7 @@ def write_contact_sheet(
     cv2.putText(header, NOTE, (GAP_PX, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
     _, encoded = cv2.imencode(".png", cv2.cvtColor(np.vstack([header, sheet]), cv2.COLOR_RGB2BGR))
     try:
-        with replaced(output) as temporary:
+        with replaced(output, private=True) as temporary:
             temporary.write_bytes(encoded.tobytes())
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror})") from None

@@ -136,7 +136,7 @@ def _write_report(
 
     pictures = mistake_blocks(answers, spec.image, find_maps(Path(result.model), spec)) if with_images else ()
     text = render(result, answers, spec, pictures)
-    write_text(path, text)
+    write_text(path, text, private=with_images)
 
 
 def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataSet, str]:

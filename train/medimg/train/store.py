@@ -16,15 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import UsageError
+from medimg.runtime.scratch import temporary_folder
 from medimg.runtime.writing import replaced
-
-_PREFIX, _IN_USE = "medimg-fit-", "in-use"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class ArrayStore:
         partial = self.folder / f"{key}.partial"
         written, first = 0, None
         try:
-            with partial.open("wb") as file:
+            with _open_privately(partial) as file:
                 for batch in batches:
                     if first is None:
                         first = batch
@@ -114,7 +113,7 @@ class ArrayStore:
             assert first is not None, "an array has a batch at least"
             fields = {"shape": (written, *first.shape[1:]), "dtype": first.dtype.name, "notes": list(notes())}
             partial.rename(self.folder / f"{key}.array")
-            with replaced(self.folder / f"{key}.json") as temporary:
+            with replaced(self.folder / f"{key}.json", private=True) as temporary:
                 temporary.write_text(json.dumps(fields), encoding="utf-8")
         finally:
             partial.unlink(missing_ok=True)
@@ -131,7 +130,7 @@ class ArrayStore:
 
     @contextlib.contextmanager
     def _lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
-        with (self.folder / f"{key}.lock").open("wb") as file:
+        with _open_privately(self.folder / f"{key}.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -151,7 +150,7 @@ def open_store(folder: Path | None) -> Iterator[ArrayStore]:
         UsageError: nothing can be written there.
     """
     if folder is None:
-        with _temporary_folder() as temporary:
+        with temporary_folder("images") as temporary:
             yield ArrayStore(temporary)
         return
     try:
@@ -164,24 +163,10 @@ def open_store(folder: Path | None) -> Iterator[ArrayStore]:
     yield store
 
 
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """Give a folder that is removed at the end, or by the next run if this one is killed."""
-    # It holds images of patients.
-    _remove_left_behind()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, (Path(name) / "new").open("wb") as mark:
-        fcntl.flock(mark, fcntl.LOCK_EX)
-        # Only now, so that no other process finds it without its lock.
-        (Path(name) / "new").rename(Path(name) / _IN_USE)
-        yield Path(name)
-
-
-def _remove_left_behind() -> None:
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
-        with contextlib.suppress(OSError), path.open("rb") as mark:
-            if os.fstat(mark.fileno()).st_uid == os.getuid():
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.parent)
+def _open_privately(path: Path) -> BinaryIO:
+    """Open a file to write, which its owner alone can read; a link in its place is an error."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def key_of(*parts: str | bytes) -> str:

@@ -6,19 +6,18 @@ Imports Keras: load it after `start_keras`.
 import gc
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.metrics import Probabilities
+from medimg.runtime.scratch import temporary_folder
 from medimg.runtime.spec import ModelSpec
 from medimg.train.deployment import Deployment, Judges, measure, write_judges
 from medimg.train.finetune import HEAD_EPOCHS, SCRATCH_EPOCHS, Trained, assemble, train
@@ -133,14 +132,14 @@ class TrialRunner:
     def _export(self, trained: Trained) -> Deployment:
         options, labels = trained.options, self._prepared.labels
         spec = ModelSpec(labels, options.image, options.intensity, head=options.head)
-        with tempfile.TemporaryDirectory(prefix="medimg-trial-") as folder:
-            model = Path(folder) / "trial.keras"
+        with temporary_folder("trial") as folder:
+            model = folder / "trial.keras"
             save(assemble(trained, self._prepared), spec, model)
             return measure(model, self._judges, self._job.threads)
 
     @cached_property
     def _judges(self) -> Judges:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="medimg-judges-")))
+        folder = self._stack.enter_context(temporary_folder("judges"))
         images = self._prepared.images
         return write_judges(images.train, images.validation, self._prepared.labels, folder)
 

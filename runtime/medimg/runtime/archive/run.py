@@ -5,8 +5,6 @@ import logging
 import math
 import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,10 +19,14 @@ from medimg.runtime.containers import PLAN_SUFFIX, file_sha256
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import CheckFailedError, UsageError
 from medimg.runtime.optional import require
+from medimg.runtime.scratch import temporary_folder
 from medimg.runtime.spec import ModelSpec
 
 _STORE_BYTES = 128 * 2**20
 """Ray's object store on this machine: only partitions' numbers and counts pass through it."""
+
+_MOST_FOLDER_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""An address of a socket has 107 bytes (unix(7)); Ray adds this to its folder."""
 
 # Disabled, Ray still reports that it is (ray.dashboard.modules.usage_stats), unless that leads nowhere.
 NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
@@ -212,38 +214,46 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
     """Join a cluster, or start one that only this process can use and that leaves nothing behind."""
     import ray
 
-    folder = None
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        folder = tempfile.mkdtemp(prefix="medimg-")
-        settings |= {
-            "address": "local",
-            "num_cpus": cpus,
-            "include_dashboard": False,
-            "object_store_memory": _STORE_BYTES,
-            "_temp_dir": folder,
-            "runtime_env": {"env_vars": {"HOME": str(Path.home())}},
-        }
-    else:
-        settings["address"] = address
-    try:
+    with contextlib.ExitStack() as stack:
+        folder = None
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            folder = _short(stack.enter_context(temporary_folder("ray")))
+            settings |= {
+                "address": "local",
+                "num_cpus": cpus,
+                "include_dashboard": False,
+                "object_store_memory": _STORE_BYTES,
+                "_temp_dir": str(folder),
+                "runtime_env": {"env_vars": {"HOME": str(Path.home())}},
+            }
+        else:
+            settings["address"] = address
+        stack.callback(ray.shutdown)
         try:
             with _silent(), _told_of_no_cloud(folder):
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             failed = f"{address}: Ray cannot be joined" if address else "Ray cannot be started"
             raise UsageError(f"{failed} ({error})") from None
-        yield
-    except ray.exceptions.RayError as error:
-        raise CheckFailedError(f"Ray failed ({error}): the same command goes on from there") from None
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield
+        except ray.exceptions.RayError as error:
+            raise CheckFailedError(f"Ray failed ({error}): the same command goes on from there") from None
+
+
+def _short(folder: Path) -> Path:
+    """Refuse a folder below which Ray's sockets would have longer names than the system allows."""
+    if (beyond := len(os.fsencode(folder)) - _MOST_FOLDER_BYTES) > 0:
+        raise UsageError(
+            f"{folder.parent}: Ray makes its sockets there; their names would be {beyond} bytes too long: "
+            "name a folder with a shorter path in TMPDIR"
+        )
+    return folder
 
 
 @contextlib.contextmanager
-def _told_of_no_cloud(folder: str | None) -> Iterator[None]:
+def _told_of_no_cloud(folder: Path | None) -> Iterator[None]:
     """Keep the Ray that starts meanwhile from asking the clouds' metadata addresses what machine this is.
 
     Even with reports off its head does so, unless a cluster launcher's configuration lies at home.
@@ -251,9 +261,9 @@ def _told_of_no_cloud(folder: str | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    Path(folder, "ray_bootstrap_config.yaml").write_text("{}", encoding="utf-8")
+    (folder / "ray_bootstrap_config.yaml").write_text("{}", encoding="utf-8")
     home = os.environ.get("HOME")
-    os.environ["HOME"] = folder
+    os.environ["HOME"] = str(folder)
     try:
         yield
     finally:

@@ -1,7 +1,6 @@
 """What runs in each worker: a classifier, and one partition after the other."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from medimg.runtime.classifier import Classifier, Prediction
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import IntegrityError, MedimgError
+from medimg.runtime.scratch import temporary_folder
 
 MOST_TRIES = 5
 """Workers that may begin a partition and die."""
@@ -99,8 +99,8 @@ class PartitionWorker:
         work, classifier = self._work, self._ready()
         names, numbers = read_names(work.output, partition), work.job.numbers(partition)
         used = classifier.backend
-        with tempfile.TemporaryDirectory(prefix="medimg-") as folder:
-            copies = LocalCopies(names, Path(folder))
+        with temporary_folder("files") as folder:
+            copies = LocalCopies(names, folder)
             answers = classifier.predict(copies.paths(), top_k=work.job.top_k, batch_size=work.batch_size)
             rows = (
                 (numbers[place], names[place], copies.settle(place, answer))

@@ -54,10 +54,8 @@ class GoldenCheck:
 
 def write_golden(path: Path, golden: Golden) -> None:
     """Write golden inputs, readable by this user alone."""
-    with replaced(path) as temporary:
-        temporary.touch(mode=0o600)
-        with temporary.open("wb") as file:
-            np.savez(file, images=golden.images, probabilities=golden.probabilities)
+    with replaced(path, private=True) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=golden.images, probabilities=golden.probabilities)
 
 
 def read_golden(path: Path, spec: ModelSpec) -> Golden:
