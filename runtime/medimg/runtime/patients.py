@@ -1,6 +1,5 @@
 """Whose image each is: from the data set itself, from the path, or from the DICOM header."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images import read_patient
 from medimg.runtime.ordered import in_order, worker_threads
+from medimg.runtime.patterns import find_parts
 
 _SHOWN = 3
 
@@ -23,11 +23,11 @@ def with_patients(dataset: DataSet, group_by: str | None, threads: int) -> DataS
         threads: files opened at a time.
 
     Raises:
-        DataError: the pattern does not fit every path, all headers name one patient, or one patient has
-            images in two parts.
+        DataError: the pattern is none, takes too long or does not fit every path, all headers name one
+            patient, or one patient has images in two parts.
     """
     if group_by is not None:
-        found = _by_path(dataset, re.compile(group_by))
+        found = _by_path(dataset, group_by)
     elif any(sample.patient for sample in dataset.samples):
         found = dataset
     else:
@@ -36,14 +36,12 @@ def with_patients(dataset: DataSet, group_by: str | None, threads: int) -> DataS
     return found
 
 
-def _by_path(dataset: DataSet, pattern: re.Pattern[str]) -> DataSet:
-    group: str | int = "patient" if "patient" in pattern.groupindex else 1
-    matches = [pattern.search(sample.name) for sample in dataset.samples]
-    patients = [match[group] if match else None for match in matches]
-    pairs = zip(dataset.samples, patients, strict=True)
-    if missed := [sample.name for sample, patient in pairs if not patient]:
+def _by_path(dataset: DataSet, pattern: str) -> DataSet:
+    names = [sample.name for sample in dataset.samples]
+    patients = find_parts(pattern, names)
+    if missed := [name for name, patient in zip(names, patients, strict=True) if not patient]:
         raise DataError(
-            f"--group-by {pattern.pattern!r} finds no patient in {len(missed)} of {len(dataset)} paths "
+            f"--group-by {pattern!r} finds no patient in {len(missed)} of {len(dataset)} paths "
             f"({', '.join(missed[:_SHOWN])})"
         )
     return _named(dataset, patients)

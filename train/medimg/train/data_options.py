@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 
+from medimg.runtime.patterns import fault_of_pattern
 from medimg.train.network_options import require
 
-_LIMIT = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
+_LIMIT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%|([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,5 @@ class DataOptions:
 
 
 def _pattern_check(pattern: str) -> tuple[bool, str]:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        return False, f"group_by {pattern!r} is no regular expression ({error})"
-    return groups > 0, f"group_by {pattern!r} has no group: put the patient's part of the path in parentheses"
+    fault = fault_of_pattern(pattern)
+    return fault is None, f"group_by {pattern[:1000]!r} {fault}"
