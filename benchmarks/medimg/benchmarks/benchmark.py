@@ -115,7 +115,11 @@ def run_benchmark(
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
         labels = spec.labels if accuracy else None
-        queries = read_queries(data, spec.image, threads, labels) if data else make_queries(spec.image)
+        queries = (
+            read_queries(data, spec.image, threads, labels, spec.allowed)
+            if data
+            else make_queries(spec.image)
+        )
         if images_from == "arrays":
             queries = queries.decoded(spec.image)
         # What cannot run at all fails here, with its own message.

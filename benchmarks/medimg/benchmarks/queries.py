@@ -8,14 +8,16 @@ import cv2
 import numpy as np
 
 from medimg.benchmarks.results import ImagesFrom
+from medimg.runtime.applicability import require_applicable
 from medimg.runtime.data import Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.spec import Allowed, ImageRule
 
 MAX_IMAGES = 512
 """Of a larger set so many are used, chosen by a seed."""
 SYNTHETIC_IMAGES = 64
+ANY_IMAGE = Allowed()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Queries:
 
 
 def read_queries(
-    data: str | Path, rule: ImageRule, threads: int, labels: tuple[str, ...] | None = None
+    data: str | Path,
+    rule: ImageRule,
+    threads: int,
+    labels: tuple[str, ...] | None = None,
+    allowed: Allowed = ANY_IMAGE,
 ) -> Queries:
     """Choose images of a data set and read each once, so that none fails while the clock runs.
 
@@ -51,13 +57,14 @@ def read_queries(
         threads: for decoding.
         labels: the model's classes, where accuracy is wanted: then all images of the part `test` are taken,
             if there is one, and all must be labelled.
+        allowed: what the model is for; other images are left out, as those that cannot be read.
 
     Raises:
         DataError: it holds no image that can be read, or its labels are not the model's.
     """
     samples = _choose(data, labels)
     with ThreadPoolExecutor(threads) as pool:
-        errors = list(pool.map(lambda sample: _error(sample, rule), samples))
+        errors = list(pool.map(lambda sample: _error(sample, rule, allowed), samples))
     readable = tuple(sample for sample, error in zip(samples, errors, strict=True) if error is None)
     found = [error for error in errors if error is not None]
     if not readable:
@@ -90,8 +97,10 @@ def _choose(data: str | Path, labels: tuple[str, ...] | None) -> list[Sample]:
     return [dataset.samples[index] for index in order]
 
 
-def _error(sample: Sample, rule: ImageRule) -> ImageError | None:
+def _error(sample: Sample, rule: ImageRule, allowed: Allowed) -> ImageError | None:
     try:
+        if isinstance(sample.source, Path):
+            require_applicable(sample.source, allowed)
         sample.load(rule)
     except ImageError as error:
         return error

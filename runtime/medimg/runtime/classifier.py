@@ -12,14 +12,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.applicability import require_applicable
 from medimg.runtime.backends import Backend, Choice, Probabilities, Tuning, choose_backend
 from medimg.runtime.containers import open_artefact
 from medimg.runtime.cpus import divide, usable_cpus
-from medimg.runtime.errors import BackendError, MedimgError, ModelError, UsageError
+from medimg.runtime.errors import BackendError, ImageError, MedimgError, ModelError, UsageError
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ImageRule, ModelSpec
+from medimg.runtime.probabilities import require_columns
+from medimg.runtime.spec import ModelSpec
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"
 
@@ -151,14 +153,14 @@ class Classifier:
             `(batch, classes)` float32.
 
         Raises:
-            ModelError: the artefact's preprocessing is unspecified.
+            ModelError: the artefact's preprocessing is unspecified, or it gives not a column a class.
         """
         if self.spec.intensity.rule == "unspecified":
             raise ModelError(
                 f"{self._name}: its preprocessing is unspecified, so an image cannot be given to it: "
                 "export it again with --preprocessing"
             )
-        return self.backend.infer(images)
+        return require_columns(self.backend.infer(images), self.spec, self._name)
 
     def activation_map(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Say of each place of an image how it speaks for each class; the mean over the places is the logit.
@@ -199,7 +201,8 @@ class Classifier:
 
         Yields:
             One prediction an image or frame, in the order of the inputs. A file whose later frames cannot be
-            read gives those before them, and then the error.
+            read gives those before them, and then the error. A DICOM file that the model is not for, by the
+            values that its spec allows, is an error too.
         """
         size = self.backend.batch_size if batch_size is None else batch_size
         if top_k < 1 or size < 1:
@@ -210,7 +213,7 @@ class Classifier:
             worker_threads(parallel, "infer") as runners,
         ):
             files = in_order(
-                decoders, partial(_decode, rule=self.spec.image), inputs, 2 * self._division.decoding + size
+                decoders, partial(_decode, spec=self.spec), inputs, 2 * self._division.decoding + size
             )
             groups = _groups(chain.from_iterable(chain.from_iterable(files)), size)
             answers = in_order(runners, partial(self._answer, top_k=top_k), groups, parallel)
@@ -253,21 +256,30 @@ def best_classes(
     ]
 
 
-def _decode(item: Input, rule: ImageRule) -> Iterator[list[_Decoded]]:
+def _decode(item: Input, spec: ModelSpec) -> Iterator[list[_Decoded]]:
     """Decode a file's first frames at once; those of a long one follow as they are needed."""
-    frames = _frames(item, rule)
+    frames = _frames(item, spec)
     first = list(islice(frames, FRAMES_AHEAD))
     return chain((first,), ([frame] for frame in frames))
 
 
-def _frames(item: Input, rule: ImageRule) -> Iterator[_Decoded]:
+def _frames(item: Input, spec: ModelSpec) -> Iterator[_Decoded]:
     path = None if isinstance(item, np.ndarray) else str(item)
     try:
-        pixels = iter((prepare(item, rule),)) if isinstance(item, np.ndarray) else load_frames(item, rule)
-        for number, frame in enumerate(pixels):
+        for number, frame in enumerate(_pixels(item, spec)):
             yield _Decoded(path, number, frame)
     except MedimgError as error:
         yield _Decoded(path, None, None, InputError(type(error).__name__, str(error)))
+
+
+def _pixels(item: Input, spec: ModelSpec) -> Iterator[NDArray[np.uint8]]:
+    if isinstance(item, np.ndarray):
+        yield prepare(item, spec.image)
+        return
+    if not str(item):
+        raise ImageError("an empty name is no input")
+    require_applicable(Path(item), spec.allowed)
+    yield from load_frames(item, spec.image)
 
 
 def _groups(items: Iterator[_Decoded], batch_size: int) -> Iterator[list[_Decoded]]:

@@ -4,7 +4,8 @@
     ├── UsageError              options or arguments that do not fit together
     ├── MissingDependencyError  an optional package is not installed
     ├── ImageError              one image cannot be read; a result in `predict`, not the end
-    │   └── DecoderError        its decoder ended early: another time it may be read
+    │   ├── DecoderError        its decoder ended early: another time it may be read
+    │   └── NotApplicableError  the model is for other images
     ├── DataError               a data set cannot be understood
     ├── ModelError              a model file cannot be used
     │   ├── NoSpecError         it carries no medimg entry
@@ -38,6 +39,10 @@ class ImageError(MedimgError):
 
 class DecoderError(ImageError):
     """An image's decoder ended early, by a crash or for want of time or memory; another try may succeed."""
+
+
+class NotApplicableError(ImageError):
+    """A model is not for one image, by the DICOM values that it allows."""
 
 
 class DataError(MedimgError):

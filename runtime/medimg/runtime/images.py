@@ -6,7 +6,7 @@ so that the array is the same, byte for byte, wherever it is used.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -116,12 +116,22 @@ def read_patient(path: Path, limits: Limits | None = None) -> str | None:
     Raises:
         ImageError: it cannot be read; the message begins with the path.
     """
+    values = read_elements(path, ("PatientID",), limits)
+    return values["PatientID"] or None if values else None
+
+
+def read_elements(path: Path, names: Sequence[str], limits: Limits | None = None) -> dict[str, str] | None:
+    """Give elements of a DICOM file as text, by keyword, empty where it has none; None for other files.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with the path.
+    """
     try:
         if not _is_dicom(first_bytes(path, _HEAD_BYTES), path.suffix.lower()):
             return None
         from medimg.runtime import dicom
 
-        return dicom.read_patient_id(_read_bytes(path, limits or Limits.from_environment()))
+        return dicom.read_values(_read_bytes(path, limits or Limits.from_environment()), names)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
     except ImageError as error:

@@ -9,6 +9,7 @@ from typing import TextIO
 from medimg.runtime.classifier import Prediction
 from medimg.runtime.codec import json_text, to_plain
 from medimg.runtime.commandline import standard_output, written_whole
+from medimg.runtime.errors import NotApplicableError
 from medimg.runtime.text import csv_cell, printable
 
 
@@ -78,7 +79,8 @@ def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:
         name = printable(prediction.path or "array")
         if prediction.error:
             reason = printable(prediction.error.message)
-            file.write(f"{name}\n    not read: {reason.removeprefix(f'{name}: ')}\n")
+            fate = "not applicable" if prediction.error.type == NotApplicableError.__name__ else "not read"
+            file.write(f"{name}\n    {fate}: {reason.removeprefix(f'{name}: ')}\n")
             continue
         file.write(f"{name} [{prediction.frame}]\n" if prediction.frame else f"{name}\n")
         for best in prediction.top_k:

@@ -5,9 +5,24 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.errors import ModelError
 from medimg.runtime.spec import Head, ModelSpec
 
 Probabilities: TypeAlias = NDArray[np.float32]
+
+
+def require_columns(probabilities: Probabilities, spec: ModelSpec, name: str) -> Probabilities:
+    """Count the columns that a model gives against the classes that its spec names.
+
+    Raises:
+        ModelError: they differ, so that nobody knows which column is which class.
+    """
+    if probabilities.shape[1:] != (spec.classes,):
+        raise ModelError(
+            f"{name}: answers with the shape {probabilities.shape[1:]} an image, and its spec names "
+            f"{spec.classes} classes: export it again"
+        )
+    return probabilities
 
 
 def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:

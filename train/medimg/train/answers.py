@@ -10,11 +10,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.runtime.applicability import require_applicable
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, Sample, load_batches
 from medimg.runtime.errors import ModelError
 from medimg.runtime.preprocess import Images, to_network_input
-from medimg.runtime.probabilities import Probabilities, as_probabilities, with_temperature
+from medimg.runtime.probabilities import (
+    Probabilities,
+    as_probabilities,
+    require_columns,
+    with_temperature,
+)
 from medimg.runtime.spec import Intensity, ModelSpec
 from medimg.train.keras_files import SUFFIXES, load_float32
 from medimg.train.keras_setup import start_keras
@@ -101,18 +107,22 @@ def ask(
 
     Raises:
         DataError: the data hold a class that the model does not know.
-        ImageError: an image cannot be read.
+        ImageError: an image cannot be read, or the model is not for it.
         ModelError: the model cannot be used, or gives no number for an image.
     """
     if spec.intensity.rule == "unspecified":
         raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
     known = dataset.relabelled(spec.labels)
+    for sample in known.samples:
+        if isinstance(sample.source, Path):
+            require_applicable(sample.source, spec.allowed)
     shown = known.targets > 0
     batches = load_batches(known.samples, spec.image, batch_size, threads)
     steps = math.ceil(len(known) / batch_size)
     with _open(model, spec, (backend, device), threads) as runner:
         tracked = progress.track(batches, f"evaluate on {len(known)} images", steps)
-        probabilities = np.concatenate([runner.answer(batch) for batch in tracked])
+        answers = (require_columns(runner.answer(batch), spec, str(model)) for batch in tracked)
+        probabilities = np.concatenate(list(answers))
     if not np.isfinite(probabilities).all():
         first = known.samples[int(np.argmin(np.isfinite(probabilities).all(axis=1)))]
         raise ModelError(f"{model}: gives no number for the image {first.name}")

@@ -12,6 +12,6 @@
 """
 
 from medimg.runtime.dicom.elements import DAMAGED
-from medimg.runtime.dicom.files import decode_frames, quiet_pydicom, read_patient_id
+from medimg.runtime.dicom.files import decode_frames, quiet_pydicom, read_values
 
-__all__ = ["DAMAGED", "decode_frames", "quiet_pydicom", "read_patient_id"]
+__all__ = ["DAMAGED", "decode_frames", "quiet_pydicom", "read_values"]

@@ -5,7 +5,7 @@ import logging
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -60,11 +60,12 @@ def decode_frames(
         raise ImageError(f"a truncated DICOM file ({count} of {header.frames} frames)")
 
 
-def read_patient_id(content: bytes) -> str | None:
-    """Give the PatientID (0010,0020) of a file, or None where it has none.
+def read_values(content: bytes, names: Sequence[str]) -> dict[str, str]:
+    """Give elements of a file as text, by keyword; empty where it has none.
 
     Args:
         content: the whole file.
+        names: keywords of PS3.6, such as `PatientID`.
 
     Raises:
         ImageError: it is damaged.
@@ -73,9 +74,10 @@ def read_patient_id(content: bytes) -> str | None:
     pydicom = quiet_pydicom()
     with _damage_named("data set"):
         _check_inflated_size(content, pydicom)
-        tags = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
-        value = pydicom.dcmread(BytesIO(content), force=True, **tags).get("PatientID")
-    return str(value).strip() or None if value is not None else None
+        tags = {"stop_before_pixels": True, "specific_tags": list(names)}
+        dataset = pydicom.dcmread(BytesIO(content), force=True, **tags)
+        found = {name: dataset.get(name) for name in names}
+        return {name: "" if value is None else str(value).strip() for name, value in found.items()}
 
 
 def quiet_pydicom() -> Any:  # noqa: ANN401  a module without types

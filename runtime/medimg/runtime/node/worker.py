@@ -8,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
+from medimg.runtime.applicability import refusal
 from medimg.runtime.errors import DecoderError, MedimgError
 from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Inference
@@ -208,14 +209,7 @@ def _unclassified(item: Waiting, model: Model, outcome: Outcome, reason: str) ->
 
 def not_applicable(item: Waiting, allowed: Allowed) -> str | None:
     """Say why the model may not be given an image; nothing if it may."""
-    for name, value, values in (
-        ("modality", item.modality, allowed.modality),
-        ("body part", item.body_part, allowed.body_part),
-        ("photometric interpretation", item.photometric, allowed.photometric_interpretation),
-    ):
-        if values and value.upper() not in {entry.upper() for entry in values}:
-            return f"its {name} is {value or 'not stated'}; the model is for {', '.join(values)}"
-    return None
+    return refusal(allowed, item.modality, item.body_part, item.photometric)
 
 
 def combined(scores: Sequence[tuple[float, ...]], rule: str) -> tuple[float, ...]:
