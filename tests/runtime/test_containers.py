@@ -1,6 +1,7 @@
 """The spec inside each kind of model file, against the libraries that own the formats."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medimg.runtime import containers
-from medimg.runtime.containers import embed_in_onnx, open_onnx, write_spec
+from medimg.runtime.containers import embed_in_onnx, file_sha256, open_artefact, open_onnx, write_spec
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.protobuf import field
 from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
@@ -152,7 +153,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ModelError, match=r"not a model file \(\.onnx, \.plan, \.keras, \.h5"):
         ModelSpec.read(tmp_path / "model.pt")
     monkeypatch.setattr(containers, "MAX_ONNX_BYTES", 10)
-    with pytest.raises(ModelError, match="larger than an ONNX file can be"):
+    with pytest.raises(ModelError, match="such a file has"):
         open_onnx(write(tmp_path, PLAIN))
 
 
@@ -227,3 +228,25 @@ def test_only_keras_files_take_a_spec_this_way(tmp_path: Path) -> None:
 def test_file_sha256(tmp_path: Path) -> None:
     path = write(tmp_path, b"abc")
     assert containers.file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".plan", ".keras", ".h5"])
+def test_a_model_without_an_end_is_refused(suffix: str, tmp_path: Path) -> None:
+    endless, pipe = tmp_path / f"endless{suffix}", tmp_path / f"pipe{suffix}"
+    endless.symlink_to("/dev/zero")
+    os.mkfifo(pipe)
+    for path in (endless, pipe):
+        for read in (ModelSpec.read, open_artefact):
+            with pytest.raises(
+                ModelError, match="no regular file" if suffix != ".plan" else "no .*beside it"
+            ):
+                read(path)
+        with pytest.raises(OSError, match="no regular file"):
+            file_sha256(path)
+
+
+def test_an_engine_or_record_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.plan").write_bytes(b"engine")
+    (tmp_path / "a.plan.json").symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match=r"a\.plan\.json: is a device or a pipe"):
+        open_artefact(tmp_path / "a.plan")

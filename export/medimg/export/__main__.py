@@ -2,12 +2,15 @@
 
 from typing import NoReturn
 
-from medimg.export.cli import cli
-from medimg.runtime.commandline import run
+from medimg.runtime.interrupt import leave_at_once
 
 
 def main() -> NoReturn:
     """Run the command and leave with its exit status."""
+    leave_at_once()
+    from medimg.export.cli import cli
+    from medimg.runtime.commandline import run
+
     run(cli)
 
 

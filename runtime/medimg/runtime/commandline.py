@@ -16,6 +16,7 @@ import click
 from medimg.runtime.codec import json_text, to_plain
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import MedimgError, UsageError
+from medimg.runtime.interrupt import STATUS, leave_at_once, raise_as_usual
 from medimg.runtime.text import printable
 from medimg.runtime.writing import replaced
 
@@ -78,15 +79,19 @@ def run(command: click.Command) -> NoReturn:
     """Run a command and leave with its exit status: 0 done, 1 a check failed, 2 unusable input."""
     _prepare_streams()
     try:
-        status = command.main(standalone_mode=False)
-        _finish_output()
+        raise_as_usual()
+        try:
+            status = command.main(standalone_mode=False)
+            _finish_output()
+        finally:
+            leave_at_once()
     except MedimgError as error:
         _fail(str(error), error.exit_status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("interrupted", STATUS)
     except BrokenPipeError:
         # The reader has gone.
         abandon_standard_output()

@@ -6,7 +6,9 @@ SHA-256 of the bytes before it and ends in its own. `.keras`: the archive member
 attribute `medimg`. `.plan`: the file `.plan.json` beside it.
 """
 
+import errno
 import hashlib
+import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,9 +56,10 @@ def read_spec(path: Path) -> ModelSpec:
     """Read the spec of a model file; see `ModelSpec.read`."""
     if not path.exists():
         raise ModelError(f"{path}: no such file")
+    require_model_file(path)
     text: str | bytes
     if path.suffix == ".onnx":
-        entry, _ = _find_entry(_read_onnx(path), path)
+        entry, _ = _find_entry(read_model_bytes(path, MAX_ONNX_BYTES), path)
         text = _checked(entry, path)
     elif path.suffix == ".keras":
         text = _read_keras_member(path)
@@ -100,7 +103,7 @@ def open_onnx(path: str | Path) -> Artefact:
         ModelError: it is no ONNX file, or its graph holds what medimg-export never writes.
     """
     path = Path(path)
-    content = _read_onnx(path)
+    content = read_model_bytes(path, MAX_ONNX_BYTES)
     text, (start, end) = _find_entry(content, path)
     spec = ModelSpec.from_json(_checked(text, path), str(path))
     digest = hashlib.sha256(content[:start])
@@ -133,21 +136,51 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file, in hexadecimal."""
+    """Hash a file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read, or may have no end.
+    """
     digest = hashlib.sha256()
+    _require_end(path)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _read_onnx(path: Path) -> bytes:
+def read_model_bytes(path: Path, most_bytes: int = MAX_SPEC_BYTES) -> bytes:
+    """Read a model file, or one that belongs to it, whole.
+
+    Raises:
+        ModelError: it cannot be read, is no regular file, or is larger than `most_bytes`.
+    """
     try:
-        if path.stat().st_size > MAX_ONNX_BYTES:
-            raise ModelError(f"{path}: larger than an ONNX file can be (2 GiB)")
+        _require_end(path)
+        if (size := path.stat().st_size) > most_bytes:
+            raise ModelError(f"{path}: has {size:,} bytes; such a file has {most_bytes:,} at most")
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
+
+
+def require_model_file(path: Path) -> None:
+    """Refuse what may have no end.
+
+    Raises:
+        ModelError: it is a device or a pipe, or cannot be looked at.
+    """
+    try:
+        _require_end(path)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+
+
+def _require_end(path: Path) -> None:
+    """Refuse devices and pipes, which may have no end, before they are opened."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "is a device or a pipe, and no regular file")
 
 
 def _find_entry(content: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:

@@ -107,9 +107,12 @@ def _require_whole_split(path: Path, table: list[Found]) -> None:
         raise DataError(
             f"{path}: {len(without)} of {len(table)} rows have no split ({', '.join(without[:3])})"
         )
-    split_of: dict[str, Split | None] = {}
+    first_of: dict[str, Found] = {}
     for found in table:
-        if found.patient and split_of.setdefault(found.patient, found.split) != found.split:
+        first = first_of.setdefault(found.patient, found) if found.patient else found
+        if first.split != found.split:
+            # Images are named and not the patient, whose name does not belong in a log.
             raise DataError(
-                f"{path}: patient {found.patient!r} has images in two parts, which would flatter any result"
+                f"{path}: {first.name} (in {first.split}) and {found.name} (in {found.split}) are of one "
+                "patient, which would flatter any result: put all images of a patient into one part"
             )

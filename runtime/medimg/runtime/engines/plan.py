@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.containers import PLAN_SUFFIX, Artefact
+from medimg.runtime.containers import PLAN_SUFFIX, Artefact, read_model_bytes
 from medimg.runtime.engines import trust
 from medimg.runtime.errors import IntegrityError, MedimgError, ModelError, NoSpecError, UsageError
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 from medimg.runtime.writing import replaced
 
 SCHEMA = 1
+MAX_ENGINE_BYTES = 16 * 2**30
 REBUILD = "build it again here: medimg-export MODEL.onnx --to tensorrt"
 
 
@@ -109,18 +110,11 @@ def read_record(path: Path) -> tuple[EngineRecord, bytes]:
             f"or {REBUILD}"
         )
     try:
-        with sidecar.open("rb") as file:
-            text = file.read(MAX_SPEC_BYTES + 1)
+        text = read_model_bytes(sidecar, MAX_SPEC_BYTES)
         fields = json.loads(text)
-    except OSError as error:
-        raise ModelError(f"{sidecar}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{sidecar}: not JSON, or damaged ({error}): {REBUILD}") from None
-    if (
-        not isinstance(fields, dict)
-        or not isinstance(fields.get("schema"), int)
-        or len(text) > MAX_SPEC_BYTES
-    ):
+    if not isinstance(fields, dict) or not isinstance(fields.get("schema"), int):
         raise ModelError(f"{sidecar}: not the record of an engine: {REBUILD}")
     if (schema := fields.pop("schema")) > SCHEMA:
         raise ModelError(
@@ -148,10 +142,7 @@ def open_plan(path: Path, trusted: Sequence[str] = ()) -> Artefact:
         ModelError: a file cannot be read.
     """
     record, sidecar = read_record(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from None
+    content = read_model_bytes(path, MAX_ENGINE_BYTES)
     found = hashlib.sha256(content).hexdigest()
     if found != record.engine_sha256:
         raise IntegrityError(

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256 as hash_sha256
 from pathlib import Path
 
-from medimg.runtime.errors import MissingDependencyError, ModelError, TrustError, UsageError
+from medimg.runtime.containers import read_model_bytes
+from medimg.runtime.errors import MissingDependencyError, TrustError, UsageError
 from medimg.runtime.optional import require as require_package
 from medimg.runtime.writing import replaced
 
@@ -149,11 +150,7 @@ def _verify(signature: Path, record: bytes) -> None:
 
 
 def _read_signature(signature: Path) -> bytes:
-    try:
-        with signature.open("rb") as file:
-            content = file.read(_SIGNATURE_BYTES + 1)
-    except OSError as error:
-        raise ModelError(f"{signature}: {error.strerror}") from None
+    content = read_model_bytes(signature)
     if len(content) != _SIGNATURE_BYTES:
         raise TrustError(f"{signature}: an Ed25519 signature has {_SIGNATURE_BYTES} bytes")
     return content
@@ -166,7 +163,7 @@ def _signed_by(key_file: Path, signature: bytes, record: bytes) -> bool:
 
     _check_private(key_file)
     try:
-        key = load_pem_public_key(key_file.read_bytes())
+        key = load_pem_public_key(read_model_bytes(key_file))
     except ValueError:
         raise TrustError(f"{key_file}: not a public key in PEM") from None
     if not isinstance(key, Ed25519PublicKey):
