@@ -20,8 +20,8 @@ from medimg.export import export_model, graph
 from medimg.export.errors import SourceError
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.sources import Request, Source, load_source
-from medimg.export.sources.configuration import foreign, without_training
 from medimg.runtime.errors import UsageError
+from medimg.runtime.keras_files.configuration import foreign, without_training
 from medimg.runtime.spec import ModelSpec
 
 LAYERS = keras.layers

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -166,8 +167,18 @@ def test_a_keras_file_without_a_spec(simulated: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_keras_cannot_load(tmp_path: Path) -> None:
     (tmp_path / "broken.keras").write_bytes(b"PK\x03\x04 and then nothing")
-    with pytest.raises(ModelError, match=r"broken\.keras: Keras 3\S+ cannot load it .* can be saved anew"):
+    with pytest.raises(ModelError, match=r"broken\.keras: not a \.keras archive.*breaks off"):
         load_float32(tmp_path / "broken.keras")
+    layers = keras.layers
+    keras.Sequential([layers.Input((4,)), layers.Dense(2)]).save(tmp_path / "other.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "other.keras") as old,
+        zipfile.ZipFile(tmp_path / "wide.keras", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'"units": 2', b'"units": 3'))
+    with pytest.raises(ModelError, match=r"wide\.keras: Keras cannot open it: .*can be saved anew"):
+        load_float32(tmp_path / "wide.keras")
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])

@@ -11,7 +11,7 @@ import pytest
 from medimg.runtime.preprocess import to_network_input
 from medimg.runtime.spec import Intensity, ModelSpec
 from medimg.train.answers import Answers
-from medimg.train.heatmaps import NO_POOLED_HEAD, find_maps, keras_maps
+from medimg.train.heatmaps import NO_POOLED_HEAD, found_maps, keras_maps
 from medimg.train.mistakes import overlay, worst_mistakes
 
 Made = Callable[..., Answers]
@@ -63,8 +63,8 @@ def test_other_heads_have_none_and_it_is_said(kind: str) -> None:
 
 
 def test_an_artefact_without_the_output_says_how_to_get_it(colored_model: Path) -> None:
-    reason = find_maps(Path("model.onnx"), ModelSpec.read(colored_model))
-    assert "medimg-export --heatmap" in str(reason)
+    with found_maps(Path("model.onnx"), ModelSpec.read(colored_model)) as reason:
+        assert "medimg-export --heatmap" in str(reason)
 
 
 def test_the_colours_say_which_way_and_how_strongly() -> None:

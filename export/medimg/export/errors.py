@@ -1,15 +1,16 @@
 """What can go wrong in an export.
 
 MedimgError
-├── SourceError          the model file cannot be exported, and why
+├── ModelError
+│   └── SourceError      the model file cannot be exported, and why
 ├── CalibrationError     the calibration images do not serve
 └── PreprocessingError   the images do not tell how they were prepared in training
 """
 
-from medimg.runtime.errors import MedimgError
+from medimg.runtime.errors import MedimgError, ModelError
 
 
-class SourceError(MedimgError):
+class SourceError(ModelError):
     """The model file cannot be exported."""
 
 

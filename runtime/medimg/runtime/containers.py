@@ -19,7 +19,7 @@ from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.onnx_check import check_graph
 from medimg.runtime.optional import require
 from medimg.runtime.protobuf import field, fields, tag_of
-from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
+from medimg.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
     from medimg.runtime.engines.plan import EngineRecord
@@ -29,6 +29,7 @@ KERAS_MEMBER = "medimg.json"
 ENTRY_HASH = "entry_sha256"
 """Last field of the JSON in an ONNX file: the SHA-256 of the object without this field."""
 HDF5_SUFFIXES = (".h5", ".hdf5")
+KERAS_SUFFIXES = (".keras", *HDF5_SUFFIXES)
 PLAN_SUFFIX = ".plan"
 MAX_ONNX_BYTES = 2**31 - 1
 """A protobuf message cannot be larger."""
@@ -61,10 +62,8 @@ def read_spec(path: Path) -> ModelSpec:
     if path.suffix == ".onnx":
         entry, _ = _find_entry(read_model_bytes(path, MAX_ONNX_BYTES), path)
         text = _checked(entry, path)
-    elif path.suffix == ".keras":
-        text = _read_keras_member(path)
-    elif path.suffix in HDF5_SUFFIXES:
-        text = _read_hdf5_attribute(path)
+    elif path.suffix in KERAS_SUFFIXES:
+        text = _read_entry(path)
     elif path.suffix == PLAN_SUFFIX:
         from medimg.runtime.engines.plan import read_record
 
@@ -217,23 +216,11 @@ def _checked(entry: bytes, path: Path) -> bytes:
     return text
 
 
-def _read_keras_member(path: Path) -> bytes:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(KERAS_MEMBER) as member:
-            return member.read(MAX_SPEC_BYTES + 1)
-    except KeyError:
-        raise NoSpecError(f"{path}: carries no medimg entry: it was not saved by medimg-train") from None
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-        raise ModelError(f"{path}: not a .keras archive ({error})") from None
+def _read_entry(path: Path) -> str:
+    """Read the medimg entry of a Keras file, in a process that the file can do no harm to."""
+    from medimg.runtime.keras_files.reading import read_spec
 
-
-def _read_hdf5_attribute(path: Path) -> str:
-    h5py = require("h5py", "export")
-    try:
-        with h5py.File(path, "r") as file:
-            if KEY not in file.attrs:
-                raise NoSpecError(f"{path}: carries no medimg entry: it was not saved by medimg-train")
-            text = file.attrs[KEY]
-    except OSError as error:
-        raise ModelError(f"{path}: not an HDF5 file, or a damaged one ({error})") from None
-    return text if isinstance(text, str) else str(text)
+    text = read_spec(path)
+    if text is None:
+        raise NoSpecError(f"{path}: carries no medimg entry: it was not saved by medimg-train")
+    return text

@@ -22,8 +22,8 @@ from medimg.runtime.probabilities import (
     with_temperature,
 )
 from medimg.runtime.spec import Intensity, ModelSpec
-from medimg.train.keras_files import SUFFIXES, load_float32
-from medimg.train.keras_setup import start_keras
+from medimg.train.keras_files import SUFFIXES
+from medimg.train.keras_process import opened
 from medimg.train.networks import Network
 from medimg.train.progress import Progress
 
@@ -151,13 +151,12 @@ class _Runner:
 @contextmanager
 def _open(path: Path, spec: ModelSpec, where: tuple[str, str], threads: int) -> Iterator[_Runner]:
     if path.suffix in SUFFIXES:
-        start_keras(threads)
-        outputs = keras_answer(load_float32(path), spec.intensity)
-        yield _Runner(
-            lambda images: with_temperature(as_probabilities(outputs(images), spec.head), spec),
-            "keras",
-            "fp32",
-        )
+        with opened(path, spec.intensity, threads) as model:
+            yield _Runner(
+                lambda images: with_temperature(as_probabilities(model.answer(images), spec.head), spec),
+                "keras",
+                "fp32",
+            )
         return
     with Classifier(path, backend=where[0], device=where[1], threads=threads) as classifier:
         used = classifier.backend

@@ -132,10 +132,13 @@ def _write_report(
     result: ModelEvaluation, answers: Answers, spec: ModelSpec, path: Path, *, with_images: bool
 ) -> None:
     from medimg.train.evaluation_report import mistake_blocks, render
-    from medimg.train.heatmaps import find_maps
+    from medimg.train.heatmaps import found_maps
 
-    pictures = mistake_blocks(answers, spec.image, find_maps(Path(result.model), spec)) if with_images else ()
-    text = render(result, answers, spec, pictures)
+    if with_images:
+        with found_maps(Path(result.model), spec) as maps:
+            text = render(result, answers, spec, mistake_blocks(answers, spec.image, maps))
+    else:
+        text = render(result, answers, spec, ())
     write_text(path, text, private=with_images)
 
 

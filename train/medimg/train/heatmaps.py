@@ -6,7 +6,8 @@ place, and the mean over the places is the logit. For other heads there is none.
 Source: B. Zhou et al., Learning deep features for discriminative localization, arXiv:1512.04150.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,8 @@ from medimg.runtime.errors import MissingDependencyError
 from medimg.runtime.optional import require
 from medimg.runtime.preprocess import Images, to_network_input
 from medimg.runtime.spec import Intensity, ModelSpec
-from medimg.train.keras_files import SUFFIXES, load_float32
+from medimg.train.keras_files import SUFFIXES
+from medimg.train.keras_process import opened
 from medimg.train.networks import Network
 
 Maps: TypeAlias = NDArray[np.float32]
@@ -31,15 +33,23 @@ NO_POOLED_HEAD = (
 )
 
 
-def find_maps(model: Path, spec: ModelSpec) -> MapImages | str:
-    """Give what makes the maps of a model, or the reason why nothing does.
+@contextmanager
+def found_maps(model: Path, spec: ModelSpec) -> Iterator[MapImages | str]:
+    """Give what makes the maps of a model, or the reason why nothing does, for the block's time.
 
     Args:
         model: a Keras file, or an artefact of medimg-export.
         spec: the model's.
     """
-    if model.suffix in SUFFIXES:
-        return keras_maps(load_float32(model), spec.intensity)
+    if model.suffix not in SUFFIXES:
+        yield _artefact_maps(model, spec)
+        return
+    with opened(model, spec.intensity) as network:
+        first = network.maps(np.zeros((1, spec.image.rows, spec.image.columns, 3), np.uint8))
+        yield first if isinstance(first, str) else lambda images: np.asarray(network.maps(images), np.float32)
+
+
+def _artefact_maps(model: Path, spec: ModelSpec) -> MapImages | str:
     if model.suffix != ".onnx" or not spec.heatmap:
         return "No heat maps: this artefact has no activation_map; medimg-export --heatmap adds it to .onnx."
     try:

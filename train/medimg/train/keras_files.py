@@ -5,16 +5,21 @@ import zipfile
 from copy import copy as copy_of
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-from medimg.runtime.containers import HDF5_SUFFIXES, KERAS_MEMBER, write_spec
+from medimg.runtime.containers import KERAS_MEMBER, KERAS_SUFFIXES, write_spec
 from medimg.runtime.errors import ModelError, UsageError
+from medimg.runtime.keras_files.whole import checked_copy
+from medimg.runtime.model_process import sense
+from medimg.runtime.optional import require
 from medimg.runtime.spec import ModelSpec
 from medimg.runtime.writing import replaced, require_writable
 from medimg.train.keras_setup import start_keras
 from medimg.train.networks import Network
 
-SUFFIXES = (".keras", *HDF5_SUFFIXES)
+SUFFIXES = KERAS_SUFFIXES
+AGAIN = (
+    "; a file of Keras 2 can be saved anew: tf_keras.models.load_model(FILE, compile=False).save(NEW_FILE)"
+)
 
 
 def check_output(path: Path) -> None:
@@ -68,34 +73,20 @@ def _copy_without_spec(archive: Path, copy: Path) -> None:
 def load_float32(path: Path) -> Network:
     """Load a Keras model so that it computes in float32, whatever policy it was saved under.
 
+    Keras opens a checked copy, never the file: see `medimg.runtime.keras_files`. A file of other origin is
+    opened first by `keras_process.opened`, whose process bears what it may do to memory and processor.
+
     Raises:
-        ModelError: Keras cannot load it.
+        ModelError: it is refused, or Keras cannot load it.
     """
-    keras = start_keras()
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"{path}: Keras {keras.__version__} cannot load it ({shorten(_first_line(error), 200)}): a file "
-            "of Keras 2 can be saved anew: tf_keras.models.load_model(FILE, compile=False).save(NEW_FILE)"
-        ) from None
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
-        return model
-    rebuilt = type(model).from_config(_in_float32(model.get_config()))
-    rebuilt.set_weights(model.get_weights())
-    return rebuilt
+    with checked_copy(path) as (_, copy):
+        errors = require("tensorflow", "train").errors
+        try:
+            return load_copy(copy)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, errors.OpError) as error:
+            raise ModelError(f"{path}: Keras cannot open it: {shorten(sense(error), 200)}{AGAIN}") from error
 
 
-def _in_float32(config: Any) -> Any:  # noqa: ANN401  nested JSON values
-    """Replace each dtype policy in a configuration."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return "float32"
-        return {key: "float32" if key == "dtype" else _in_float32(item) for key, item in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(_in_float32(item) for item in config)
-    return config
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def load_copy(copy: Path) -> Network:
+    """Load the checked copy of a file; Keras raises what it likes."""
+    return start_keras().models.load_model(copy, compile=False, safe_mode=True)

@@ -1,7 +1,6 @@
 """Pretrained VGG16 weights: from a file, from Keras's cache, or downloaded into it."""
 
 import hashlib
-import json
 import os
 import urllib.error
 import urllib.request
@@ -13,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.containers import file_sha256
+from medimg.runtime.errors import ModelError
+from medimg.runtime.keras_files import configuration
+from medimg.runtime.keras_files.reading import WEIGHTS_GROUP, Parts
+from medimg.runtime.keras_files.whole import ARRAYS, read_parts
 from medimg.runtime.optional import require
+from medimg.runtime.scratch import temporary_folder
 from medimg.runtime.writing import replaced
 from medimg.train.errors import WeightsError
 from medimg.train.known_answers import check_known_answer
@@ -92,17 +96,18 @@ def load_weights(network: Network, path: Path) -> LoadedWeights:
             values that are no numbers, or it is a model for images of another size, or the network does
             not give the features that are known of these weights.
     """
-    h5py = require("h5py", "train")
     require_file(path)
-    try:
-        with h5py.File(path, "r") as file:
-            layers = file.get("model_weights", file)
-            _require_input(file, network.input_shape[1:3], path)
+    with temporary_folder("weights") as folder:
+        try:
+            parts = read_parts(path, folder)
+        except ModelError as error:
+            raise WeightsError(str(error)) from None
+        _require_input(parts, network.input_shape[1:3], path)
+        with require("h5py", "train").File(folder / ARRAYS, "r") as file:
+            layers = file.get(WEIGHTS_GROUP, file)
             loaded = tuple(
                 _load_layer(network.get_layer(name), layers, path) for name in _convolution_names()
             )
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: not an HDF5 file, or a damaged one ({error})") from None
     known = check_known_answer(network, tuple(layer.sha256 for layer in loaded), str(path))
     return LoadedWeights(path.name, file_sha256(path), loaded, known)
 
@@ -122,12 +127,10 @@ def _convolution_names() -> list[str]:
     return [f"block{index}_conv{number}" for index, (_, count) in blocks for number in range(1, count + 1)]
 
 
-def _require_input(file: Any, size: tuple[int, int], path: Path) -> None:  # noqa: ANN401  h5py is untyped
+def _require_input(parts: Parts, size: tuple[int, int], path: Path) -> None:
     """Check that a whole model among the weights files is for images of the wanted size."""
-    config = file.attrs.get("model_config")
-    layers = json.loads(config)["config"]["layers"] if config else []
-    for layer in layers:
-        shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
+    config = configuration.parse(path, parts.config) if parts.config is not None else None
+    for shape in configuration.input_shapes(config):
         if shape and len(shape) == 4 and None not in shape[1:3] and tuple(shape[1:3]) != size:
             rows, columns = shape[1:3]
             raise WeightsError(

@@ -5,16 +5,18 @@ the lists of `allowed`.
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from medimg.export.errors import SourceError
-from medimg.export.sources import archive, hdf5, keras_file, saved_model, weights_file
+from medimg.export.sources import saved_model, weights_file
 from medimg.export.sources.base import Origin, Request, Source
-from medimg.export.sources.framework import FrameworkSource
-from medimg.export.sources.keras_file import KerasFile
-from medimg.runtime.containers import HDF5_SUFFIXES, file_sha256
-from medimg.runtime.errors import NoSpecError
-from medimg.runtime.spec import ModelSpec
+from medimg.export.sources.framework import FrameworkSource, described
+from medimg.runtime.containers import KERAS_SUFFIXES, file_sha256
+from medimg.runtime.errors import ModelError
+from medimg.runtime.keras_files import archive, hdf5, whole
+from medimg.runtime.keras_files.names import whole_name
+from medimg.runtime.keras_files.reading import Parts
+from medimg.runtime.keras_files.whole import KerasFile
+from medimg.runtime.scratch import temporary_folder
 
 __all__ = ["Origin", "Request", "Source", "load_source"]
 
@@ -32,78 +34,79 @@ def load_source(path: Path, request: Request | None = None) -> Source:
     Raises:
         SourceError: it is missing, damaged, refused, or no image classifier with one input.
     """
-    chosen = request or Request()
+    try:
+        return _load(path, request or Request())
+    except SourceError:
+        raise
+    except ModelError as error:
+        raise SourceError(str(error)) from None
+
+
+def _load(path: Path, request: Request) -> Source:
     if not path.exists():
         raise SourceError(f"{path}: no such file")
     if path.is_dir():
-        return _saved_model(path, chosen)
+        return _saved_model(path, request)
+    if not path.is_file():
+        raise SourceError(f"{path}: is no file")
     with path.open("rb") as file:
         start = file.read(16)
-    is_archive = start.startswith(archive.SIGNATURE)
-    if start.startswith(hdf5.SIGNATURE) or (path.suffix in HDF5_SUFFIXES and not is_archive):
-        return _hdf5(path, chosen)
-    if is_archive or path.suffix == ".keras":
-        return _whole_model(keras_file.read_archive(path), chosen)
+    if path.suffix in KERAS_SUFFIXES or start.startswith((archive.SIGNATURE, hdf5.SIGNATURE)):
+        return _keras(path, request)
     if path.suffix == ".onnx":
         from medimg.export.sources.onnx_file import OnnxSource
 
-        return OnnxSource(path, chosen)
-    hint = ": give its folder" if path.name == "saved_model.pb" else ""
+        return OnnxSource(path, request)
+    hint = ": give its folder" if path.name == "saved_model.pb" else whole_name(path)
     raise SourceError(f"{path}: not a Keras file (.keras, .h5), a SavedModel folder or an .onnx file{hint}")
 
 
-def _hdf5(path: Path, request: Request) -> Source:
-    found = weights_file.read_weights(path)
-    if found is None:
-        return _whole_model(keras_file.read_hdf5(path), request)
+def _keras(path: Path, request: Request) -> Source:
+    with temporary_folder("model") as folder:
+        parts = whole.read_parts(path, folder)
+        if parts.config is None:
+            return _weights(path, parts, request, folder)
+        return _whole_model(whole.judged(path, parts), request, folder)
+
+
+def _weights(path: Path, parts: Parts, request: Request, folder: Path) -> Source:
+    if parts.weights is None:
+        raise SourceError(f"{path}: holds no Keras model: save the whole model with model.save(...)")
     if request.architecture is None:
         raise SourceError(
             f"{path}: holds weights only, no model: save the whole model with model.save(...), or say what "
             "they belong to with --arch vgg16 --classes N"
         )
-    with TemporaryDirectory() as folder:
-        built, said = weights_file.build(found, request, Path(folder))
-        origin = Origin(path, "weights", file_sha256(path), found.keras_version, warnings=(said,))
-        return FrameworkSource(origin, "keras", built, request)
+    found = weights_file.read_weights(path, parts, folder / whole.ARRAYS)
+    built, said = weights_file.build(found, request, folder)
+    origin = Origin(path, "weights", file_sha256(path), found.keras_version, warnings=(said,))
+    return FrameworkSource(origin, "keras", built, request)
 
 
-def _whole_model(file: KerasFile, request: Request) -> Source:
+def _whole_model(file: KerasFile, request: Request, folder: Path) -> Source:
     path = file.path
     if request.architecture is not None:
         raise SourceError(f"{path}: is a whole model: leave --arch out, which is for files with weights only")
-    named = ", ".join(map(str, file.foreign))
-    if named and not request.allow_code:
+    if file.foreign and not request.allow_code:
         raise SourceError(
-            f"{path}: holds or needs code that is not Keras's own: {named}: refused; --allow-code lets it "
-            "run, if you trust whoever made the file"
+            f"{path}: holds or needs code that is not Keras's own: {file.named}: refused; --allow-code lets "
+            "it run, if you trust whoever made the file"
         )
     origin = Origin(
         path,
         file.layout,
         file_sha256(path),
         file.keras_version,
-        _spec_of(file),
-        (f"--allow-code let in {named}",) if named else (),
+        file.spec,
+        (f"--allow-code let in {file.named}",) if file.foreign else (),
     )
     imports = tuple((item.class_name, item.module) for item in file.foreign if item.module)
-    with TemporaryDirectory() as folder:
-        copy = keras_file.write_copy(file, Path(folder))
-        return FrameworkSource(origin, file.framework, copy, request, imports)
+    return FrameworkSource(origin, file.framework, whole.write_copy(file, folder), request, imports)
 
 
 def _saved_model(path: Path, request: Request) -> Source:
-    if not (path / saved_model.FILE_NAME).is_file():
-        raise SourceError(f"{path}: a folder without {saved_model.FILE_NAME}: not a SavedModel")
-    saved_model.check_folder(path)
-    origin = Origin(path, "SavedModel", saved_model.folder_sha256(path))
-    return FrameworkSource(origin, "saved_model", path, request)
-
-
-def _spec_of(file: KerasFile) -> ModelSpec | None:
-    """Read the medimg entry, where the file's name says the layout that it has."""
-    if file.path.suffix not in ((".keras",) if file.layout == ".keras" else HDF5_SUFFIXES):
-        return None
-    try:
-        return ModelSpec.read(file.path)
-    except NoSpecError:
-        return None
+    with temporary_folder("model") as copy:
+        checked = saved_model.checked_copy(path, copy)
+        described(path, checked.inputs, checked.outputs, request)
+        origin = Origin(path, "SavedModel", saved_model.folder_sha256(path))
+        return FrameworkSource(origin, "saved_model", copy, request, layers=checked.layers)

@@ -1,91 +1,28 @@
 """A source whose framework runs in a worker process."""
 
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from medimg.export.errors import SourceError
-from medimg.export.sources import protocol
 from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
 from medimg.export.sources.heads import head_of
+from medimg.runtime import protocol
+from medimg.runtime.errors import ModelError
+from medimg.runtime.model_process import Message, ModelProcess, Reply
 from medimg.runtime.spec import Head
 
 Framework: TypeAlias = Literal["keras", "tf_keras", "saved_model"]
 NAMES: Mapping[Framework, str] = {"keras": "Keras", "tf_keras": "tf-keras", "saved_model": "TensorFlow"}
+WORKER = "medimg.export.sources.worker"
 PREDICTED_AT_ONCE = 64
 """Images in one message."""
-
-
-class Worker:
-    """A process with one framework in it."""
-
-    def __init__(self, path: Path, framework: Framework) -> None:
-        self._path, self._name = path, NAMES[framework]
-        # A file, not a pipe: nobody reads it unless the worker dies, and a full pipe would stop the worker.
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "medimg.export.sources.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_environment(framework),
-            cwd=sys.prefix,
-        )
-
-    def ask(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
-        """Send a request and wait for the answer.
-
-        Raises:
-            SourceError: the framework refused, or the process died.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            protocol.send(self._process.stdin, message, *blobs)
-            answer = protocol.receive(self._process.stdout)
-        except (BrokenPipeError, EOFError):
-            answer = None
-        if answer is None:
-            raise SourceError(
-                f"{self._path}: the process that {self._name} ran in died: {self._last_words()}"
-            )
-        if "error" in answer[0]:
-            self.close()
-            raise SourceError(f"{self._path}: {self._name} cannot {message['do']} it: {answer[0]['error']}")
-        return answer
-
-    def close(self) -> None:
-        """End the process, and wait for that."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                continue
-        self._log.close()
-
-    def _last_words(self) -> str:
-        status = self._process.wait()
-        if status == -signal.SIGKILL:
-            self.close()
-            return "it was killed, as the system does when memory runs out"
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        self.close()
-        return f"{lines[-1][:200]} (exit status {status})"
 
 
 class FrameworkSource:
@@ -98,6 +35,7 @@ class FrameworkSource:
         opened: Path,
         request: Request,
         imports: tuple[tuple[str, str], ...] = (),
+        layers: Sequence[str] = (),
     ) -> None:
         """Start the worker and load the model.
 
@@ -107,30 +45,28 @@ class FrameworkSource:
             opened: the file or folder that the framework opens; needed no more afterwards.
             request: what the user says.
             imports: names, each with its module, that the user let in.
+            layers: names of a SavedModel's layers.
         """
         self.origin = origin
-        self._worker = Worker(origin.path, framework)
+        self._worker = ModelProcess(WORKER, NAMES[framework], _environment(framework))
         try:
-            described, _ = self._worker.ask(
+            told, _ = self._ask(
                 {
                     "do": "open",
                     "path": str(opened.absolute()),
                     "framework": framework,
                     "allow_code": request.allow_code,
                     "imports": imports,
+                    "layers": list(layers),
                     "threads": request.threads,
                     "float64": request.float64,
                 }
             )
-            inputs, outputs = (
-                [TensorShape(item["name"], tuple(item["dims"]), item["dtype"]) for item in described[side]]
-                for side in ("inputs", "outputs")
-            )
-            self.input_shape, self.units = classifier_shape(origin.path, inputs, outputs, request.input_size)
+            self.input_shape, self.units = described(origin.path, told["inputs"], told["outputs"], request)
         except SourceError:
             self._worker.close()
             raise
-        self._layers = tuple(described["layers"])
+        self._layers = tuple(told["layers"])
 
     @property
     def head(self) -> Head | None:
@@ -146,7 +82,7 @@ class FrameworkSource:
         parts = []
         for start in range(0, len(network_input), PREDICTED_AT_ONCE):
             blob = protocol.array_bytes(network_input[start : start + PREDICTED_AT_ONCE])
-            _, blobs = self._worker.ask({"do": "predict"}, blob)
+            _, blobs = self._ask({"do": "predict"}, blob)
             parts.append(protocol.bytes_array(blobs[0]))
         return np.concatenate(parts)
 
@@ -160,17 +96,33 @@ class FrameworkSource:
         """End the worker."""
         self._worker.close()
 
+    def _ask(self, message: Message, *blobs: bytes) -> Reply:
+        try:
+            return self._worker.ask(self.origin.path, message, *blobs)
+        except ModelError as error:
+            raise SourceError(str(error)) from None
+
     @cached_property
     def _converted(self) -> ModelProto:
-        _, blobs = self._worker.ask({"do": "convert", "shape": self.input_shape})
+        _, blobs = self._ask({"do": "convert", "shape": self.input_shape})
         model: ModelProto = ModelProto.FromString(blobs[0])
         return model
 
 
+def described(
+    path: Path, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]], request: Request
+) -> tuple[tuple[int, int, int], int]:
+    """Check that what a file says of its tensors is a classifier; see `classifier_shape`."""
+    taken, given = (
+        [TensorShape(item["name"], tuple(item["dims"]), item["dtype"]) for item in side]
+        for side in (inputs, outputs)
+    )
+    return classifier_shape(path, taken, given, request.input_size)
+
+
 def _environment(framework: Framework) -> dict[str, str]:
-    """Make the worker's environment, in which no module is imported from the current folder."""
     # A fixed hash seed: the order of sets shows in what the converter gives.
-    chosen = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
+    chosen = {**os.environ, "PYTHONHASHSEED": "0"}
     if framework == "tf_keras":
         chosen["TF_USE_LEGACY_KERAS"] = "1"
     else:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
-from medimg.export.sources import hdf5
 from medimg.export.sources.base import Request
-from medimg.export.sources.keras_file import CONFIG, VERSION, WEIGHTS_GROUP, write_hdf5
+from medimg.runtime.keras_files.reading import WEIGHTS_GROUP, Parts
+from medimg.runtime.keras_files.whole import describe
+from medimg.runtime.optional import require
 
 Layer: TypeAlias = tuple[str, NDArray[np.float32], NDArray[np.float32]]
 """Name, kernel and bias."""
@@ -41,22 +42,24 @@ class WeightsFile:
     """Each with the name of its layer."""
 
 
-def read_weights(path: Path) -> WeightsFile | None:
-    """Read a weights-only file; None if the file holds a model, or nothing of Keras's.
+def read_weights(path: Path, parts: Parts, arrays: Path) -> WeightsFile:
+    """Read the arrays of a weights-only file.
+
+    Args:
+        path: the user's file, for messages.
+        parts: what was read of it.
+        arrays: the plain copy of its arrays.
 
     Raises:
-        SourceError: it is damaged, or holds what no Keras file has.
+        SourceError: it names arrays that it does not hold.
     """
-    with hdf5.opened(path) as file:
-        if CONFIG in file.attrs:
-            return None
+    with require("h5py", "export").File(arrays, "r") as file:
         group = file.get(WEIGHTS_GROUP, file)
-        version = hdf5.text_attribute(path, group, VERSION)
-        if "layer_names" in group.attrs or "layer_names0" in group.attrs:
-            return WeightsFile(path, version, tuple(_of_keras_2(group)))
-        if "layers" in group or "_layer_checkpoint_dependencies" in group:
-            return WeightsFile(path, version, tuple(_of_keras_3(group)))
-    return None
+        try:
+            found = _of_keras_2(group) if parts.weights == "keras-2" else _of_keras_3(group)
+        except (KeyError, ValueError, TypeError) as error:
+            raise SourceError(f"{path}: names arrays that it does not hold ({error})") from None
+    return WeightsFile(path, parts.version or None, tuple(found))
 
 
 def build(weights: WeightsFile, request: Request, folder: Path) -> tuple[Path, str]:
@@ -85,7 +88,8 @@ def build(weights: WeightsFile, request: Request, folder: Path) -> tuple[Path, s
     layers = [*_base_config(size), *_head_config(names, [kernel.shape[1] for _, kernel, _ in head], flat)]
     copy = folder / "model.h5"
     config = {"class_name": "Sequential", "config": {"name": "vgg16", "layers": layers}}
-    with write_hdf5(copy, "3.0.0", config) as file:
+    with require("h5py", "export").File(copy, "w") as file:
+        describe(file, "3.0.0", config)
         _write_weights(file, [item["config"]["name"] for item in layers], [*base, *head])
     return copy, _assumptions(size, flat, [kernel.shape[1] for _, kernel, _ in head])
 

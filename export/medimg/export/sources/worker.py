@@ -11,18 +11,16 @@ import gc
 import importlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
-from medimg.export.sources import protocol
-from medimg.runtime.errors import MedimgError
+from medimg.runtime import protocol
+from medimg.runtime.model_process import Message, Reply, opening, serve
 from medimg.runtime.optional import hidden
 
 _MARKED = re.compile(r"\.(_\d+)?$")
@@ -82,21 +80,18 @@ class KerasNetwork:
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What frameworks print must not come between the messages.
-    sys.excepthook = lambda kind, error, trace: _report(answers, kind, error, trace)
-    network: Network | None = None
-    while (request := protocol.receive(sys.stdin.buffer)) is not None:
-        message, blobs = request
+    networks: list[Network] = []
+
+    def answer(message: Message, blobs: list[bytes]) -> Reply:
         if message["do"] == "open":
-            network = _open(message)
-            protocol.send(answers, network.describe())
-        elif network is not None and message["do"] == "predict":
-            protocol.send(
-                answers, {}, protocol.array_bytes(_predict(network, protocol.bytes_array(blobs[0])))
-            )
-        elif network is not None:
-            protocol.send(answers, {}, _convert(network, tuple(message["shape"])))
+            networks.append(_open(message))
+            return networks[0].describe(), []
+        (network,) = networks
+        if message["do"] == "predict":
+            return {}, [protocol.array_bytes(_predict(network, protocol.bytes_array(blobs[0])))]
+        return {}, [_convert(network, tuple(message["shape"]))]
+
+    serve(answer)
 
 
 def _open(message: dict[str, Any]) -> Network:
@@ -109,15 +104,26 @@ def _open(message: dict[str, Any]) -> Network:
         keras = None if framework == "saved_model" else importlib.import_module(framework)
     if message["threads"]:
         tensorflow.config.threading.set_intra_op_parallelism_threads(message["threads"])
+    with opening(_bytes_of(path)):
+        return _network(message, path, tensorflow, keras)
+
+
+def _network(message: dict[str, Any], path: Path, tensorflow: Any, keras: Any) -> Network:  # noqa: ANN401
     if keras is None:
         from medimg.export.sources.saved_model import SignatureNetwork
 
         if message["float64"]:
             raise SourceError("holds a graph of float32")
-        return SignatureNetwork(tensorflow, path)
+        return SignatureNetwork(tensorflow, path, message["layers"])
     allow_code = bool(message["allow_code"])
     custom = _custom_objects(keras, tensorflow, message["imports"]) if allow_code else {}
     return KerasNetwork(keras, path, custom, allow_code=allow_code, float64=message["float64"])
+
+
+def _bytes_of(path: Path) -> int:
+    """Add up a model's files."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _custom_objects(keras: Any, tensorflow: Any, imports: list[list[str]]) -> dict[str, Any]:  # noqa: ANN401
@@ -238,15 +244,6 @@ def _flattened(model: Any) -> list[Any]:  # noqa: ANN401
         for layer in model.layers
         for leaf in (_flattened(layer) if getattr(layer, "layers", None) else [layer])
     ]
-
-
-def _report(
-    answers: BinaryIO, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    lines = str(error).strip().splitlines() or [""]
-    said = lines[0] if issubclass(kind, MedimgError) else f"{kind.__name__}: {lines[0]}"
-    protocol.send(answers, {"error": said[:400]})
-    sys.__excepthook__(kind, error, trace)
 
 
 if __name__ == "__main__":

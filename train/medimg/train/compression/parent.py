@@ -27,6 +27,7 @@ from medimg.train.compression.reconstruction import SAMPLED
 from medimg.train.compression.selection import Matrix
 from medimg.train.division import Division, read_labelled
 from medimg.train.keras_files import SUFFIXES, load_float32
+from medimg.train.keras_process import prove
 from medimg.train.options import FitOptions, Job
 from medimg.train.scores import score
 from medimg.train.store import ArrayStore, key_of
@@ -65,6 +66,7 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     if not model.exists():
         raise ModelError(f"{model}: no such file")
     spec = _spec(model)
+    prove(model, threads)
     chain = read_chain(load_float32(model), str(model))
     several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
     held_out = spec.held_out if spec else None

@@ -1,27 +1,43 @@
 """`.keras` archives, read without believing what they say about themselves."""
 
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medimg.export.errors import SourceError
 from medimg.runtime.containers import KERAS_MEMBER
+from medimg.runtime.errors import ModelError
+from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.spec import MAX_SPEC_BYTES
 
 SIGNATURE = b"PK"
 WEIGHTS = "model.weights.h5"
+MAX_CONFIG_BYTES = 16 * 2**20
+"""Longest configuration that is read: thirty times that of the largest models of Keras's own."""
 LIMITS = {
     "metadata.json": 2**20,
-    "config.json": 64 * 2**20,
+    "config.json": MAX_CONFIG_BYTES,
     WEIGHTS: 16 * 2**30,
     KERAS_MEMBER: MAX_SPEC_BYTES,
 }
 """The members that a Keras model has, each with the most bytes that are unpacked."""
 MAX_EXPANSION = 200
 """How often larger than packed a member may be, once it is over a mebibyte."""
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    OSError,
+    NotImplementedError,
+    EOFError,
+    UnicodeDecodeError,
+)
+"""What `zipfile` raises for archives that are none, are damaged, or need a password."""
 
 
 @contextmanager
@@ -29,14 +45,16 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive and check the list of its members.
 
     Raises:
-        SourceError: it is no archive, is damaged, or holds what no Keras model has.
+        ModelError: it is no archive, is damaged, or holds what no Keras model has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive)
             yield archive
-    except (zipfile.BadZipFile, RuntimeError, OSError, NotImplementedError, EOFError) as error:
-        raise SourceError(f"{path}: not a .keras archive, or a damaged one ({error})") from None
+    except DAMAGE as error:
+        raise ModelError(
+            f"{path}: not a .keras archive, or a damaged one{whole_name(path)} ({error})"
+        ) from None
 
 
 def read_json(path: Path, archive: zipfile.ZipFile, member: str) -> dict[str, Any]:
@@ -44,9 +62,9 @@ def read_json(path: Path, archive: zipfile.ZipFile, member: str) -> dict[str, An
     try:
         found = json.loads(archive.read(member))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: its {member} is not JSON ({error})") from None
+        raise ModelError(f"{path}: its {member} is not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise SourceError(f"{path}: its {member} is not a JSON object")
+        raise ModelError(f"{path}: its {member} is not a JSON object")
     return found
 
 
@@ -55,14 +73,14 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     for member in archive.infolist():
         name = member.filename
         if name not in LIMITS:
-            raise SourceError(
+            raise ModelError(
                 f"{path}: not a .keras archive of Keras: it holds {name!r}, which no Keras model has: refused"
             )
         if name in seen:
-            raise SourceError(f"{path}: holds {name} twice: refused")
+            raise ModelError(f"{path}: holds {name} twice: refused")
         seen.add(name)
         unpacked, packed = member.file_size, max(member.compress_size, 1)
         if unpacked > LIMITS[name] or (unpacked > 2**20 and unpacked > MAX_EXPANSION * packed):
-            raise SourceError(f"{path}: {name} unfolds from {packed:,} to {unpacked:,} bytes: refused")
+            raise ModelError(f"{path}: {name} unfolds from {packed:,} to {unpacked:,} bytes: refused")
     if missing := {"metadata.json", "config.json", WEIGHTS} - seen:
-        raise SourceError(f"{path}: not a .keras archive of Keras: {', '.join(sorted(missing))} is missing")
+        raise ModelError(f"{path}: not a .keras archive of Keras: {', '.join(sorted(missing))} is missing")

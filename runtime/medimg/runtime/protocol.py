@@ -1,6 +1,7 @@
-"""What goes over the pipes between the exporter and its worker: lengths first, JSON and NumPy's own format.
+"""What goes over the pipes between a command and a framework's process: JSON and NumPy's own format.
 
-A message is a JSON object and, after it, as many blobs as its field `blobs` says. Nothing is ever pickled.
+Lengths come first. A message is a JSON object and, after it, as many blobs as its field `blobs` says. Nothing
+is ever pickled.
 """
 
 import io
@@ -36,7 +37,7 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[bytes]] | None:
     return message, [_rest(stream, stream.read(_LENGTH.size)) for _ in range(message["blobs"])]
 
 
-def array_bytes(array: NDArray[np.float32]) -> bytes:
+def array_bytes(array: NDArray[np.float32] | NDArray[np.uint8]) -> bytes:
     """Serialise an array."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
@@ -46,6 +47,11 @@ def array_bytes(array: NDArray[np.float32]) -> bytes:
 def bytes_array(blob: bytes) -> NDArray[np.float32]:
     """Read an array back."""
     return np.asarray(np.load(io.BytesIO(blob), allow_pickle=False), np.float32)
+
+
+def bytes_pixels(blob: bytes) -> NDArray[np.uint8]:
+    """Read an array of pixels back."""
+    return np.asarray(np.load(io.BytesIO(blob), allow_pickle=False), np.uint8)
 
 
 def _rest(stream: IO[bytes], head: bytes) -> bytes:

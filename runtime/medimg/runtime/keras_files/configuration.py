@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medimg.export.errors import SourceError
-from medimg.export.sources import allowed
+from medimg.runtime.errors import ModelError
+from medimg.runtime.keras_files import allowed
 
 _POLICIES = frozenset(["DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "Policy", "PolicyV1"])
 _FLOATS = frozenset(
     ["bfloat16", "double", "float16", "float64", "half", "mixed_bfloat16", "mixed_float16", "_infer"]
 )
 """Data types and policies that become float32."""
+_MAX_DIGITS = 18
+"""Longest whole number that is read; frameworks keep them in 64 bits."""
+_SHAPES = frozenset(["batch_input_shape", "batch_shape"])
 _DROPPED = frozenset(["compile_config"])
 """What only training needs, custom losses and metrics among it."""
 _NAMED_FUNCTIONS = {
@@ -45,15 +48,26 @@ def parse(path: Path, text: str) -> dict[str, Any]:
     """Read a configuration's JSON.
 
     Raises:
-        SourceError: it is no JSON object with a class name.
+        ModelError: it is no JSON object with a class name.
     """
     try:
-        config = json.loads(text)
+        config = json.loads(text, parse_int=_small_int)
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"{path}: its model configuration holds half characters, which are no text"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: its model configuration is not JSON ({error})") from None
+        raise ModelError(f"{path}: its model configuration is not JSON ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
-        raise SourceError(f"{path}: its model configuration names no model")
+        raise ModelError(f"{path}: its model configuration names no model")
     return config
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def without_training(config: Any) -> Any:  # noqa: ANN401  any JSON value
@@ -75,10 +89,23 @@ def foreign(config: Any) -> tuple[Foreign, ...]:  # noqa: ANN401  any JSON value
     return tuple(dict.fromkeys(_foreign_objects(config)))
 
 
+def input_shapes(config: Any) -> Iterator[list[Any]]:  # noqa: ANN401  any JSON value
+    """Give every shape that a configuration says of an input, with the batch first."""
+    if isinstance(config, list):
+        for value in config:
+            yield from input_shapes(value)
+    elif isinstance(config, dict):
+        for name, value in config.items():
+            if name in _SHAPES and isinstance(value, list):
+                yield value
+            else:
+                yield from input_shapes(value)
+
+
 def _plain(name: str, value: Any) -> Any:  # noqa: ANN401
     if name in {"dtype", "dtype_policy"}:
         return _float32(value)
-    if name in {"batch_input_shape", "batch_shape"} and isinstance(value, list) and value:
+    if name in _SHAPES and isinstance(value, list) and value:
         return [None, *value[1:]]
     return without_training(value)
 

@@ -166,10 +166,3 @@ GRAPH_OPS = _names(
     """
 )
 """Operations of SavedModels and `TensorFlowOpLayer`: arithmetic, control flow, random numbers, variables."""
-
-CHECKPOINT_OPS = _names(
-    """
-    MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin
-    """
-)
-"""Operations that only a SavedModel's own two saver functions may hold; nothing of ours runs those."""
