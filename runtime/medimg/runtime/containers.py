@@ -19,7 +19,7 @@ from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.onnx_check import check_graph
 from medimg.runtime.optional import require
 from medimg.runtime.protobuf import field, fields, tag_of
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 
 if TYPE_CHECKING:
     from medimg.runtime.engines.plan import EngineRecord
