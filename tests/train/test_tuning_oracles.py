@@ -1,11 +1,13 @@
 """The oracles without any training: which trials there are, killed between whichever two writes."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medimg.runtime.errors import UsageError
 from medimg.train import FitOptions, TuneOptions, tuning_oracles
 from medimg.train.options import Job
 from medimg.train.progress import Progress
@@ -99,6 +101,47 @@ def test_more_trials_can_be_asked_for_later(tuner: TunerName, tmp_path: Path) ->
     assert both[:2] == first
     assert len(both) == 5
     assert len({str(trial.values) for trial in both}) == 5
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("damage", [None, b"", b'{"trial_id": ', b"[]", b"\xff"])
+def test_a_damaged_trial_runs_again_with_the_same_values(
+    tuner: TunerName, damage: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = search(tmp_path, TuneOptions(tuner=tuner, max_trials=3))
+    file = sorted((tmp_path / "search").glob("trial_*/trial.json"))[1]
+    if damage is None:
+        shutil.rmtree(file.parent)
+    else:
+        file.write_bytes(damage)
+    again = search(tmp_path, TuneOptions(tuner=tuner, max_trials=4))
+    assert again[:3] == first
+    assert len(again) == 4
+    assert f"{file}: damaged, or gone" in caplog.text
+    assert search(tmp_path, TuneOptions(tuner=tuner, max_trials=4)) == again
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{}", b'{"start_order": ["0"]}'])
+def test_a_search_whose_own_state_is_damaged_is_named(damage: bytes | None, tmp_path: Path) -> None:
+    search(tmp_path, TuneOptions(max_trials=2))
+    file = tmp_path / "search" / "oracle.json"
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    with pytest.raises(UsageError, match=r"oracle\.json: damaged, or gone .* in another folder"):
+        search(tmp_path, TuneOptions(max_trials=3))
+
+
+@pytest.mark.parametrize("damage", [None, b""])
+def test_the_tuners_own_file_holds_nothing(damage: bytes | None, tmp_path: Path) -> None:
+    first = search(tmp_path, TuneOptions(max_trials=2))
+    file = tmp_path / "search" / "tuner0.json"
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    assert search(tmp_path, TuneOptions(max_trials=3))[:2] == first
 
 
 def test_a_folder_whose_name_looks_like_a_pattern_is_taken_up(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class DataSet:
     samples: tuple[Sample, ...]
     task: Task = "multiclass"
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """Files of a folder that are no images that can be read, counted by suffix."""
+    """Files of a folder that are neither images that can be read nor texts, counted by suffix."""
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -12,7 +12,7 @@ from medimg.runtime import class_names, data_cifar, data_medmnist
 from medimg.runtime.data import DataSet, Sample, Split, Task
 from medimg.runtime.errors import DataError
 from medimg.runtime.images import may_hold_image
-from medimg.runtime.paths import is_file, is_folder, visible, walk_images
+from medimg.runtime.paths import is_file, is_folder, is_text, visible, walk_images
 from medimg.runtime.text import printable
 
 SPLITS: dict[str, Split] = {
@@ -41,6 +41,21 @@ IMAGE_SUFFIXES = {
     ".dicom",
     "",
 }
+_OTHER_IMAGES = {
+    ".gif",
+    ".webp",
+    ".heic",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".svg",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".nii",
+    ".mhd",
+}
+"""Suffixes of images that nothing here reads; such a file is counted even where it is a text."""
 _WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
 
 
@@ -215,7 +230,7 @@ def _find(
 
 
 def _is_image(path: Path, left_out: Counter[str]) -> bool:
-    """Tell whether a file is one by its name, or else by its first bytes; count it if it is not.
+    """Tell whether a file is one by its name, or else by its first bytes; count what is neither it nor text.
 
     DICOM files often have no suffix, or a UID for a name, whose last part is a number. DICOMDIR is the index
     of a DICOM medium (PS3.10, 8.6).
@@ -225,7 +240,8 @@ def _is_image(path: Path, left_out: Counter[str]) -> bool:
         return False
     if suffix in IMAGE_SUFFIXES or suffix[1:].isdigit() or may_hold_image(path):
         return True
-    left_out[suffix] += 1
+    if suffix in _OTHER_IMAGES or not is_text(path):
+        left_out[suffix] += 1
     return False
 
 

@@ -1,5 +1,6 @@
 """Names of files and folders: what they name, and the files under a folder, in the same order everywhere."""
 
+import codecs
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,16 @@ def first_bytes(path: str | Path, count: int) -> bytes:
         return b""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123  the name may be a str
         return file.read(count)
+
+
+def is_text(path: Path) -> bool:
+    """Tell by its first bytes whether a file is a text in UTF-8, such as notes; an empty one is none."""
+    try:
+        head = first_bytes(path, 4096)
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(head) and b"\0" not in head
 
 
 def visible(folder: Path) -> list[Path]:

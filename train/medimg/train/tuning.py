@@ -26,6 +26,7 @@ from medimg.train.options import FitOptions, Job
 from medimg.train.preparation import prepare, require_head
 from medimg.train.progress import Progress
 from medimg.train.search_space import SearchSpace, default_space, read_space
+from medimg.train.state_files import read_state
 from medimg.train.store import open_store
 from medimg.train.tuning_options import Role, TuneOptions, role
 from medimg.train.tuning_picture import draw
@@ -212,7 +213,7 @@ def _take_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> boo
     if file.exists():
         if not resume:
             raise UsageError(f"{folder}: holds a search already: go on with --resume, or name another folder")
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier = read_state(file, "begin the search anew in another folder")
         if changed := [name for name in settings if earlier.get(name) != settings[name]]:
             raise UsageError(
                 f"{folder}: holds a search with other {changed[0]}: give the same, or name another folder"

@@ -3,11 +3,12 @@
 Imports Keras Tuner: load it after `start_keras`.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,8 @@ from keras_tuner.engine import base_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
-from medimg.runtime.writing import replaced
+from medimg.runtime.commandline import written_whole
+from medimg.runtime.errors import UsageError
 from medimg.train.options import FitOptions, Job
 from medimg.train.search_space import SearchSpace
 from medimg.train.tuning_options import DIRECTIONS, TuneOptions
@@ -37,6 +39,7 @@ UNFINISHED = (TrialStatus.RUNNING, TrialStatus.INVALID)
 FAILURES = (TrialStatus.INVALID, TrialStatus.FAILED)
 MOST_TRIALS = 1_000_000
 """More than any search has."""
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 IDLE_S = 0.02
 """How long a worker waits before it asks for the next trial; an oracle that has none yet answers at once."""
 
@@ -52,6 +55,7 @@ class Durable:
     start_order: list[str]
     end_order: list[str]
     max_consecutive_failed_trials: int
+    ongoing_trials: dict[str, Any]
     _retry_queue: list[str]
     _ended_before = 0
 
@@ -80,22 +84,59 @@ class Durable:
         folder = self._get_trial_dir(saved.trial_id)  # type: ignore[attr-defined]  # the oracle's
         _save_state(saved, f"{folder}/trial.json")
 
+    def get_state(self) -> dict[str, Any]:
+        """Give the state with what each trial tries, so that one whose own file is damaged can run again."""
+        values = {name: trial.hyperparameters.values for name, trial in self.trials.items()}
+        state: dict[str, Any] = super().get_state()  # type: ignore[misc]  # the oracle's
+        return {**state, "values": values}
+
     def reload(self) -> None:
-        """Read the state back; what the oracle's own file does not know has not begun."""
+        """Read the state back; what the oracle's own file does not know has not begun.
+
+        Raises:
+            UsageError: a file is damaged, and nothing else knows what it held.
+        """
         file = Path(self._get_oracle_fname())  # type: ignore[attr-defined]  # the oracle's
-        begun = set(json.loads(file.read_text(encoding="utf-8"))["start_order"])
+        with _damage_named(file):
+            state = json.loads(file.read_text(encoding="utf-8"))
+            begun = dict.fromkeys(state["start_order"])
         for folder in file.parent.glob("trial_*"):
-            name = folder.name.removeprefix("trial_")
-            if name not in begun:
+            if folder.name.removeprefix("trial_") not in begun:
                 shutil.rmtree(folder)
-                continue
-            # Keras Tuner finds none where a bracket in the folder's name looks like a pattern.
-            self.trials[name] = Trial.load(str(folder / "trial.json"))
-        super().reload()  # type: ignore[misc]  # the oracle's
+        # Keras Tuner finds none where a bracket in the folder's name looks like a pattern.
+        self.trials.update({name: _read_trial(file.parent, name, state) for name in begun})
+        with _damage_named(file):
+            self.set_state(state)  # type: ignore[attr-defined]  # the oracle's
+        self.ongoing_trials = {}
         unfinished = [name for name in self.start_order if self.trials[name].status in UNFINISHED]
-        finished = [name for name in self.start_order if name not in {*unfinished, *self.end_order}]
-        self._retry_queue, self.end_order = unfinished, self.end_order + finished
+        ended = [name for name in self.end_order if name not in unfinished]
+        finished = [name for name in self.start_order if name not in {*unfinished, *ended}]
+        self._retry_queue, self.end_order = unfinished, ended + finished
         self._ended_before = len(self.end_order)
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UsageError(
+            f"{file}: damaged, or gone ({type(error).__name__}): begin the search anew in another folder"
+        ) from None
+
+
+def _read_trial(folder: Path, name: str, state: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Read a trial's own file; where it is damaged, the trial is to run again, with the same values."""
+    file = folder / f"trial_{name}" / "trial.json"
+    try:
+        return Trial.from_state(json.loads(file.read_text(encoding="utf-8")))
+    except _DAMAGE as error:
+        with _damage_named(file):
+            declared = HyperParameters.from_config(state["hyperparameters"])
+            declared.values = dict(state["values"][name])
+        _LOG.warning("%s: damaged, or gone (%s): that trial runs again", file, type(error).__name__)
+        file.parent.mkdir(exist_ok=True)
+        return Trial(declared, name, TrialStatus.RUNNING)
 
 
 class RandomOracle(Durable, oracles.RandomSearchOracle):  # type: ignore[misc]  # Keras Tuner ships no types
@@ -187,6 +228,9 @@ class Search(base_tuner.BaseTuner):  # type: ignore[misc]  # Keras Tuner ships n
         self._run, self._space, self._job = run, space, job
         self._own: list[TrialResult] = []
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+        if not Path(self._get_tuner_fname()).exists() and any(folder.glob("trial_*")):
+            # Without the file that Keras Tuner looks for, it would begin anew over what is there.
+            self.reload()
 
     def results(self) -> tuple[TrialResult, ...]:
         """Give the trials of the whole search; of a worker those that it ran."""
@@ -224,6 +268,11 @@ class Search(base_tuner.BaseTuner):  # type: ignore[misc]  # Keras Tuner ships n
         self._job.progress.note(f"trial {trial.trial_id}: {outcome}")
         super().on_trial_end(trial)
 
+    def reload(self) -> None:
+        """Take up the oracle's state; the tuner has none of its own."""
+        if not self._is_worker():
+            self.oracle.reload()
+
     def save(self) -> None:
         """Write the state of tuner and oracle, each whole."""
         if not self._is_worker():
@@ -243,8 +292,12 @@ class Search(base_tuner.BaseTuner):  # type: ignore[misc]  # Keras Tuner ships n
 
 
 def _save_state(thing: Any, path: str) -> None:  # noqa: ANN401
-    """Write what Keras Tuner would, but the file appears whole."""
-    with replaced(Path(path)) as temporary:
+    """Write what Keras Tuner would, but the file appears whole.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with written_whole(Path(path)) as temporary:
         temporary.write_text(json.dumps(thing.get_state()), encoding="utf-8")
 
 

@@ -36,6 +36,7 @@ from medimg.train.keras_setup import start_keras
 from medimg.train.options import FitOptions, Job
 from medimg.train.progress import Progress
 from medimg.train.simulation import is_simulated
+from medimg.train.state_files import read_state
 from medimg.train.store import ArrayStore, open_store
 
 MARK = "compression.json"
@@ -150,7 +151,7 @@ def _fingerprint(parent: Parent, data: Path, options: CompressOptions) -> dict[s
 def _require_same(folder: Path, parent: Parent, data: Path, options: CompressOptions) -> None:
     if not (folder / MARK).exists():
         return
-    then = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    then = read_state(folder / MARK, "begin anew with --restart")
     for name, now in _fingerprint(parent, data, options).items():
         if then.get(name) != now:
             raise UsageError(

@@ -30,6 +30,7 @@ from medimg.train.networks import Network
 from medimg.train.operating_points import wanted_sensitivities
 from medimg.train.parts import Part, Parts
 from medimg.train.phases import Plan
+from medimg.train.state_files import read_state
 
 
 def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
@@ -43,7 +44,8 @@ def make_point(shop: Workshop, name: str, widths: Widths, model: Path) -> Point:
     """
     finished = model.with_name("point.json")
     if finished.exists():
-        return from_plain(Point, json.loads(finished.read_text(encoding="utf-8")), str(finished))
+        way_out = f"remove the folder {finished.parent.name} to make that point again"
+        return from_plain(Point, read_state(finished, way_out), str(finished))
     begin = time.perf_counter()
     network, training = _trained(shop, name, widths, model.parent)
     save(network, shop.spec, model)
