@@ -198,7 +198,7 @@ def test_openvino_gives_no_earlier_answer_where_it_has_none(threads: int, tmp_pa
 def test_an_artefact_answers_with_the_columns_that_its_labels_name(backend: str, tmp_path: Path) -> None:
     twice = helper.make_node("Concat", ["logits", "logits"], ["four"], axis=1)
     artefact = open_onnx(forged(tmp_path, network(twice, end="four")))
-    with pytest.raises(BackendError, match=r"shape \(1, 4\), where its spec names 2 classes"):
+    with pytest.raises(ModelError, match=r"shape \(4,\) an image, and its spec names 2 classes"):
         choose_backend("fp32", backend, "cpu").open(artefact, 2)
 
 

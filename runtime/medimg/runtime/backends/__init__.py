@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medimg.runtime.containers import Artefact
 from medimg.runtime.errors import BackendError
 from medimg.runtime.memory import allowance, limited
+from medimg.runtime.probabilities import require_columns
 from medimg.runtime.spec import ModelSpec, Precision
 
 Probabilities: TypeAlias = NDArray[np.float32]
@@ -123,6 +124,9 @@ def _opened_within_bounds(open_artefact: Callable[[], Backend], artefact: Artefa
             opened = open_artefact()
             try:
                 answers = opened.infer(_blank_image(spec))
+                require_columns(answers, spec, str(path))
+                if len(answers) != 1:
+                    raise BackendError(f"{path}: answers one image with {len(answers)} rows: export it again")
             except BaseException:
                 opened.close()
                 raise
@@ -132,12 +136,6 @@ def _opened_within_bounds(open_artefact: Callable[[], Backend], artefact: Artefa
         raise BackendError(
             f"{path}: refused: one image takes more than {most / 1e9:.1f} GB of memory"
         ) from None
-    if answers.shape != (1, spec.classes):
-        opened.close()
-        raise BackendError(
-            f"{path}: answers one image with an array of shape {answers.shape}, where its spec names "
-            f"{spec.classes} classes: export it again"
-        )
     return opened
 
 
