@@ -614,6 +614,19 @@ def test_a_compressed_frame_without_its_end_is_refused() -> None:
         decode(saved(dataset))
 
 
+def test_what_a_frame_and_all_frames_unpack_to_is_bounded() -> None:
+    """Rows times columns times samples times bytes, and that times frames."""
+    pixels = np.zeros((40, 40, 3), np.uint16)
+    (frame,) = dicom.decode_frames(saved(make(pixels)), "first", Limits(decoded_bytes=9600))
+    assert frame.shape == (40, 40, 3)
+    with pytest.raises(ImageError, match="40x40 pixels of 6 bytes each; the limit is 9,599 bytes"):
+        next(dicom.decode_frames(saved(make(pixels)), "first", Limits(decoded_bytes=9599)))
+    many = make(np.zeros((1, 40, 40), np.uint8), JPEGBaseline8Bit, NumberOfFrames=100_000)
+    many.PixelData = encapsulate([jpeg(np.zeros((40, 40), np.uint8))])
+    with pytest.raises(ImageError, match="its frames come to 160,000,000 bytes; the limit is"):
+        next(dicom.decode_frames(saved(many), "first", Limits(decoded_bytes=10_000_000)))
+
+
 def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytest.MonkeyPatch) -> None:
     huge = make(np.zeros((2, 2), np.uint8))
     huge.Rows = huge.Columns = 60000

@@ -55,6 +55,8 @@ class Prediction:
     top_k: tuple[ClassScore, ...] = ()
     """Most likely class first."""
     error: InputError | None = None
+    notes: tuple[str, ...] = ()
+    """What a user must know about the image, such as that its elements contradict each other."""
 
 
 FRAMES_AHEAD = 16
@@ -67,6 +69,7 @@ class _Decoded:
     frame: int | None
     image: NDArray[np.uint8] | None
     error: InputError | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Classifier:
@@ -225,7 +228,9 @@ class Classifier:
             best_classes(self.probabilities(np.stack(images)), self.spec.labels, top_k) if images else ()
         )
         return [
-            Prediction(item.path, item.frame, () if item.image is None else next(answers), item.error)
+            Prediction(
+                item.path, item.frame, () if item.image is None else next(answers), item.error, item.notes
+            )
             for item in group
         ]
 
@@ -265,21 +270,23 @@ def _decode(item: Input, spec: ModelSpec) -> Iterator[list[_Decoded]]:
 
 def _frames(item: Input, spec: ModelSpec) -> Iterator[_Decoded]:
     path = None if isinstance(item, np.ndarray) else str(item)
+    notes: list[str] = []
     try:
-        for number, frame in enumerate(_pixels(item, spec)):
-            yield _Decoded(path, number, frame)
+        for number, frame in enumerate(_pixels(item, spec, notes)):
+            yield _Decoded(path, number, frame, notes=tuple(notes))
+            notes.clear()
     except MedimgError as error:
         yield _Decoded(path, None, None, InputError(type(error).__name__, str(error)))
 
 
-def _pixels(item: Input, spec: ModelSpec) -> Iterator[NDArray[np.uint8]]:
+def _pixels(item: Input, spec: ModelSpec, notes: list[str]) -> Iterator[NDArray[np.uint8]]:
     if isinstance(item, np.ndarray):
         yield prepare(item, spec.image)
         return
     if not str(item):
         raise ImageError("an empty name is no input")
     require_applicable(Path(item), spec.allowed)
-    yield from load_frames(item, spec.image)
+    yield from load_frames(item, spec.image, note=notes.append)
 
 
 def _groups(items: Iterator[_Decoded], batch_size: int) -> Iterator[list[_Decoded]]:

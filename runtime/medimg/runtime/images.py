@@ -4,9 +4,11 @@ Training, calibration, verification, prediction and benchmarks call `load_frames
 so that the array is the same, byte for byte, wherever it is used.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,12 +19,14 @@ from numpy.typing import NDArray
 from medimg.runtime import headers, tiff
 from medimg.runtime.errors import DecoderError, ImageError
 from medimg.runtime.limits import Limits
+from medimg.runtime.notes import Note
 from medimg.runtime.paths import first_bytes
 from medimg.runtime.spec import ImageRule
 
 Image: TypeAlias = NDArray[np.uint8]
 """`(rows, columns, 3)` uint8 RGB."""
 
+_LOG = logging.getLogger(__name__)
 _MAX_CHANNELS = 64
 _HEAD_BYTES = 1024
 """What of a file tells its kind."""
@@ -72,13 +76,17 @@ def load_image(path: str | Path, rule: ImageRule, limits: Limits | None = None) 
     return image
 
 
-def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None) -> Iterator[Image]:
+def load_frames(
+    path: str | Path, rule: ImageRule, limits: Limits | None = None, note: Note | None = None
+) -> Iterator[Image]:
     """Read every frame of a DICOM file or page of a TIFF, one at a time; other files hold one image.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or DICOM file.
         rule: how its pixels become the network's input.
         limits: on size; those of the environment unless given.
+        note: is told what a user must know about an image before that image is given; it is logged unless
+            given.
 
     Yields:
         `(rule.rows, rule.columns, 3)` uint8 RGB, at least one.
@@ -88,7 +96,8 @@ def load_frames(path: str | Path, rule: ImageRule, limits: Limits | None = None)
     """
     path, limits = Path(path), limits or Limits.from_environment()
     try:
-        for pixels in _decode(_read_bytes(path, limits), path.suffix.lower(), rule, limits):
+        content, tell = _read_bytes(path, limits), note or partial(_LOG.info, "%s: %s", path)
+        for pixels in _decode(content, path.suffix.lower(), rule, limits, tell):
             yield prepare(pixels, rule)
     except ImageError as error:
         raise type(error)(f"{path}: {error}") from None
@@ -206,12 +215,14 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
     return content
 
 
-def _decode(content: bytes, suffix: str, rule: ImageRule, limits: Limits) -> Iterator[NDArray[Any]]:
+def _decode(
+    content: bytes, suffix: str, rule: ImageRule, limits: Limits, note: Note = lambda _: None
+) -> Iterator[NDArray[Any]]:
     """Decode by the file's first bytes, whatever its name says."""
     if _is_dicom(content, suffix):
         from medimg.runtime import dicom
 
-        yield from dicom.decode_frames(content, rule.dicom_window, limits)
+        yield from dicom.decode_frames(content, rule.dicom_window, limits, note)
         return
     magic = _magic(content)
     if magic == "TIFF":

@@ -52,9 +52,11 @@ def write_predictions(predictions: Iterable[Prediction], style: str, destination
 
 
 def json_line(prediction: Prediction) -> str:
-    """One JSON object, laid out as the contract says: either `top_k` or `error`."""
+    """One JSON object, laid out as the contract says: `top_k` or `error`, and `notes` where there are any."""
     fields = to_plain(prediction)
     del fields["top_k" if prediction.error else "error"]
+    if not prediction.notes:
+        del fields["notes"]
     return json_text(fields)
 
 
@@ -65,13 +67,15 @@ def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 def _write_csv(predictions: Iterable[Prediction], file: TextIO) -> None:
     rows = csv.writer(file)
-    rows.writerow(("path", "frame", "rank", "index", "label", "score", "error"))
+    rows.writerow(("path", "frame", "rank", "index", "label", "score", "error", "notes"))
     for prediction in predictions:
         path, frame = csv_cell(prediction.path or ""), "" if prediction.frame is None else prediction.frame
+        notes = csv_cell("; ".join(prediction.notes))
         if prediction.error:
-            rows.writerow((path, frame, "", "", "", "", csv_cell(prediction.error.message)))
+            rows.writerow((path, frame, "", "", "", "", csv_cell(prediction.error.message), notes))
         for rank, best in enumerate(prediction.top_k, 1):
-            rows.writerow((path, frame, rank, best.index, csv_cell(best.label), f"{best.score:.6f}", ""))
+            score = f"{best.score:.6f}"
+            rows.writerow((path, frame, rank, best.index, csv_cell(best.label), score, "", notes))
 
 
 def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:
@@ -85,6 +89,8 @@ def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:
         file.write(f"{name} [{prediction.frame}]\n" if prediction.frame else f"{name}\n")
         for best in prediction.top_k:
             file.write(f"    {best.score:7.4f}  {printable(best.label)}\n")
+        for note in prediction.notes:
+            file.write(f"    note: {printable(note)}\n")
 
 
 _WRITERS: dict[str, Callable[[Iterable[Prediction], TextIO], None]] = {

@@ -178,3 +178,18 @@ def test_the_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path)
         assert store.oldest_waiting() == 1.5
     finally:
         store.close()
+
+
+def test_what_must_be_known_of_an_image_stands_once_in_its_line(start: Start, tmp_path: Path) -> None:
+    node = start()
+    tags = {"WindowCenter": [5, 128], "WindowWidth": [0, 256]}
+    paths = [make_loop(tmp_path / f"{count}.dcm", count, tags) for count in (1, 6)]
+    paths.append(make_loop(tmp_path / "plain.dcm", 1))
+    assert storescu(node.receiver.port, *paths).returncode == 0
+    wait_for(lambda: len(outcomes(node)) == 3)
+    results = [
+        json.loads(text) for (text,) in node.store._rows("SELECT text FROM lines WHERE stream = 'results'")
+    ]
+    notes = {line["sop_instance_uid"]: line.get("notes") for line in results}
+    passed_over = ["its window 1 has a width of 0 and was passed over"]
+    assert [notes[uid_of(path)] for path in paths] == [passed_over, passed_over, None]

@@ -117,6 +117,7 @@ def _schema() -> Any:  # noqa: ANN401  a pyarrow.Schema, which has no types
             ("top_k", pyarrow.list_(best)),
             ("error_type", pyarrow.string()),
             ("error", pyarrow.string()),
+            ("notes", pyarrow.list_(pyarrow.string())),
             ("model_sha256", pyarrow.string()),
         ]
     )
@@ -132,6 +133,7 @@ def _columns(rows: Iterable[tuple[int, str, Prediction]], model_sha256: str) -> 
             "top_k": None if error else [vars(best) for best in prediction.top_k],
             "error_type": error and error.type,
             "error": error and _unicode(error.message),
+            "notes": list(prediction.notes),
             "model_sha256": model_sha256,
         }
 

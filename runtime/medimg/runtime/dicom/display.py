@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.dicom.elements import DataSet, Note, code
+from medimg.runtime.dicom.elements import DataSet, code
 from medimg.runtime.dicom.header import PixelHeader
 from medimg.runtime.dicom.tables import LookupTable, read_palette
 from medimg.runtime.dicom.views import Values, modality, padding, voi
 from medimg.runtime.errors import ImageError
+from medimg.runtime.notes import Note
 
 _CONTRADICTORY = {"MONOCHROME1": "IDENTITY", "MONOCHROME2": "INVERSE"}
 """Presentation LUT Shapes that say the opposite (PS3.3 C.8.11.3.1.2)."""

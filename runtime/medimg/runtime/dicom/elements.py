@@ -6,7 +6,7 @@ Nothing here repeats what a file holds but numbers, for a message must not name 
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from medimg.runtime.errors import ImageError
@@ -14,8 +14,6 @@ from medimg.runtime.text import printable
 
 DataSet: TypeAlias = Any
 """A `pydicom.Dataset`, which has no types."""
-Note: TypeAlias = Callable[[str], None]
-"""Takes what a user must know about an image that is shown all the same."""
 
 # What pydicom and decoders raise on damaged files, found by flipping bits in pydicom's own test files.
 DAMAGED = (

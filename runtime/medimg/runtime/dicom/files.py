@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.dicom.display import display
-from medimg.runtime.dicom.elements import DAMAGED, DataSet, Note
+from medimg.runtime.dicom.elements import DAMAGED, DataSet
 from medimg.runtime.dicom.frames import stored_frames
-from medimg.runtime.dicom.header import PixelHeader, read_header
+from medimg.runtime.dicom.header import read_header
 from medimg.runtime.errors import ImageError
 from medimg.runtime.limits import Limits
+from medimg.runtime.notes import Note
 from medimg.runtime.optional import require
 
 _FIRST_IMPORT = threading.Lock()
@@ -50,7 +51,8 @@ def decode_frames(
     with _damage_named("data set"):
         dataset = _read(content, quiet_pydicom())
         header = read_header(dataset)
-    _require_bounded(header, limits)
+    limits.check_frame(header.rows, header.columns, header.samples * max(header.bits_allocated / 8, 1))
+    limits.check_work("frames", header.frames * header.frame_bytes, len(content))
     count = 0
     with _damage_named("pixels"):
         for pixels, photometric in stored_frames(dataset, header):
@@ -132,11 +134,3 @@ def _check_inflated_size(content: bytes, pydicom: Any) -> None:  # noqa: ANN401
         packed = inflater.unconsumed_tail
         if size_bytes > _MAX_INFLATED_BYTES:
             raise ImageError(f"unpacks to more than {_MAX_INFLATED_BYTES:,} bytes")
-
-
-def _require_bounded(header: PixelHeader, limits: Limits) -> None:
-    pixels = header.rows * header.columns
-    if pixels > limits.pixels:
-        raise ImageError(
-            f"its header says {header.columns}x{header.rows} pixels; the limit is {limits.pixels:,}"
-        )

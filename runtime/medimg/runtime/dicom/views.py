@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.dicom.elements import DataSet, Note, codes, finite, holders, items, number, numbers
+from medimg.runtime.dicom.elements import DataSet, codes, finite, holders, items, number, numbers
 from medimg.runtime.dicom.header import PixelHeader
 from medimg.runtime.dicom.tables import LookupTable, read_table
 from medimg.runtime.errors import ImageError
+from medimg.runtime.notes import Note
 
 Values = NDArray[np.float64]
 _MIN_MAX = "use the rule min-max"

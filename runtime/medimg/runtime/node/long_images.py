@@ -27,6 +27,7 @@ class Combination:
 
     def __init__(self, frames: Sequence[Prediction], classes: int) -> None:
         self.count = 0
+        self.notes: list[str] = []
         self._sum, self._largest = np.zeros(classes), np.zeros(classes)
         self.add(frames)
 
@@ -34,9 +35,14 @@ class Combination:
         """Add frames, each with the scores of all classes."""
         for frame in frames:
             scores = np.array(scores_of(frame, len(self._sum)))
+            self.note(*frame.notes)
             self._sum += scores
             np.maximum(self._largest, scores, out=self._largest)
         self.count += len(frames)
+
+    def note(self, *notes: str) -> None:
+        """Keep what a user must know about the image, once."""
+        self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
 
     def scores(self, rule: str) -> tuple[float, ...]:
         """Give the image's scores by `mean` or `max`.
@@ -55,7 +61,9 @@ class LongImage:
     def __init__(self, item: Waiting, model: Model) -> None:
         self.item, self.model = item, model
         self.answers = Combination((), model.classifier.spec.classes)
-        self._frames: Iterator[NDArray[np.uint8]] = load_frames(item.path, model.classifier.spec.image)
+        self._frames: Iterator[NDArray[np.uint8]] = load_frames(
+            item.path, model.classifier.spec.image, note=self.answers.note
+        )
 
     def classify(self, count: int) -> list[Prediction]:
         """Classify as many more frames, or fewer where it ends.

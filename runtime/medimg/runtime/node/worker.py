@@ -198,7 +198,7 @@ class Worker:
     def _classified(self, item: Waiting, model: Model, answers: Combination) -> Result:
         scores = answers.scores(self.rules.combine)
         answer = {"frames": answers.count, **describe_scores(scores, model.classifier.spec)}
-        line = {**_identity(item, model), **answer}
+        line = {**_identity(item, model), **answer, **({"notes": answers.notes} if answers.notes else {})}
         return Result(item.sop_uid, "classified", model.sha256, scores, line=line)
 
 
