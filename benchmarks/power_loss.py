@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +273,8 @@ def check(state: Path, acknowledged: dict[str, str], archive: Archive) -> list[s
     rows = Counter(
         uid for (uid,) in database.execute("SELECT sop_uid FROM instances WHERE outcome IS NOT NULL")
     )
+    for (packed,) in database.execute("SELECT content FROM history"):
+        rows.update(json.loads(zlib.decompress(packed))["instances"][0])
     lines: Counter[str] = Counter()
     latest: dict[str, str] = {}
     for path in sorted((state / "results").glob("*.jsonl")):

@@ -43,7 +43,7 @@ COMMANDS = {
             ("audit", "verify"),
             ("bundle", "sign"),
         ),
-        *(("bundle", "verify"), ("sbom",)),
+        *(("bundle", "verify"), ("sbom",), ("queue", "list")),
     ),
     "medimg-export": ((),),
     "medimg-train": (("fit",), ("tune",), ("check",), ("calibrate",), ("evaluate",), ("simulate",)),

@@ -18,6 +18,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from medimg.runtime.node.arrivals import read_file_arrival
 from medimg.runtime.node.config import Inference, NodeConfig, Reception, Tls
 from medimg.runtime.node.service import Node
 
@@ -164,6 +165,16 @@ def real_images(folder: Path) -> list[tuple[str, Path]]:
 
 def uid_of(path: Path) -> str:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
+def series_of(path: Path) -> str:
+    """Give the key of an image's series."""
+    return read_file_arrival(path, 2**28).series_key
+
+
+def kept_file(node: Node, image: Path) -> Path:
+    """Name the file of an image that was sent."""
+    return node.store.image_path(series_of(image), uid_of(image))
 
 
 def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:

@@ -1,7 +1,6 @@
 """Images of several frames among others, bounds on them, and decoders that fail for a while."""
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,8 @@ from medimg.runtime.errors import DecoderError
 from medimg.runtime.images import load_frames
 from medimg.runtime.node.long_images import AT_ONCE
 from medimg.runtime.node.service import Node
-from medimg.runtime.node.store import Store
 
-from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
+from .conftest import Start, kept_file, make_config, make_image, make_series, storescu, uid_of, wait_for
 
 
 def make_loop(path: Path, frames: int, tags: dict[str, Any] | None = None) -> Path:
@@ -130,7 +128,7 @@ def test_a_decoder_that_fails_for_a_while_is_tried_again_later(
         monkeypatch.setattr(f"medimg.runtime.{module}.load_frames", failing)
     config = make_config(tmp_path)
     node = start(replace(config, inference=replace(config.inference, retry_s=0.3)))
-    fragile_file = node.store.image_path(uid_of(fragile))
+    fragile_file = kept_file(node, fragile)
     other = make_image(tmp_path / "other.dcm")
     assert storescu(node.receiver.port, fragile).returncode == 0
     wait_for(lambda: node.counters.total("postponed"))
@@ -150,34 +148,6 @@ def test_several_long_images_share_the_worker(start: Start, tmp_path: Path) -> N
         assert storescu(node.receiver.port, *paths).returncode == 0
     wait_for(lambda: len(outcomes(node)) == len(paths))
     assert {outcome for outcome, _ in outcomes(node).values()} == {"classified"}
-
-
-def test_the_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    with sqlite3.connect(tmp_path / "state" / "node.db") as database:
-        database.executescript(
-            "CREATE TABLE instances(arrival INTEGER PRIMARY KEY AUTOINCREMENT,"
-            " sop_uid TEXT NOT NULL UNIQUE, sop_class TEXT NOT NULL, series_uid TEXT NOT NULL,"
-            " study_uid TEXT NOT NULL, modality TEXT NOT NULL, body_part TEXT NOT NULL,"
-            " photometric TEXT NOT NULL, file TEXT UNIQUE, sha256 TEXT NOT NULL, sender TEXT NOT NULL,"
-            " received_at REAL NOT NULL, state TEXT NOT NULL DEFAULT 'received'"
-            " CHECK(state IN ('received', 'inferred', 'delivered')), tries INTEGER NOT NULL DEFAULT 0,"
-            " outcome TEXT, reason TEXT, scores TEXT, model TEXT, inferred_at REAL, report_uid TEXT);"
-            "INSERT INTO instances(sop_uid, sop_class, series_uid, study_uid, modality, body_part,"
-            " photometric, file, sha256, sender, received_at)"
-            " VALUES ('1.2.3', '1.2', '1.2', '1.2', 'CT', '', '', 'a.dcm', '', '', 1.5)"
-        )
-    database.close()
-    store = Store(tmp_path / "state")
-    try:
-        # How many frames it has is not known, so it is taken as if it had several.
-        assert store.take(10) == []
-        item = store.take_long(())
-        assert item is not None
-        assert (item.sop_uid, item.tries, item.frames) == ("1.2.3", 1, 0)
-        assert store.oldest_waiting() == 1.5
-    finally:
-        store.close()
 
 
 def test_what_must_be_known_of_an_image_stands_once_in_its_line(start: Start, tmp_path: Path) -> None:

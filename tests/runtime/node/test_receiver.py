@@ -19,6 +19,7 @@ from .conftest import (
     PROPOSALS,
     Start,
     certificate,
+    kept_file,
     make_config,
     make_image,
     make_series,
@@ -55,7 +56,7 @@ def test_an_acknowledged_image_is_queued_with_its_file(start: Start, tmp_path: P
     assert done.returncode == 0, done.stderr
     uid = uid_of(image)
     assert stored(node) == {uid}
-    kept = pydicom.dcmread(node.store.image_path(uid))
+    kept = pydicom.dcmread(kept_file(node, image))
     assert kept.PixelData == pydicom.dcmread(image).PixelData
     assert kept.file_meta.SourceApplicationEntityTitle == "STORESCU"
 
@@ -82,7 +83,7 @@ def test_a_uid_never_has_two_contents(start: Start, tmp_path: Path) -> None:
     assert storescu(node.receiver.port, image).returncode == 0
     done = storescu(node.receiver.port, other)
     assert answers(done) == ["Unknown Status: 0x111"]
-    kept = pydicom.dcmread(node.store.image_path(uid_of(image)))
+    kept = pydicom.dcmread(kept_file(node, image))
     assert kept.PixelData == pydicom.dcmread(image).PixelData
 
 
@@ -145,7 +146,7 @@ def test_a_disk_down_to_its_reserve_refuses_and_recovers(
     image = make_image(tmp_path / "a.dcm")
     usage = type("Usage", (), {"free": 1000})
     with monkeypatch.context() as full:
-        full.setattr("medimg.runtime.node.receiver.shutil.disk_usage", lambda _: usage)
+        full.setattr("shutil.disk_usage", lambda _: usage)
         done = storescu(node.receiver.port, image)
         assert answers(done) == ["Refused: OutOfResources"]
     assert storescu(node.receiver.port, image).returncode == 0

@@ -17,13 +17,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.config import disable_value_validation
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from medimg.runtime.node import sr
-from medimg.runtime.node.arrivals import HEADER, checked_value
 from medimg.runtime.node.config import Inference, LabelCode
+from medimg.runtime.node.identity import HEADER, read_identity
 from medimg.runtime.node.journal import read_lines
 from medimg.runtime.node.overlay import Picture, write_overlay
-from medimg.runtime.node.records import Member
+from medimg.runtime.node.records import Member, Series
 from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
@@ -41,9 +44,7 @@ SPEC = ModelSpec(
 def member(number: int, outcome: Any = "classified", model: str = "a" * 64) -> Member:
     scores = (0.6, 0.4) if outcome == "classified" else None
     reason = None if outcome == "classified" else "its modality is MR; the model is for CT"
-    return Member(
-        f"1.2.3.{number}", "1.2.840.10008.5.1.4.1.1.2", "1.3", outcome, reason, scores, model, 1.5e9
-    )
+    return Member(f"1.2.3.{number}", "1.2.840.10008.5.1.4.1.1.2", outcome, reason, scores, model, 1.5e9)
 
 
 def content(members: Sequence[Member], predecessor: str | None = None) -> sr.ReportContent:
@@ -66,9 +67,12 @@ def content(members: Sequence[Member], predecessor: str | None = None) -> sr.Rep
         "ReferringPhysicianName": "Roe^Richard",
     }
     codes = {"naïve cyst": LabelCode("367643001", "SCT", "Cyst")}
-    return sr.ReportContent(
-        sr.report_uid("1.2.3", members), "1.2.3", "1.3", header, tuple(groups), predecessor, codes
-    )
+    series = Series("key", "1.2.3", "1.3", header, ("AccessionNumber is left out",), ("two patients",))
+    return sr.ReportContent(series, tuple(groups), predecessor, codes)
+
+
+def written(content: sr.ReportContent) -> bytes:
+    return sr.write_report(content, {})[1]
 
 
 ODD = r"\A([12][09]\d{2}[0-3]\d[0-3]\d|[0-2]\d[0-9]{4}(\.\d{1,7})?|[A-Z=^]{1,70})\Z"
@@ -89,7 +93,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_reports_are_valid(name: str, tmp_path: Path) -> None:
     path = tmp_path / "report.dcm"
-    path.write_bytes(sr.write_report(CASES[name]))
+    path.write_bytes(written(CASES[name]))
     validated = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
     assert "Error" not in validated.stderr + validated.stdout, validated.stderr
     dumped = subprocess.run(["dsrdump", path], capture_output=True, text=True, check=False)
@@ -108,7 +112,7 @@ def references(path: Path) -> set[str]:
 
 def test_a_report_says_model_use_scores_and_operating_point(tmp_path: Path) -> None:
     path = tmp_path / "report.dcm"
-    path.write_bytes(sr.write_report(CASES["one image"]))
+    path.write_bytes(written(CASES["one image"]))
     report = hd.sr.srread(path)
     (group,) = report.content.get_image_measurement_groups()
     texts = {item.name.meaning: item.value for item in group[0].ContentSequence if item.ValueType == "TEXT"}
@@ -126,7 +130,7 @@ def test_a_report_says_model_use_scores_and_operating_point(tmp_path: Path) -> N
 
 
 def test_the_same_content_gives_the_same_bytes() -> None:
-    assert sr.write_report(CASES["forty images"]) == sr.write_report(CASES["forty images"])
+    assert written(CASES["forty images"]) == written(CASES["forty images"])
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(HEADER, st.one_of(st.text(max_size=90), st.from_regex(ODD)))))
@@ -134,29 +138,46 @@ def test_the_same_content_gives_the_same_bytes() -> None:
 @settings(max_examples=30, deadline=None)
 def test_no_text_of_a_peer_keeps_a_series_from_its_report(header: dict[str, str]) -> None:
     """Impossible dates, too many name components and control characters are all in real files."""
-    checked = {name: checked_value(header, name) for name in HEADER}
-    odd = replace(CASES["one image"], header=checked)
+    dataset = pydicom.Dataset()
+    with disable_value_validation():
+        for name, value in header.items():
+            tag = Tag(name)
+            dataset[tag] = RawDataElement(
+                tag, dictionary_VR(tag), len(value), value.encode(errors="replace"), 0, False, True
+            )
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+    identity = read_identity(dataset)
+    base = CASES["one image"]
+    odd = replace(base, series=replace(base.series, header=identity.header, notes=identity.notes))
     picture = Picture(np.zeros((2, 2, 3), np.uint8), odd.groups[0].members[0])
-    for written in (sr.write_report(odd), write_overlay(picture, odd)):
-        document = pydicom.dcmread(BytesIO(written))
+    for file in (written(odd), write_overlay(picture, odd, "1.2.3")):
+        document = pydicom.dcmread(BytesIO(file))
         # Its check of lengths counts the pad to an even number of bytes too.
         with disable_value_validation():
             read = {name: str(document.get(name) or "") for name in HEADER}
-        assert read["PatientID"] == checked["PatientID"]
-        assert all(map(str.isprintable, read.values()))
+        for name, value in read.items():
+            kept = identity.header.get(name, "")
+            assert value == kept
+            is_empty = all(char in "^=\0" or char.isspace() for char in header[name])
+            assert kept or is_empty or any(name in note for note in identity.notes)
 
 
-def test_uids_depend_on_model_series_and_instances_alone() -> None:
-    one = [member(1), member(2)]
-    assert sr.report_uid("1.2.3", one) == sr.report_uid("1.2.3", one[::-1])
-    others = {
-        sr.report_uid("1.2.4", one),
-        sr.report_uid("1.2.3", one[:1]),
-        sr.report_uid("1.2.3", [replace(item, model="c" * 64) for item in one]),
-        sr.report_uid("1.2.3", one),
-    }
-    assert len(others) == 4
-    assert all(re.fullmatch(r"2\.25\.[1-9][0-9]{,38}", uid) for uid in others)
+def test_a_uid_stands_for_all_that_a_report_says() -> None:
+    base = CASES["one image"]
+    changes = [
+        base,
+        replace(base, series=replace(base.series, series_key="other")),
+        replace(base, series=replace(base.series, header={**base.series.header, "PatientID": "P2"})),
+        replace(base, predecessor="1.2.3.4"),
+        replace(base, codes={}),
+        content([member(1), member(2)]),
+        content([replace(member(1), received_at=1.6e9)]),
+        content([member(1, model="c" * 64)]),
+    ]
+    uids = [sr.write_report(change, {})[0] for change in changes]
+    uids.append(sr.write_report(base, {"line": 1})[0])
+    assert len(set(uids)) == len(uids)
+    assert all(re.fullmatch(r"2\.25\.[1-9][0-9]{,38}", uid) for uid in uids)
 
 
 def lines_of(node: Any, kind: str) -> list[dict[str, Any]]:

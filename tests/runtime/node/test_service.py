@@ -307,6 +307,23 @@ def test_power_loss_at_random_moments(tiny_model: Path, tmp_path: Path, kills: i
     assert result["acknowledged"] > 5
 
 
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_kills_under_load_with_destinations_that_misbehave(
+    tiny_model: Path, tmp_path: Path, kills: int
+) -> None:
+    script, report = ROOT / "benchmarks" / "node_kills.py", tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", str(kills), "--model", tiny_model, "--json", report],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(report.read_text())
+    assert (result["problems"], result["exit_status"]) == ([], 0)
+    assert min(result["images_acknowledged"], result["refused_by_the_archive"], result["redirected"]) > 0
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -1,31 +1,25 @@
-"""What is read of a data set when it arrives: UIDs, kind, and what its report will say of the patient."""
+"""What is read of a data set when it arrives: UIDs, kind, and whom it is about."""
 
 import hashlib
 import re
 import zlib
 from collections.abc import Mapping
-from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
+from medimg.runtime.node.identity import HEADER, ISSUERS, read_identity
 from medimg.runtime.node.records import Arrival
 from medimg.runtime.optional import require
 
-HEADER = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "ReferringPhysicianName"),
-)
 IMPLEMENTATION_UID = "2.25.316301806038218270065623334814262699499"
 """Of this node (PS3.7 D.3.3.2), derived from a UUID (PS3.5 B.2)."""
 MANUFACTURER = "medimg"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", re.ASCII)
-_LONGEST = {"StudyID": 16, "AccessionNumber": 16}
 _ROW_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
 _TAGS = [
     *_ROW_TAGS,
@@ -35,6 +29,7 @@ _TAGS = [
     "NumberOfFrames",
     "SpecificCharacterSet",
     *HEADER,
+    *ISSUERS,
 ]
 
 
@@ -60,7 +55,6 @@ def read_arrival(
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         header = _header(content, transfer_syntax, max_bytes)
-        header.decode()
         uids = [str(header.get(name) or "") for name in _ROW_TAGS[:4]]
         for name, uid in zip(_ROW_TAGS, uids, strict=False):
             if len(uid) > 64 or not _UID.fullmatch(uid):
@@ -70,7 +64,7 @@ def read_arrival(
         ]
         if str(header.get("Manufacturer")) == MANUFACTURER:
             raise UnusableError("an overlay that medimg has drawn itself, not an image of a scanner")
-        patient_and_study = {name: checked_value(header, name) for name in HEADER}
+        identity = read_identity(header)
     except dicom.DAMAGED as error:
         raise UnusableError(f"a damaged data set ({type(error).__name__})") from None
     modality, body_part, photometric = kind
@@ -85,7 +79,7 @@ def read_arrival(
         sender=sender,
         received_at=received_at,
         sha256=sha256,
-        header=patient_and_study,
+        identity=identity,
         frames=_frames(header),
     )
 
@@ -102,7 +96,7 @@ def read_file_arrival(path: Path, max_bytes: int) -> Arrival:
             content[stream.tell() :],
             str(meta.TransferSyntaxUID),
             sender=str(meta.get("SourceApplicationEntityTitle", "")),
-            received_at=path.stat().st_mtime,
+            received_at=path.stat().st_mtime_ns // 1000 / 1e6,
             max_bytes=max_bytes,
         )
     except dicom.DAMAGED as error:
@@ -158,30 +152,6 @@ def _text(header: Any, name: str, longest: int) -> str:  # noqa: ANN401
     return "".join(char for char in text if char.isprintable())[:longest].strip()
 
 
-def checked_value(header: Any, name: str) -> str:  # noqa: ANN401
-    """Give a value as its kind must be (PS3.5 6.2), or nothing where it is otherwise."""
-    text = _text(header, name, _LONGEST.get(name, 64))
-    if name.endswith("Date"):
-        return text if _is_date(text) else ""
-    if name.endswith("Time"):
-        return text if _TIME.fullmatch(text) else ""
-    if name.endswith("Name"):
-        groups = [group.split("^")[:5] for group in text.split("=")[:3]]
-        return "=".join("^".join(part.strip() for part in group).rstrip("^") for group in groups).rstrip("=")
-    if name == "PatientSex":
-        return text if text in ("M", "F", "O") else ""
-    return text
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return (
-            len(text) == 8 and text.isascii() and text.isdigit() and bool(datetime.strptime(text, "%Y%m%d"))
-        )
-    except ValueError:
-        return False
-
-
 def describe(arrival: Arrival, *, patient_names: bool) -> Mapping[str, object]:
     """Say in the audit log what came."""
     fields = {
@@ -190,4 +160,4 @@ def describe(arrival: Arrival, *, patient_names: bool) -> Mapping[str, object]:
         "sender": arrival.sender,
         "sha256": arrival.sha256,
     }
-    return {**fields, "patient": arrival.header["PatientName"]} if patient_names else fields
+    return {**fields, "patient": arrival.identity.header.get("PatientName", "")} if patient_names else fields

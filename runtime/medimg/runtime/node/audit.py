@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from medimg.runtime.errors import CheckFailedError
 from medimg.runtime.node.bundle import read_private_key, read_public_key
 from medimg.runtime.node.database import NO_HEAD
-from medimg.runtime.node.files import append_durable, last_line, make_folder
-from medimg.runtime.node.journal import read_lines
+from medimg.runtime.node.files import append_durable, last_line, make_folder, write_durable
+from medimg.runtime.node.journal import REMOVED, read_lines
 from medimg.runtime.optional import require
 
 CHECKPOINTS = "checkpoints.jsonl"
@@ -22,11 +23,13 @@ class Verified:
     """What was found to be whole."""
 
     entries: int
-    """Lines of the log."""
+    """Lines of the log, with those that were removed."""
     checkpoints: int
     """Signed checkpoints, all of which the log agrees with."""
     signed_entries: int
     """Lines that the last checkpoint vouches for."""
+    removed_entries: int = 0
+    """The first lines, of which a later one says that they were removed when it was their time."""
 
 
 class Checkpoints:
@@ -45,6 +48,15 @@ class Checkpoints:
         self._next = time.monotonic()
         if self._path.exists():
             last_line(self._path)
+
+    def forget(self, before: int) -> None:
+        """Remove checkpoints of entries that were removed."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="ascii").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(json.loads(line)["checkpoint"])["count"] >= before]
+        if len(kept) < len(lines):
+            write_durable(self._path, "".join(kept).encode())
 
     def work(self, count: int, head: str, *, now: bool = False) -> bool:
         """Write a checkpoint if there are new entries and it is time.
@@ -76,25 +88,47 @@ def verify_log(log: Path, checkpoints: Path | None = None, public_key: Path | No
         CheckFailedError: an entry was changed, removed or added.
     """
     signed = _read_checkpoints(checkpoints, public_key) if checkpoints and public_key else {}
-    entries, head = 0, NO_HEAD
+    beginning = _beginning(log)
+    removals: set[tuple[object, object]] = {(0, NO_HEAD)}
+    entries, head = beginning
     for line in read_lines(log):
         entries += 1
-        try:
-            entry = json.loads(line)
-            found = (entry["sequence"], entry["previous"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckFailedError(f"{log}: entry {entries} is no entry") from None
-        if found != (entries, head):
+        entry = _entry(log, entries, line)
+        if (entry["sequence"], entry["previous"]) != (entries, head):
             raise CheckFailedError(f"{log}: entry {entries} does not follow the one before it")
         head = hashlib.sha256(line.encode()).hexdigest()
         if signed.get(entries, head) != head:
             raise CheckFailedError(f"{log}: entry {entries} is not the one that was signed")
+        if REMOVED in (entry.get("event"), entry.get("kind")):
+            removals.add((entry.get("up_to"), entry.get("head")))
+    if beginning not in removals or signed.get(*beginning) != beginning[1]:
+        raise CheckFailedError(
+            f"{log}: begins with entry {beginning[0] + 1}, and no entry says that those before were removed"
+        )
     last = max(signed, default=0)
     if last > entries:
         raise CheckFailedError(
             f"{log}: has {entries} entries, where a checkpoint has {last}: its end is missing"
         )
-    return Verified(entries, len(signed), last)
+    return Verified(entries, sum(count >= beginning[0] for count in signed), last, beginning[0])
+
+
+def _beginning(log: Path) -> tuple[int, str]:
+    """Give sequence and hash of the entry before the first that is there."""
+    for line in read_lines(log):
+        entry = _entry(log, 1, line)
+        return entry["sequence"] - 1, entry["previous"]
+    return 0, NO_HEAD
+
+
+def _entry(log: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = dict(json.loads(line))
+        if isinstance(entry["sequence"], int) and isinstance(entry["previous"], str):
+            return entry
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise CheckFailedError(f"{log}: entry {number} is no entry")
 
 
 def _read_checkpoints(folder: Path, public_key: Path) -> dict[int, str]:

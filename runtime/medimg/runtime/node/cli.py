@@ -1,4 +1,4 @@
-"""The commands of the node: listen, audit, bundle, sbom."""
+"""The commands of the node: listen, queue, audit, bundle, sbom."""
 
 import logging
 from dataclasses import replace
@@ -8,6 +8,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
+from medimg.runtime.node.queue_cli import queue
 
 
 @click.command()
@@ -121,4 +122,4 @@ def sbom(model: Path | None, output: Path | None, threads: int) -> None:
     commandline.write_text(output, text + "\n")
 
 
-COMMANDS = (listen, audit, bundle, sbom)
+COMMANDS = (listen, queue, audit, bundle, sbom)

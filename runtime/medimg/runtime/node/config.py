@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from medimg.runtime.codec import from_plain
 from medimg.runtime.errors import ModelError, UsageError
@@ -182,9 +183,38 @@ class HttpDestination:
 
     name: str
     url: str
+    token_file: str | None = None
+    """File with the one line that is sent as a bearer token."""
+    user: str | None = None
+    """Name for basic authentication."""
+    password_file: str | None = None
+    """File with the one line that is the password of `user`."""
+    authorities: str | None = None
+    """Certificates in PEM that sign that of the service, in place of the system's."""
+    certificate: str | None = None
+    """The node's own certificate in PEM, for services that want one."""
+    key: str | None = None
+    """Private key of `certificate`, in PEM."""
 
     def __post_init__(self) -> None:
         _require(self.url.startswith(("http://", "https://")), f"{self.url!r} is no http or https address")
+        where = urlsplit(self.url)
+        _require(where.hostname is not None, f"{self.url!r} names no host")
+        _require("@" not in where.netloc, f"destination {self.name}: credentials belong into a file")
+        _require(
+            (self.user is None) == (self.password_file is None) and not (self.user and self.token_file),
+            f"destination {self.name}: either token_file, or user and password_file",
+        )
+        _require(":" not in (self.user or ""), f"destination {self.name}: user has a colon")
+        _require(
+            (self.certificate is None) == (self.key is None),
+            f"destination {self.name}: certificate and key go together",
+        )
+        secret = self.token_file or self.password_file or self.certificate or self.authorities
+        _require(
+            not secret or where.scheme == "https" or where.hostname in ("127.0.0.1", "::1", "localhost"),
+            f"destination {self.name}: credentials and certificates need https",
+        )
 
 
 @dataclass(frozen=True)
@@ -229,9 +259,18 @@ class Retention:
     """What is removed, and when, so that the disk does not fill."""
 
     images_h: float = 24.0
-    """Images and reports, after delivery."""
+    """Images, after they were answered and their reports delivered; earlier where the disk is nearly full.
+    As long are deliveries kept open whose destination was removed."""
     results_days: float = 90.0
-    """Rows of the database; the lines on disk stay."""
+    """Reports, and what the database knows of series; an image that comes later begins its series anew."""
+    lines_days: float = 365.0
+    """Files of results lines; 0 keeps them for ever."""
+    audit_days: float = 3650.0
+    """Files of the audit log; 0 keeps them for ever."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_h", "results_days", "lines_days", "audit_days"):
+            _require(getattr(self, name) >= 0, f"retention.{name} must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -285,6 +324,7 @@ _PATHS = (
     ("receive", "tls", "key"),
     ("receive", "tls", "authorities"),
 )
+_HTTP_PATHS = ("token_file", "password_file", "authorities", "certificate", "key")
 
 
 def _resolved(plain: dict[str, object], base: Path) -> NodeConfig:
@@ -298,4 +338,10 @@ def _resolved(plain: dict[str, object], base: Path) -> NodeConfig:
                     f"{'.'.join((*tables, name))} is empty, and would be the folder of this file"
                 )
             table[name] = str(base / table[name])
+    deliver = plain.get("deliver")
+    destinations = deliver.get("http") if isinstance(deliver, dict) else None
+    for destination in destinations if isinstance(destinations, list) else ():
+        for name in _HTTP_PATHS:
+            if isinstance(destination, dict) and isinstance(destination.get(name), str):
+                destination[name] = str(base / destination[name])
     return from_plain(NodeConfig, plain, "configuration")

@@ -14,54 +14,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
+from medimg.runtime.errors import UsageError
 from medimg.runtime.node.files import sync_folder
+from medimg.runtime.node.schema import VERSION, bring_up_to_date
 
 _LOG = logging.getLogger(__name__)
 
 Stream: TypeAlias = Literal["results", "audit"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS instances(
-    arrival INTEGER PRIMARY KEY AUTOINCREMENT,
-    sop_uid TEXT NOT NULL UNIQUE, sop_class TEXT NOT NULL, series_uid TEXT NOT NULL, study_uid TEXT NOT NULL,
-    modality TEXT NOT NULL, body_part TEXT NOT NULL, photometric TEXT NOT NULL,
-    file TEXT UNIQUE, sha256 TEXT NOT NULL, sender TEXT NOT NULL, received_at REAL NOT NULL,
-    state TEXT NOT NULL DEFAULT 'received' CHECK(state IN ('received', 'inferred', 'delivered')),
-    tries INTEGER NOT NULL DEFAULT 0,
-    outcome TEXT, reason TEXT, scores TEXT, model TEXT, inferred_at REAL, report_uid TEXT,
-    frames INTEGER NOT NULL DEFAULT 0, retry_at REAL NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS waiting ON instances(arrival) WHERE state = 'received';
-CREATE INDEX IF NOT EXISTS waiting_single ON instances(arrival) WHERE state = 'received' AND frames = 1;
-CREATE INDEX IF NOT EXISTS waiting_long ON instances(arrival) WHERE state = 'received' AND frames != 1;
-CREATE INDEX IF NOT EXISTS unreported ON instances(series_uid) WHERE report_uid IS NULL;
-CREATE INDEX IF NOT EXISTS by_series ON instances(series_uid);
-CREATE INDEX IF NOT EXISTS by_report ON instances(report_uid);
-CREATE INDEX IF NOT EXISTS kept ON instances(inferred_at) WHERE state = 'delivered' AND file IS NOT NULL;
-CREATE INDEX IF NOT EXISTS old ON instances(inferred_at) WHERE state = 'delivered' AND file IS NULL;
-CREATE TABLE IF NOT EXISTS series(series_uid TEXT PRIMARY KEY, header TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS models(sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, spec TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS reports(
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    report_uid TEXT NOT NULL UNIQUE, series_uid TEXT NOT NULL, predecessor TEXT, lines TEXT NOT NULL,
-    created_at REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS reports_by_series ON reports(series_uid);
-CREATE TABLE IF NOT EXISTS deliveries(
-    report_uid TEXT NOT NULL, destination TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, error TEXT,
-    delivered_at REAL, PRIMARY KEY(report_uid, destination)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS undelivered ON deliveries(destination, report_uid) WHERE delivered_at IS NULL;
-CREATE TABLE IF NOT EXISTS streams(stream TEXT PRIMARY KEY, sequence INTEGER NOT NULL, head TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS lines(
-    stream TEXT NOT NULL, sequence INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY(stream, sequence))
-    WITHOUT ROWID;
-"""
-
-_LATER_COLUMNS = (
-    ("instances", "frames", "INTEGER NOT NULL DEFAULT 0"),
-    ("instances", "retry_at", "REAL NOT NULL DEFAULT 0"),
-)
-"""What the first version's tables lack: table, column, definition."""
-
+_LOG_BYTES = 2**24
+"""Length of the log of changes from which on it is put in place."""
+_CHECKED_AT_START_BYTES = 2**28
+"""A larger file is checked while the node works, which then ends and begins anew if it is damaged."""
 NO_HEAD = "0" * 64
 """What stands for the hash of the line before the first."""
 
@@ -71,11 +37,50 @@ class Database:
 
     Args:
         path: the file; a damaged one is set aside, and begun anew.
+        is_owner: whether this process may do so; else the file must be there, and of this version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_owner: bool = True) -> None:
+        self.path = path
         self._lock = threading.RLock()
-        self._database = _open(path)
+        self._database = _open(path) if is_owner else _visit(path)
+
+    def put_in_place(self) -> None:
+        """Write the log of changes into the file, nearly all of it while others go on.
+
+        SQLite's own way does so within a transaction, for which everybody waits.
+        """
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if not log.exists() or log.stat().st_size < _LOG_BYTES:
+            return
+        beside = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            beside.close()
+        with self._lock:
+            self._database.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def suspect(self) -> None:
+        """Have the whole file checked at the next start, whatever its size."""
+        _suspicion(self.path).touch()
+
+    def check(self) -> None:
+        """Check the file table by table, beside all other work.
+
+        Raises:
+            sqlite3.DatabaseError: it is damaged.
+        """
+        database = sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)
+        try:
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (name,) in names:
+                # One at a time, so that what is written meanwhile can be put in place between them.
+                found = database.execute(f"PRAGMA quick_check({name})").fetchone()[0]
+                if found != "ok":
+                    raise sqlite3.DatabaseError(found)
+        finally:
+            database.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -135,6 +140,12 @@ class Database:
             sequence,
         )
 
+    def note_removal(self, stream: Stream, sequence: int, head: str) -> None:
+        """Have the stream itself say that its lines up to one are about to be removed."""
+        with self._transaction() as database:
+            kind = "event" if stream == "audit" else "kind"
+            self._append(database, stream, {kind: "removed", "up_to": sequence, "head": head})
+
     def forget_lines(self, stream: Stream, up_to: int) -> None:
         """Remove lines that are durable in their file."""
         with self._transaction(durable=False) as database:
@@ -149,7 +160,7 @@ def _position(database: sqlite3.Connection, stream: str) -> tuple[int, str]:
 def _open(path: Path) -> sqlite3.Connection:
     """Open the database; a damaged one is set aside, and its images are queued again from their files."""
     try:
-        return _connect(path)
+        database = _connect(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
@@ -159,29 +170,57 @@ def _open(path: Path) -> sqlite3.Connection:
             part.replace(aside / part.name)
         sync_folder(path.parent)
         _LOG.error("%s was damaged (%s) and is now in %s; the queue is made anew", path, error, aside)
-        return _connect(path)
+        database = _connect(path)
+    _suspicion(path).unlink(missing_ok=True)
+    return database
+
+
+def _visit(path: Path) -> sqlite3.Connection:
+    """Open a database that another process may be working on."""
+    if not path.is_file():
+        raise UsageError(f"{path.parent}: no node has worked there")
+    database = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=30,
+    )
+    if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        database.close()
+        raise UsageError(f"{path}: is of another version of medimg: start the node once with this one")
+    return database
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     try:
         database.execute("PRAGMA journal_mode = WAL")
-        # Pages of 4 kB; at SQLite's own 1000 all wait a few times as often while they are put in place.
-        database.execute("PRAGMA wal_autocheckpoint = 4000")
-        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        _add_columns(database)
-        database.executescript(_SCHEMA)
+        # Pages of 4 kB; `put_in_place` should come first.
+        database.execute("PRAGMA wal_autocheckpoint = 40000")
+        is_small = path.stat().st_size <= _CHECKED_AT_START_BYTES
+        if is_small or _is_short(path, database) or _suspicion(path).exists():
+            _require_whole(database)
+        bring_up_to_date(database, path.parent / "images")
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _add_columns(database: sqlite3.Connection) -> None:
-    """Bring the tables of an older version up to the schema; new ones are made by it."""
-    for table, column, definition in _LATER_COLUMNS:
-        known = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
-        if known and column not in known:
-            database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
+def _is_short(path: Path, database: sqlite3.Connection) -> bool:
+    """Whether the file lacks pages that it says it has."""
+    ((pages,), (page_bytes,)) = (
+        database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
+    )
+    return path.stat().st_size < pages * page_bytes and not path.with_name(f"{path.name}-wal").exists()
+
+
+def _require_whole(database: sqlite3.Connection) -> None:
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+def _suspicion(path: Path) -> Path:
+    return path.with_name("check-node.db")

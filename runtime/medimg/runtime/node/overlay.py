@@ -9,13 +9,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.errors import MedimgError
+from medimg.runtime.errors import ImageError, MedimgError
 from medimg.runtime.images import Image, load_frames
 from medimg.runtime.node import sr
 from medimg.runtime.node.arrivals import MANUFACTURER
 from medimg.runtime.node.models import Model, Models
 from medimg.runtime.node.records import Member
-from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
@@ -43,13 +42,12 @@ class Overlays:
 
     Args:
         models: what makes the heat maps.
-        store: where the images are.
     """
 
-    def __init__(self, models: Models, store: Store) -> None:
-        self._models, self._store = models, store
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
-    def write(self, content: sr.ReportContent) -> bytes | None:
+    def write(self, content: sr.ReportContent, report_uid: str) -> bytes | None:
         """Write the overlay of a report as a DICOM file.
 
         It shows the first frame of the image with the highest score for what the series shows most likely.
@@ -66,13 +64,15 @@ class Overlays:
             except MedimgError as error:
                 _LOG.warning("a report has no overlay: %s", printable(str(error)))
                 return None
-        return write_overlay(picture, content)
+        return write_overlay(picture, content, report_uid)
 
     def _draw(self, group: sr.Group, model: Model) -> Picture:
         assert group.scores is not None, "only classified images are drawn"
         best = group.scores.index(max(group.scores))
         source = max(group.members, key=lambda member: (member.scores or ())[best : best + 1])
-        image = next(load_frames(self._store.image_path(source.sop_uid), model.classifier.spec.image))
+        if source.path is None:
+            raise ImageError(f"{source.sop_uid}: its file was removed")
+        image = next(load_frames(source.path, model.classifier.spec.image))
         spec = group.spec
         heat = evidence(model.classifier.activation_map(image), best, spec.task) if spec.heatmap else None
         return Picture(draw(image, heat, _texts(group, source, best)), source)
@@ -136,7 +136,7 @@ def _texts(group: sr.Group, source: Member, best: int) -> list[str]:
     ]
 
 
-def write_overlay(picture: Picture, content: sr.ReportContent) -> bytes:
+def write_overlay(picture: Picture, content: sr.ReportContent, report_uid: str) -> bytes:
     """Write a picture as a DICOM file: Secondary Capture (PS3.3 A.8.1)."""
     sr.quiet_highdicom()
     source = picture.source
@@ -147,9 +147,9 @@ def write_overlay(picture: Picture, content: sr.ReportContent) -> bytes:
         bits_allocated=8,
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
-        series_instance_uid=sr.derived_uid("overlays", content.series_uid),
+        series_instance_uid=sr.derived_uid("overlays", content.series.series_key),
         series_number=9001,
-        sop_instance_uid=overlay_uid(content.report_uid),
+        sop_instance_uid=overlay_uid(report_uid),
         instance_number=1,
         manufacturer=MANUFACTURER,
         transfer_syntax_uid=sr.TRANSFER_SYNTAX,

@@ -1,7 +1,6 @@
 """C-STORE and C-ECHO provider: an image is acknowledged only once it is durable."""
 
 import logging
-import shutil
 import sqlite3
 import ssl
 import time
@@ -186,8 +185,10 @@ class Receiver:
             raise Refusal(OUT_OF_RESOURCES, f"the queue is damaged ({error})") from None
         if added == "other content":
             raise Refusal(DUPLICATE, "its SOP instance UID is here with another data set")
-        self._counters.add("received" if added == "stored" else "received_again")
-        if added == "stored":
+        self._counters.add("received_again" if added == "known" else "received")
+        if added == "flagged":
+            self._counters.add("contradictions")
+        if added != "known":
             self._on_stored(arrival)
 
     def _arrival(self, event: Any, content: bytes, received_at: float) -> Arrival:  # noqa: ANN401
@@ -210,8 +211,9 @@ class Receiver:
         return arrival
 
     def _require_space(self, needed_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(self._store.folder).free
-        if free_bytes - needed_bytes < self._config.receive.reserve_mb * 1e6:
+        wanted_bytes = needed_bytes + self._config.receive.reserve_mb * 1e6
+        free_bytes = self._store.make_room(wanted_bytes, time.time())
+        if free_bytes < wanted_bytes:
             raise Refusal(OUT_OF_RESOURCES, f"{free_bytes / 1e6:,.0f} MB are free on the disk")
 
     def _slow_down(self, started: float) -> None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from medimg.runtime.node.identity import Identity, digest
+
 Outcome: TypeAlias = Literal["classified", "not applicable", "unreadable", "set aside"]
-Added: TypeAlias = Literal["stored", "known", "other content"]
+Added: TypeAlias = Literal["stored", "flagged", "known", "other content"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,15 @@ class Arrival:
     """Seconds since 1970, when its last byte had come."""
     sha256: str
     """Of the data set as it was sent."""
-    header: Mapping[str, str]
+    identity: Identity
     """Patient and study, for the series' report."""
     frames: int = 1
     """What its header says; 0 where it says nothing that can be understood."""
+
+    @property
+    def series_key(self) -> str:
+        """What its images are put together by: a series UID alone may have several patients."""
+        return digest(self.identity.patient, self.study_uid, self.series_uid)
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,28 @@ class Member:
 
     sop_uid: str
     sop_class: str
-    study_uid: str
     outcome: Outcome
     reason: str | None
     scores: tuple[float, ...] | None
     model: str
     received_at: float
+    path: Path | None = None
+    """Its file; None once it was removed."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Patient and study of a series."""
+
+    series_key: str
+    series_uid: str
+    study_uid: str
+    header: Mapping[str, str]
+    """As in `Identity`."""
+    notes: tuple[str, ...]
+    """What was left out of `header`, and what contradicts."""
+    contradictions: tuple[str, ...]
+    """What else has been received that this cannot be true beside."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class Report:
     """What a series' report is stored as."""
 
     report_uid: str
-    series_uid: str
+    series_key: str
     predecessor: str | None
     members: tuple[str, ...]
     """SOP instance UIDs."""
@@ -97,8 +120,23 @@ class Report:
 class Pending:
     """A report that a destination does not have yet."""
 
+    number: int
     report_uid: str
-    series_uid: str
     tries: int
     lines: str
     """The series' result as JSON lines."""
+
+
+@dataclass(frozen=True)
+class OpenDelivery:
+    """A report that a destination is still to get, as the command `queue` shows it."""
+
+    number: int
+    report_uid: str
+    destination: str
+    state: Literal["pending", "refused"]
+    tries: int
+    error: str | None
+    """Why it was not taken last."""
+    created_at: float
+    """Seconds since 1970, when the report was written."""

@@ -4,15 +4,29 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from medimg.runtime.node import sr
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.files import write_durable
 from medimg.runtime.node.overlay import Overlays
-from medimg.runtime.node.records import Member, Report
+from medimg.runtime.node.records import Member, Report, Series
 from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import combined, describe_scores
 from medimg.runtime.spec import ModelSpec
+
+_LOOK_S = 2.0
+"""How often the database is asked for series that nobody told of."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A report that may still turn out to be there already."""
+
+    report_uid: str
+    file: bytes
+    content: sr.ReportContent
+    line: Mapping[str, object]
 
 
 class SeriesReporter:
@@ -40,14 +54,16 @@ class SeriesReporter:
         self._overlays, self._on_reported, self._clock = overlays, on_reported, clock
         self._lock = threading.Lock()
         self._touched = dict.fromkeys(store.unreported_series(), clock())
+        self._next_look = clock() + _LOOK_S
 
-    def touch(self, series_uid: str) -> None:
+    def touch(self, series_key: str) -> None:
         """Note that an image was added."""
         with self._lock:
-            self._touched[series_uid] = self._clock()
+            self._touched[series_key] = self._clock()
 
     def work(self) -> int:
         """Report every series that is idle and answered; give how many."""
+        self._look()
         idle_since = self._clock() - self._rules.series_idle_s
         with self._lock:
             idle = [uid for uid, touched in self._touched.items() if touched <= idle_since]
@@ -65,42 +81,54 @@ class SeriesReporter:
             self._on_reported()
         return len(ready)
 
-    def _report(self, series_uid: str) -> None:
-        members = self._store.members(series_uid)
+    def _look(self) -> None:
+        """Find series that the command `queue` has opened again."""
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + _LOOK_S
+            with self._lock:
+                for key in self._store.unreported_series():
+                    self._touched.setdefault(key, self._clock())
+
+    def _report(self, series_key: str) -> None:
+        members = self._store.members(series_key)
         if not members:
             return
-        uid = sr.report_uid(series_uid, members)
-        path = self._store.report_path(uid)
-        latest = self._store.latest_report(series_uid)
-        predecessor = latest if latest != uid else None
-        groups = tuple(self._groups(members))
+        series, groups = self._store.series(series_key), tuple(self._groups(members))
+        latest, before = self._store.latest_report(series_key) or (None, None)
+        # An answer that was asked for again and is the same needs no report of its own.
+        written = self._written(series, groups, before)
+        if latest and written.report_uid != latest:
+            written = self._written(series, groups, latest)
+        path = self._store.report_path(written.report_uid)
         if not path.exists():
-            content = sr.ReportContent(
-                report_uid=uid,
-                series_uid=series_uid,
-                study_uid=members[0].study_uid,
-                header=self._store.header(series_uid),
-                groups=groups,
-                predecessor=predecessor,
-                codes=self._codes,
-            )
-            self._write_overlay(content)
-            write_durable(path, sr.write_report(content))
-        line = {
-            "series_instance_uid": series_uid,
-            "study_instance_uid": members[0].study_uid,
-            "predecessor": predecessor,
-            "answers": [_describe(group) for group in groups],
-        }
+            self._write_overlay(written)
+            write_durable(path, written.file)
         self._store.add_report(
-            Report(uid, series_uid, predecessor, tuple(member.sop_uid for member in members), line)
+            Report(
+                *(written.report_uid, series_key, written.content.predecessor),
+                *(tuple(member.sop_uid for member in members), written.line),
+            )
         )
 
-    def _write_overlay(self, content: sr.ReportContent) -> None:
+    def _written(self, series: Series, groups: tuple[sr.Group, ...], predecessor: str | None) -> _Written:
+        content = sr.ReportContent(series, groups, predecessor, self._codes)
+        line = {
+            "series_instance_uid": series.series_uid,
+            "study_instance_uid": series.study_uid,
+            "received_at": sr.received_at(content),
+            "predecessor": predecessor,
+            "contradictions": list(series.contradictions),
+            "answers": [_describe(group) for group in groups],
+        }
+        return _Written(*sr.write_report(content, line), content, line)
+
+    def _write_overlay(self, written: _Written) -> None:
         """Write a report's overlay, which is sent with it, unless it is there already."""
-        path = self._store.overlay_path(content.report_uid)
-        if self._overlays and not path.exists() and (overlay := self._overlays.write(content)):
-            write_durable(path, overlay)
+        path = self._store.overlay_path(written.report_uid)
+        if self._overlays and not path.exists():
+            overlay = self._overlays.write(written.content, written.report_uid)
+            if overlay:
+                write_durable(path, overlay)
 
     def _groups(self, members: Sequence[Member]) -> list[sr.Group]:
         """Put together what one model answered in one way, in an order that depends on nothing else."""

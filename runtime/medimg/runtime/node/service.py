@@ -28,6 +28,7 @@ from medimg.runtime.node.receiver import Receiver
 from medimg.runtime.node.records import Arrival
 from medimg.runtime.node.series import SeriesReporter
 from medimg.runtime.node.store import Store
+from medimg.runtime.node.upkeep import Upkeep
 from medimg.runtime.node.worker import Worker
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
@@ -69,12 +70,13 @@ class Node:
         self._results = Journal(folder / "results", "results", self.store)
         self._audit = Journal(folder / "audit", "audit", self.store)
         self._checkpoints = _checkpoints(config)
+        self._upkeep = Upkeep(self.store, self._results, self._audit, self._checkpoints, config)
         public_key = Path(config.public_key) if config.public_key else None
         self.models = Models(model, public_key, self.store, threads)
         self._adopt_files()
         self._answered = Bell()
         self._worker = Worker(self.store, self.models, config.inference, self.counters, self._answered.ring)
-        overlays = Overlays(self.models, self.store) if config.deliver.overlay else None
+        overlays = Overlays(self.models) if config.deliver.overlay else None
         self._series = SeriesReporter(self.store, config.inference, config.codes, overlays, self._on_reported)
         self._deliverers = [
             Deliverer(sender, self.store, config.deliver, self.counters)
@@ -99,6 +101,7 @@ class Node:
             # It waits for others, within limits of its own.
             self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.bell.wait, is_watched=False)
         self._begin("keep", self._keep, self._pause)
+        self._begin("check", self._upkeep.check, self._pause, is_watched=False)
         self.receiver.start()
         self._status.start()
         _LOG.info("%s listens on %s:%d", self._config.ae_title, self._config.address, self.receiver.port)
@@ -209,6 +212,7 @@ class Node:
                 except sqlite3.DatabaseError as error:
                     if not isinstance(error, sqlite3.OperationalError):
                         self._failure = error
+                        self.store.suspect()
                         return
                     self._retry_later(name, error)
                 except Exception as error:  # noqa: BLE001  the work stays queued, and the cause may pass
@@ -227,7 +231,7 @@ class Node:
         self._ended.wait(timeout_s)
 
     def _on_stored(self, arrival: Arrival) -> None:
-        self._series.touch(arrival.series_uid)
+        self._series.touch(arrival.series_key)
         self._worker.note_arrival(arrival.frames)
         self._worker.hold_back(_LONGEST_HOLD_S)
 
@@ -249,14 +253,14 @@ class Node:
         """Keep the audit log up to date and the disk free."""
         self._audit.catch_up()
         self._sign()
-        now, keep = time.monotonic(), self._config.retention
+        now = time.monotonic()
         if now >= self._next_tidy:
             self._results.tidy()
             self._audit.tidy()
-            self.store.clean_files(time.time() - 3600 * keep.images_h)
+            self._upkeep.tidy()
             self._next_tidy = now + _TIDY_S
         if now >= self._next_forget:
-            self.store.clean_rows(time.time() - 86400 * keep.results_days)
+            self._upkeep.forget()
             self._next_forget = now + _FORGET_S
         return 0
 
@@ -281,10 +285,8 @@ class Node:
 
     def _adopt_files(self) -> None:
         """Queue images whose files are in place and whose rows were lost."""
-        known = self.store.known_files()
-        for path in sorted(self.store.images.glob("*.dcm")):
-            if path.name in known:
-                continue
+        names = (path.name for path in self.store.images.glob("*.dcm"))
+        for path in map(self.store.images.joinpath, self.store.unknown_files(names)):
             try:
                 arrival = arrivals.read_file_arrival(path, int(self._config.receive.max_instance_mb * 1e6))
             except arrivals.UnusableError as error:

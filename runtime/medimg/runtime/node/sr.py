@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -13,7 +13,8 @@ from typing import Any
 
 from medimg.runtime.node.arrivals import IMPLEMENTATION_UID, MANUFACTURER
 from medimg.runtime.node.config import LabelCode
-from medimg.runtime.node.records import Member
+from medimg.runtime.node.identity import HEADER, ISSUERS
+from medimg.runtime.node.records import Member, Series
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
 from medimg.runtime.spec import ModelSpec
@@ -22,6 +23,8 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
 TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"
 _SCHEME = "99MEDIMG"
 _LONGEST_TEXT = 1024
+_NO_UID = "2.25.0"
+"""Stands for a report's UID until it is known."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,7 @@ class Group:
 class ReportContent:
     """All that a report says; the same content always gives the same bytes."""
 
-    report_uid: str
-    series_uid: str
-    study_uid: str
-    header: Mapping[str, str]
-    """Patient and study."""
+    series: Series
     groups: tuple[Group, ...]
     predecessor: str | None
     codes: Mapping[str, LabelCode]
@@ -57,23 +56,35 @@ def derived_uid(*parts: object) -> str:
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def report_uid(series_uid: str, members: Sequence[Member]) -> str:
-    """Derive a report's UID from the models that answered, the series and the sorted instances."""
-    models = sorted({member.model for member in members})
-    return derived_uid("report", models, series_uid, sorted(member.sop_uid for member in members))
+def write_report(content: ReportContent, line: Mapping[str, object]) -> tuple[str, bytes]:
+    """Write the report as a DICOM file.
+
+    Its UID is derived from all that it says, so that no UID can ever have two contents.
+
+    Args:
+        content: what it says.
+        line: what goes to other destinations under the same UID.
+
+    Returns:
+        The UID and the file.
+    """
+    report = _report(content)
+    without_uid = hashlib.sha256(finished_file(report, content)).hexdigest()
+    uid = derived_uid("report", without_uid, line)
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = uid
+    return uid, finished_file(report, content)
 
 
-def write_report(content: ReportContent) -> bytes:
-    """Write the report as a DICOM file."""
+def _report(content: ReportContent) -> Any:  # noqa: ANN401  highdicom, which is optional
     quiet_highdicom()
     sr = require("highdicom.sr", "node")
     members = _members(content)
     report = sr.ComprehensiveSR(
         evidence=[evidence(member, content) for member in members],
         content=_content(sr, content)[0],
-        series_instance_uid=derived_uid("series", content.series_uid),
+        series_instance_uid=derived_uid("series", content.series.series_key),
         series_number=9000,
-        sop_instance_uid=content.report_uid,
+        sop_instance_uid=_NO_UID,
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
@@ -86,7 +97,7 @@ def write_report(content: ReportContent) -> bytes:
         specific_character_set="ISO_IR 192",
     )
     report.PreliminaryFlag = "PRELIMINARY"
-    return finished_file(report, content)
+    return report
 
 
 def finished_file(dataset: Any, content: ReportContent) -> bytes:  # noqa: ANN401  pydicom has no types
@@ -94,12 +105,17 @@ def finished_file(dataset: Any, content: ReportContent) -> bytes:  # noqa: ANN40
 
     highdicom writes the present time in many places, which would be another each time.
     """
-    written_at = datetime.fromtimestamp(max(member.received_at for member in _members(content)), timezone.utc)
+    written_at = datetime.fromtimestamp(received_at(content), timezone.utc)
     for kind in ("Content", "InstanceCreation"):
         setattr(dataset, f"{kind}Date", written_at.strftime("%Y%m%d"))
         setattr(dataset, f"{kind}Time", written_at.strftime("%H%M%S.%f"))
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
         equipment.ContributionDateTime = written_at.strftime("%Y%m%d%H%M%S.%f")
+    # highdicom gives them to some kinds of objects and not to others.
+    image = evidence(_members(content)[0], content)
+    for name in ("IssuerOfPatientID", *ISSUERS):
+        if name in image:
+            dataset[name] = image[name]
     dataset.TimezoneOffsetFromUTC = "+0000"
     dataset.ManufacturerModelName, dataset.SoftwareVersions = "medimg", version("medimg")
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
@@ -107,6 +123,11 @@ def finished_file(dataset: Any, content: ReportContent) -> bytes:  # noqa: ANN40
     written = BytesIO()
     dataset.save_as(written)
     return written.getvalue()
+
+
+def received_at(content: ReportContent) -> float:
+    """Give when the last image of a report came."""
+    return max(member.received_at for member in _members(content))
 
 
 def _members(content: ReportContent) -> list[Member]:
@@ -141,7 +162,7 @@ def _content(sr: Any, content: ReportContent) -> Any:  # noqa: ANN401  highdicom
 
 def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
     members = group.members
-    identity = (content.report_uid, group.model_sha256, members[0].outcome)
+    identity = (content.series.series_key, group.model_sha256, members[0].outcome)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=derived_uid("tracking", *identity), identifier=f"{members[0].outcome} series"
@@ -149,7 +170,7 @@ def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  #
         algorithm_id=sr.AlgorithmIdentification(
             name=group.model_name[:64],
             version=f"SHA-256 {group.model_sha256}",
-            parameters=_parameters(group),
+            parameters=_parameters(group, content.series),
         ),
         measurements=_measurements(sr, codes, group, content) or None,
         finding_type=_finding(sr, group, content),
@@ -160,7 +181,7 @@ def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  #
     )
 
 
-def _parameters(group: Group) -> list[str]:
+def _parameters(group: Group, series: Series) -> list[str]:
     spec = group.spec
     lines = [NOT_DIAGNOSTIC, f"Intended use: {spec.intended_use or 'not stated'}"]
     if spec.simulated_data:
@@ -168,7 +189,8 @@ def _parameters(group: Group) -> list[str]:
     if group.scores is not None:
         lines.append(f"Score of the series: {group.combine} of the scores of its images, class by class")
     lines += sorted({f"{member.outcome}: {member.reason}" for member in group.members if member.reason})[:8]
-    return [_plain(line) for line in lines]
+    lines += [f"Caution: {contradiction}" for contradiction in series.contradictions]
+    return [_plain(line) for line in (*lines, *series.notes)]
 
 
 def _measurements(sr: Any, codes: Any, group: Group, content: ReportContent) -> list[Any]:  # noqa: ANN401
@@ -224,10 +246,18 @@ def _coding_scheme() -> Any:  # noqa: ANN401
 def evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401  pydicom has no types
     """Give what highdicom wants to know of an image: patient, study, series and its UIDs."""
     image = _dataset()
-    for name, value in content.header.items():
-        setattr(image, name, value)
+    for name in HEADER:
+        setattr(image, name, content.series.header.get(name, ""))
+    for sequence, names in ISSUERS.items():
+        values = {name: content.series.header.get(f"{sequence}.{name}") for name in names}
+        if any(values.values()):
+            item = _dataset()
+            item.update({name: value for name, value in values.items() if value})
+            setattr(image, sequence, [item])
+    if not image.IssuerOfPatientID:
+        del image.IssuerOfPatientID
     image.SpecificCharacterSet = "ISO_IR 192"
-    image.StudyInstanceUID, image.SeriesInstanceUID = content.study_uid, content.series_uid
+    image.StudyInstanceUID, image.SeriesInstanceUID = content.series.study_uid, content.series.series_uid
     image.SOPInstanceUID, image.SOPClassUID = member.sop_uid, member.sop_class
     image.Modality = "OT"
     return image
@@ -235,7 +265,7 @@ def evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401  py
 
 def _predecessor(content: ReportContent) -> Any:  # noqa: ANN401
     predecessor = evidence(content.groups[0].members[0], content)
-    predecessor.SeriesInstanceUID = derived_uid("series", content.series_uid)
+    predecessor.SeriesInstanceUID = derived_uid("series", content.series.series_key)
     predecessor.SOPInstanceUID, predecessor.SOPClassUID = content.predecessor, SOP_CLASS
     return predecessor
 

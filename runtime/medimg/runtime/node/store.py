@@ -1,7 +1,8 @@
-"""The queue: images, their answers, reports and deliveries, with images and reports as files beside it."""
+"""The queue of images and their answers."""
 
-import hashlib
 import json
+import logging
+import os
 import sqlite3
 import time
 from collections import deque
@@ -9,9 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.node.files import make_folder, remove_temporary, sync_folder
-from medimg.runtime.node.records import Added, Arrival, Member, Pending, Report, Result
+from medimg.runtime.node.deliveries import Deliveries
+from medimg.runtime.node.files import remove_temporary, sync_folder
+from medimg.runtime.node.history import SHA256_KEPT
+from medimg.runtime.node.identity import merged
+from medimg.runtime.node.records import Added, Arrival, Member, Result, Series
+from medimg.runtime.node.schema import add_series
 from medimg.runtime.node.waiting import WaitingImages
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,7 +32,7 @@ class _Entry:
     """What became of it; None until it has been dealt with."""
 
 
-class Store(WaitingImages):
+class Store(Deliveries, WaitingImages):
     """The node's durable state.
 
     Args:
@@ -34,27 +41,10 @@ class Store(WaitingImages):
     """
 
     def __init__(self, folder: Path, destinations: Sequence[str] = ()) -> None:
-        self.folder = make_folder(folder)
-        self.images = make_folder(folder / "images")
-        self.reports = make_folder(folder / "reports")
+        self._arriving: deque[_Entry] = deque()
+        super().__init__(folder, destinations)
         for part in (self.images, self.reports):
             remove_temporary(part)
-        self._destinations = tuple(destinations)
-        self._arriving: deque[_Entry] = deque()
-        super().__init__(folder / "node.db")
-        sync_folder(folder)
-
-    def image_path(self, sop_uid: str) -> Path:
-        """Name an image's file: by a hash, so that no text of a peer becomes a path."""
-        return self.images / f"{hashlib.sha256(sop_uid.encode()).hexdigest()}.dcm"
-
-    def report_path(self, report_uid: str) -> Path:
-        """Name a report's file."""
-        return self.reports / f"{report_uid}.dcm"
-
-    def overlay_path(self, report_uid: str) -> Path:
-        """Name the file of a report's overlay."""
-        return self.reports / f"{report_uid}.overlay.dcm"
 
     # Receiving
 
@@ -64,7 +54,8 @@ class Store(WaitingImages):
         Images that several threads add meanwhile are committed together: one flush serves them all.
 
         Returns:
-            `stored`; `known` if the same data set is here already; `other content` if its UID has another.
+            `stored`, or `flagged` if it was stored and contradicts others; `known` if the same data set is
+            here already; `other content` if its UID has another.
         """
         entry = _Entry(arrival, temporary, audited)
         self._arriving.append(entry)
@@ -80,11 +71,11 @@ class Store(WaitingImages):
         return entry.outcome
 
     def _add_together(self, entries: Sequence[_Entry]) -> None:
-        outcomes: list[Added | Exception] = []
+        outcomes: Sequence[Added | Exception] = []
         try:
             with self._transaction() as database:
                 outcomes = [self._place(database, entry) for entry in entries]
-                if "stored" in outcomes:
+                if not {"stored", "flagged"}.isdisjoint(outcomes):
                     sync_folder(self.images)
         except (OSError, sqlite3.Error) as error:
             outcomes = [error for _ in entries]
@@ -93,41 +84,68 @@ class Store(WaitingImages):
 
     def _place(self, database: sqlite3.Connection, entry: _Entry) -> Added:
         arrival = entry.arrival
+        self._unfold(database, arrival.series_key)
         found = database.execute(
-            "SELECT sha256 FROM instances WHERE sop_uid = ?", (arrival.sop_uid,)
-        ).fetchone()
+            "SELECT sha256, series_key FROM instances WHERE sop_uid = ?", (arrival.sop_uid,)
+        ).fetchall()
         if found:
-            return "known" if found[0] == arrival.sha256 else "other content"
-        path = self.image_path(arrival.sop_uid)
+            same = arrival.sha256[:SHA256_KEPT], arrival.series_key
+            is_known = any((sha256[:SHA256_KEPT], key) == same for sha256, key in found)
+            return "known" if is_known else "other content"
+        path = self.image_path(arrival.series_key, arrival.sop_uid)
+        # What the database forgets is read from the file, where its time would be another.
+        os.utime(entry.temporary, ns=(round(1e6 * arrival.received_at) * 1000,) * 2)
         entry.temporary.replace(path)
-        self._insert(database, arrival, path)
+        contradictions = self._insert(database, arrival, path)
         self._append(database, "audit", {"event": "received", **entry.audited})
-        return "stored"
+        return self._flag(database, arrival, contradictions)
+
+    def _flag(self, database: sqlite3.Connection, arrival: Arrival, contradictions: Sequence[str]) -> Added:
+        if not contradictions:
+            return "stored"
+        uids = {"sop_instance_uid": arrival.sop_uid, "series_instance_uid": arrival.series_uid}
+        for reason in contradictions:
+            self._append(database, "audit", {"event": "contradiction", **uids, "reason": reason})
+            _LOG.warning("series %s: %s", arrival.series_uid, reason)
+        return "flagged"
 
     def adopt(self, arrival: Arrival, path: Path) -> None:
         """Queue an image whose file is in place and whose row is not."""
         with self._transaction() as database:
-            self._insert(database, arrival, path)
+            self._unfold(database, arrival.series_key)
+            contradictions = self._insert(database, arrival, path)
             self._append(database, "audit", {"event": "recovered", "sop_instance_uid": arrival.sop_uid})
+            self._flag(database, arrival, contradictions)
 
-    def _insert(self, database: sqlite3.Connection, arrival: Arrival, path: Path) -> None:
+    def _insert(self, database: sqlite3.Connection, arrival: Arrival, path: Path) -> list[str]:
+        """Add an image's row; give what it contradicts."""
         database.execute(
-            "INSERT INTO instances(sop_uid, sop_class, series_uid, study_uid, modality, body_part,"
-            " photometric, file, sha256, sender, received_at, frames)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO instances(sop_uid, sop_class, series_key, series_uid, study_uid, modality,"
+            " body_part, photometric, file, sha256, sender, received_at, frames)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(arrival.sop_uid, arrival.sop_class, arrival.series_uid, arrival.study_uid),
-                *(arrival.modality, arrival.body_part, arrival.photometric),
-                *(path.name, arrival.sha256, arrival.sender, arrival.received_at, arrival.frames),
+                *(arrival.sop_uid, arrival.sop_class, arrival.series_key, arrival.series_uid),
+                *(arrival.study_uid, arrival.modality, arrival.body_part, arrival.photometric),
+                *(path.name, arrival.sha256, arrival.sender, round(1e6 * arrival.received_at) / 1e6),
+                arrival.frames,
             ),
         )
-        database.execute(
-            "INSERT OR IGNORE INTO series VALUES (?, ?)", (arrival.series_uid, json.dumps(arrival.header))
-        )
-
-    def known_files(self) -> set[str]:
-        """Name every image file that has a row."""
-        return {name for (name,) in self._rows("SELECT file FROM instances WHERE file IS NOT NULL")}
+        row = database.execute(
+            "SELECT header, notes FROM series WHERE series_key = ?", (arrival.series_key,)
+        ).fetchone()
+        if row is None:
+            add_series(database, arrival)
+            return self.contradictions(
+                arrival.series_key, arrival.series_uid, arrival.study_uid, arrival.identity.patient
+            )
+        known = json.loads(row[0]), json.loads(row[1])
+        header, notes, differing = merged(*known, arrival.identity)
+        if (header, notes) != known:
+            database.execute(
+                "UPDATE series SET header = ?, notes = ? WHERE series_key = ?",
+                (json.dumps(header), json.dumps(notes), arrival.series_key),
+            )
+        return [f"the images of the series differ in {name}" for name in differing]
 
     # Classifying
 
@@ -167,112 +185,50 @@ class Store(WaitingImages):
     # Series and reports
 
     def unreported_series(self) -> list[str]:
-        """Name the series with images that no report names yet."""
+        """Give the keys of series with images that no report names yet."""
         return [
-            uid for (uid,) in self._rows("SELECT DISTINCT series_uid FROM instances WHERE report_uid IS NULL")
+            key for (key,) in self._rows("SELECT DISTINCT series_key FROM instances WHERE report_uid IS NULL")
         ]
 
-    def is_answered(self, series_uid: str) -> bool:
+    def is_answered(self, series_key: str) -> bool:
         """Whether every image of a series has its answer."""
         return not self._rows(
-            "SELECT 1 FROM instances WHERE series_uid = ? AND state = 'received' LIMIT 1", series_uid
+            "SELECT 1 FROM instances WHERE series_key = ? AND state = 'received' LIMIT 1", series_key
         )
 
-    def members(self, series_uid: str) -> list[Member]:
+    def members(self, series_key: str) -> list[Member]:
         """Give a series' answered images, sorted by UID."""
         rows = self._rows(
-            "SELECT sop_uid, sop_class, study_uid, outcome, reason, scores, model, received_at"
-            " FROM instances WHERE series_uid = ? AND state != 'received' ORDER BY sop_uid",
-            series_uid,
+            "SELECT sop_uid, sop_class, outcome, reason, scores, model, received_at, file"
+            " FROM instances WHERE series_key = ? AND state != 'received' ORDER BY sop_uid",
+            series_key,
         )
         return [
-            Member(uid, kind, study, outcome, reason, _scores(scores), model, at)
-            for uid, kind, study, outcome, reason, scores, model, at in rows
+            Member(
+                uid, kind, outcome, reason, _scores(scores), model, at, self.images / file if file else None
+            )
+            for uid, kind, outcome, reason, scores, model, at, file in rows
         ]
 
-    def header(self, series_uid: str) -> dict[str, str]:
+    def series(self, series_key: str) -> Series:
         """Give patient and study of a series."""
-        ((text,),) = self._rows("SELECT header FROM series WHERE series_uid = ?", series_uid)
-        return dict(json.loads(text))
-
-    def latest_report(self, series_uid: str) -> str | None:
-        """Give the UID of a series' newest report."""
-        rows = self._rows(
-            "SELECT report_uid FROM reports WHERE series_uid = ? ORDER BY number DESC LIMIT 1", series_uid
+        ((series_uid, study_uid, patient, header, notes),) = self._rows(
+            "SELECT series_uid, study_uid, patient, header, notes FROM series WHERE series_key = ?",
+            series_key,
         )
-        return str(rows[0][0]) if rows else None
-
-    def add_report(self, report: Report) -> None:
-        """Queue a report, whose file is durable, for every destination."""
-        now = time.time()
-        with self._transaction() as database:
-            line = {"kind": "series", "report_uid": report.report_uid, "at": now, **report.line}
-            self._append(database, "results", line)
-            self._append(
-                database,
-                "audit",
-                {"event": "reported", "report_uid": report.report_uid, "instances": len(report.members)},
-            )
-            database.execute(
-                "INSERT OR IGNORE INTO reports(report_uid, series_uid, predecessor, lines, created_at)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (report.report_uid, report.series_uid, report.predecessor, json.dumps(line) + "\n", now),
-            )
-            # With nowhere to go, a report has arrived where it will ever be.
-            database.executemany(
-                "UPDATE instances SET report_uid = ?, state = ? WHERE sop_uid = ?",
-                [
-                    (report.report_uid, "inferred" if self._destinations else "delivered", uid)
-                    for uid in report.members
-                ],
-            )
-            database.executemany(
-                "INSERT OR IGNORE INTO deliveries(report_uid, destination) VALUES (?, ?)",
-                [(report.report_uid, name) for name in self._destinations],
-            )
-
-    # Delivering
-
-    def pending(self, destination: str, limit: int = 100) -> list[Pending]:
-        """Give the oldest reports that a destination does not have."""
-        rows = self._rows(
-            "SELECT report_uid, series_uid, tries, lines FROM deliveries JOIN reports USING (report_uid)"
-            " WHERE destination = ? AND delivered_at IS NULL ORDER BY number LIMIT ?",
-            destination,
-            limit,
+        contradictions = self.contradictions(series_key, series_uid, study_uid, patient)
+        return Series(
+            *(series_key, series_uid, study_uid, json.loads(header)),
+            *(tuple(json.loads(notes)), tuple(contradictions)),
         )
-        return [Pending(*row) for row in rows]
 
-    def delivered(self, report_uid: str, destination: str) -> None:
-        """Note that a destination has a report."""
-        with self._transaction() as database:
-            database.execute(
-                "UPDATE deliveries SET delivered_at = ?, tries = tries + 1, error = NULL"
-                " WHERE report_uid = ? AND destination = ?",
-                (time.time(), report_uid, destination),
-            )
-            database.execute(
-                "UPDATE instances SET state = 'delivered' WHERE report_uid = ?1 AND state = 'inferred'"
-                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE report_uid = ?1 AND delivered_at IS NULL)",
-                (report_uid,),
-            )
-            self._append(
-                database,
-                "audit",
-                {"event": "delivered", "report_uid": report_uid, "destination": destination},
-            )
-
-    def delivery_failed(self, report_uid: str, destination: str, error: str) -> None:
-        """Count a try and keep its reason; the log gets the first of a report."""
-        with self._transaction() as database:
-            (tries,) = database.execute(
-                "UPDATE deliveries SET tries = tries + 1, error = ? WHERE report_uid = ? AND destination = ?"
-                " RETURNING tries",
-                (error, report_uid, destination),
-            ).fetchone()
-            if tries == 1:
-                fields = {"report_uid": report_uid, "destination": destination, "reason": error}
-                self._append(database, "audit", {"event": "delivery failed", **fields})
+    def latest_report(self, series_key: str) -> tuple[str, str | None] | None:
+        """Give the UIDs of a series' newest report and of its predecessor."""
+        rows = self._rows(
+            "SELECT report_uid, predecessor FROM reports WHERE series_key = ? ORDER BY number DESC LIMIT 1",
+            series_key,
+        )
+        return rows[0] if rows else None
 
     # Housekeeping
 
@@ -280,8 +236,11 @@ class Store(WaitingImages):
         """Count what is under way."""
         queries = {
             "received": "SELECT count(*) FROM instances WHERE state = 'received'",
-            "series": "SELECT count(DISTINCT series_uid) FROM instances WHERE report_uid IS NULL",
-            "undelivered": "SELECT count(*) FROM deliveries WHERE delivered_at IS NULL",
+            "series": "SELECT count(DISTINCT series_key) FROM instances WHERE report_uid IS NULL",
+            "undelivered": "SELECT (SELECT count(*) FROM deliveries WHERE state = 'pending') +"
+            " (SELECT count(*) FROM deliveries WHERE state = 'refused')",
+            "deliveries_set_aside": "SELECT count(*) FROM deliveries WHERE state = 'refused'",
+            "images_set_aside": "SELECT count(*) FROM instances WHERE outcome IN ('unreadable', 'set aside')",
         }
         return {name: int(self._rows(query)[0][0]) for name, query in queries.items()}
 
@@ -292,45 +251,6 @@ class Store(WaitingImages):
             " ORDER BY arrival DESC LIMIT ?",
             count,
         )
-
-    def clean_files(self, before: float, limit: int = 500) -> int:
-        """Remove the files of images that were answered before a time, and delivered; give how many.
-
-        The overlays of their reports go with them.
-        """
-        files = self._rows(
-            "SELECT file, report_uid FROM instances WHERE state = 'delivered' AND file IS NOT NULL"
-            " AND inferred_at < ? LIMIT ?",
-            before,
-            limit,
-        )
-        # Outside of the lock, which others wait for: many large files take their time.
-        for name, report_uid in files:
-            (self.images / name).unlink(missing_ok=True)
-            self.overlay_path(report_uid).unlink(missing_ok=True)
-        with self._transaction() as database:
-            database.executemany(
-                "UPDATE instances SET file = NULL WHERE file = ?", [(name,) for name, _ in files]
-            )
-        return len(files)
-
-    def clean_rows(self, before: float) -> None:
-        """Forget images that were answered before a time, and reports of series that are forgotten whole."""
-        with self._transaction() as database:
-            database.execute(
-                "DELETE FROM instances WHERE state = 'delivered' AND file IS NULL AND inferred_at < ?",
-                (before,),
-            )
-            gone = database.execute(
-                "DELETE FROM reports WHERE created_at < ? AND series_uid NOT IN"
-                " (SELECT series_uid FROM instances) RETURNING report_uid",
-                (before,),
-            ).fetchall()
-            for (uid,) in gone:
-                self.report_path(uid).unlink(missing_ok=True)
-                self.overlay_path(uid).unlink(missing_ok=True)
-            database.executemany("DELETE FROM deliveries WHERE report_uid = ?", gone)
-            database.execute("DELETE FROM series WHERE series_uid NOT IN (SELECT series_uid FROM instances)")
 
 
 def _scores(text: str) -> tuple[float, ...] | None:
