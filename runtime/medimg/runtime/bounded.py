@@ -53,8 +53,9 @@ def call(task: str, *arguments: str, bounds: Bounds, subject: str) -> Any:  # no
         ModelError: the function refused, or its process ended, or used more than it may.
     """
     path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109  a string is wanted
+    # -B: a bound on written bytes would cut compiled modules, which every later process would read.
     limits = json.dumps([bounds.memory_bytes, bounds.cpu_s, bounds.written_bytes])
-    command = [sys.executable, "-I", "-c", _CHILD, str(len(path)), *path, limits, task, *arguments]
+    command = [sys.executable, "-I", "-B", "-c", _CHILD, str(len(path)), *path, limits, task, *arguments]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with (
         tempfile.TemporaryFile() as said,
@@ -124,5 +125,6 @@ def _how_it_ended(status: int, bounds: Bounds) -> str:
         return f"reading it takes longer than {bounds.cpu_s} s: refused"
     if status == -signal.SIGXFSZ:
         return f"it unfolds to more than {bounds.written_bytes:,} bytes: refused"
-    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return f"reading it crashed ({how}): the file is damaged"
+    if status > 0:
+        return f"the process that reads it stopped (exit status {status})"
+    return f"reading it crashed ({signal.Signals(-status).name}): the file is damaged"

@@ -76,7 +76,9 @@ def checked_copy(folder: Path, copy: Path) -> Checked:
     """
     _check_files(folder)
     size = (folder / FILE_NAME).stat().st_size
-    bounds = Bounds(memory_bytes=(2 << 30) + 8 * size, cpu_s=30 + size // (4 << 20), written_bytes=2 * size)
+    bounds = Bounds(
+        memory_bytes=(2 << 30) + 8 * size, cpu_s=30 + size // (4 << 20), written_bytes=(1 << 20) + 2 * size
+    )
     found = call(CHECK, str(folder), str(copy), bounds=bounds, subject=str(folder))
     (copy / "variables").symlink_to((folder / "variables").absolute())
     return Checked(**found)
