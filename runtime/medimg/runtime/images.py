@@ -10,13 +10,13 @@ import stat
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime import headers, tiff
+from medimg.runtime import bmp, headers, opencv_decoder, tiff, tiff_pixels
 from medimg.runtime.errors import DecoderError, ImageError
 from medimg.runtime.limits import Limits
 from medimg.runtime.notes import Note
@@ -27,7 +27,6 @@ Image: TypeAlias = NDArray[np.uint8]
 """`(rows, columns, 3)` uint8 RGB."""
 
 _LOG = logging.getLogger(__name__)
-_MAX_CHANNELS = 64
 _HEAD_BYTES = 1024
 """What of a file tells its kind."""
 _DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -36,8 +35,14 @@ _OTHERS = {
     b"GIF8": "GIF (a still or animated one; save a frame as PNG)",
     b"RIFF": "WebP or another RIFF",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\x00\x00\x00\x0cJXL": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
     b"%PDF": "PDF",
 }
+_LOSSLESS = 0xC3
+_READ_JPEG_PROCESSES = (0xC0, 0xC1, 0xC2, _LOSSLESS, 0xC9, 0xCA)
+"""Sequential, progressive and lossless, and the first two with arithmetic coding (ITU-T T.81, table B.1)."""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -48,9 +53,8 @@ _REDUCED = {
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange rows and columns (EXIF 2.32, 4.6.4 A)."""
 _TO_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
-
-# OpenCV would write its own complaint to standard error beside the one message that a bad file gets.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_BLOCK_SAMPLES = 2**20
+"""Samples that are turned from floats into bytes at once."""
 
 
 def load_image(path: str | Path, rule: ImageRule, limits: Limits | None = None) -> Image:
@@ -193,26 +197,41 @@ def prepare(pixels: NDArray[Any], rule: ImageRule) -> Image:
 
 
 def _read_bytes(path: Path, limits: Limits) -> bytes:
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(
-                "is a folder, not an image"
-                if os.access(path, os.R_OK)
-                else "is a folder that may not be opened"
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("is no regular file")
-        if status.st_size > limits.file_bytes:
-            raise ImageError(f"has {status.st_size:,} bytes; the limit is {limits.file_bytes:,}")
-        with path.open("rb") as file:
+    file, size_bytes = _open(path)
+    with file:
+        if size_bytes > limits.file_bytes:
+            raise ImageError(f"has {size_bytes:,} bytes; the limit is {limits.file_bytes:,}")
+        try:
             # No more than was looked at, should the file be growing.
-            content = file.read(status.st_size)
-    except (OSError, ValueError) as error:
-        raise ImageError(getattr(error, "strerror", None) or str(error)) from None
+            content = file.read(size_bytes)
+        except OSError as error:
+            raise ImageError(error.strerror) from None
     if not content:
         raise ImageError("is empty")
     return content
+
+
+def _open(path: Path) -> tuple[IO[bytes], int]:
+    """Open a regular file and give its size; others, which may have no end, are not waited for."""
+    try:
+        _require_regular(path, path.stat().st_mode)
+        # Without O_NONBLOCK, a FIFO that took the file's place meanwhile would hold this thread.
+        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115, PTH123
+        status = os.fstat(file.fileno())
+    except (OSError, ValueError) as error:
+        raise ImageError(getattr(error, "strerror", None) or str(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise ImageError("is no regular file")
+    return file, status.st_size
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        may = os.access(path, os.R_OK)
+        raise ImageError("is a folder, not an image" if may else "is a folder that may not be opened")
+    if not stat.S_ISREG(mode):
+        raise ImageError("is no regular file")
 
 
 def _decode(
@@ -227,17 +246,17 @@ def _decode(
     magic = _magic(content)
     if magic == "TIFF":
         yield from _decode_tiff(content, rule, limits)
-        return
-    if magic == "PNG":
-        _check_size(*headers.png_size(content), limits)
+    elif magic == "PNG":
+        yield _decode_png(content, rule, limits)
     elif magic == "JPEG":
-        _check_size(*headers.jpeg_frame(content)[:2], limits)
+        yield _decode_jpeg(content, rule, limits)
     elif magic == "BMP":
-        _check_size(*headers.bmp_size(content), limits)
+        bitmap = bmp.read_header(content)
+        limits.check_frame(bitmap.rows, bitmap.columns, 3)
+        yield bmp.read_pixels(content, bitmap)
     else:
         what = next((f"a {name} file, " for start, name in _OTHERS.items() if content.startswith(start)), "")
         raise ImageError(f"{what}not an image that can be read: PNG, JPEG, TIFF, BMP and DICOM are")
-    yield _decode_with_opencv(content, magic, rule)
 
 
 def _is_dicom(content: bytes, suffix: str) -> bool:
@@ -255,54 +274,70 @@ def _magic(content: bytes) -> str | None:
 
 
 def _decode_tiff(content: bytes, rule: ImageRule, limits: Limits) -> Iterator[NDArray[Any]]:
-    file = tiff.TiffFile(content, ignore_orientation=rule.orientation == "ignore")
-    for page in file.pages():
-        _check_size(page.rows, page.columns, limits)
-        if page.channels > _MAX_CHANNELS:
-            raise ImageError(f"its header says {page.channels} channels; the limit is {_MAX_CHANNELS}")
-        page.require_readable()
-        if page.channels > 4 or (page.channels == 2 and page.bits > 8):
-            yield tiff.read_many_channels(page)
-        else:
-            yield page.as_shown(_decode_with_opencv(file.starting_at(page), "TIFF", rule))
+    pages, in_all = [], 0.0
+    for page in tiff.read_pages(content):
+        pixel_bytes = tiff_pixels.pixel_bytes(page)
+        limits.check_frame(page.rows, page.columns, pixel_bytes)
+        in_all += page.rows * page.columns * pixel_bytes
+        limits.check_work("pages", in_all, len(content))
+        pages.append(page)
+    for page in pages:
+        yield tiff_pixels.read_pixels(page, limits, ignore_orientation=rule.orientation == "ignore")
 
 
-def _decode_with_opencv(content: bytes | bytearray, magic: str, rule: ImageRule) -> NDArray[Any]:
-    # Not IMREAD_COLOR_RGB: OpenCV 5.0.0 gives unwritten memory with it for 16-bit RGB TIFF.
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+def _decode_png(content: bytes, rule: ImageRule, limits: Limits) -> NDArray[Any]:
+    header, content = headers.png_header(content)
+    limits.check_frame(header.rows, header.columns, header.pixel_bytes)
+    return _decode_with_opencv(content, "PNG", rule, (header.rows, header.columns))
+
+
+def _decode_jpeg(content: bytes, rule: ImageRule, limits: Limits) -> NDArray[Any]:
+    frame = headers.jpeg_frame(content)
+    known = frame.marker in _READ_JPEG_PROCESSES and frame.bits == 8 and frame.samples in (1, 3, 4)
+    # OpenCV takes a file with "ftyp" at this place for AVIF.
+    if not known or content[4:8] == b"ftyp":
+        raise ImageError(
+            f"a JPEG of {frame.samples} channels of {frame.bits} bits, process {frame.marker:#x}, "
+            "which is not read: save it as PNG"
+        )
+    # Of several scans, the coefficients of the whole image are kept, in two bytes each.
+    pixel_bytes = max(frame.samples, 3) * (3 if frame.scans > 1 else 1)
+    limits.check_frame(frame.rows, frame.columns, pixel_bytes)
+    limits.check_work("scans", frame.rows * frame.columns * frame.samples * frame.scans, len(content))
+    by = _reduction(content, frame, rule)
+    size = -(-frame.rows // by), -(-frame.columns // by)
+    pixels = _decode_with_opencv(content, "JPEG", rule, size, _REDUCED[by])
+    if frame.samples == 4:
+        # From inks OpenCV takes a shift by 8 for a division by 255, and gives up to two too much.
+        pixels = pixels - ((pixels > 0) & (pixels < 255))
+    return pixels
+
+
+def _decode_with_opencv(
+    content: bytes, kind: str, rule: ImageRule, size: tuple[int, int], reduced: int = 0
+) -> NDArray[Any]:
+    # Not IMREAD_COLOR_RGB: OpenCV 5.0.0 gives unwritten memory with it for 16-bit RGB.
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | reduced
     if rule.orientation == "ignore":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    if magic == "JPEG" and rule.jpeg == "dct-scaled":
-        flags |= _REDUCED[_reduction(content, rule)]
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        if pixels is None:
-            raise ImageError(f"a damaged or truncated {magic}, or one of an unusual kind")
-        if pixels.ndim == 2:
-            return pixels
-        # cvtColor is the faster, but takes no float64.
-        return pixels[..., ::-1] if pixels.dtype == np.float64 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    except cv2.error as error:
-        raise ImageError(f"a {magic} that cannot be decoded ({error.err or error})") from None
+    pixels = opencv_decoder.decode(content, kind, flags)
+    if sorted(pixels.shape[:2]) != sorted(size):
+        raise ImageError(f"a damaged {kind} (its pixels are not as many as its header says)")
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _reduction(content: bytes | bytearray, rule: ImageRule) -> int:
+def _reduction(content: bytes, frame: headers.JpegFrame, rule: ImageRule) -> int:
     """Find the largest of 1, 2, 4 and 8 by which a JPEG can be divided and still cover the network's input.
 
     Of a side of n pixels libjpeg keeps `ceil(n / reduction)`.
     """
-    rows, columns = headers.jpeg_frame(content)[:2]
+    if rule.jpeg != "dct-scaled" or frame.marker == _LOSSLESS:
+        return 1
+    rows, columns = frame.rows, frame.columns
     if rule.orientation == "apply" and headers.jpeg_orientation(content) in _TURNED:
         rows, columns = columns, rows
     covering = [by for by in _REDUCED if -(-rows // by) >= rule.rows and -(-columns // by) >= rule.columns]
     return max(covering, default=1)
-
-
-def _check_size(rows: int, columns: int, limits: Limits) -> None:
-    if rows < 1 or columns < 1:
-        raise ImageError(f"its header says {columns}x{rows} pixels")
-    if rows * columns > limits.pixels:
-        raise ImageError(f"its header says {columns}x{rows} pixels; the limit is {limits.pixels:,}")
 
 
 def _three_channels(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -316,7 +351,7 @@ def _three_channels(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _to_eight_bits(pixels: NDArray[Any], rule: ImageRule) -> Image:
     if pixels.dtype.kind == "f":
-        return _floats_to_eight_bits(pixels.astype(np.float64), rule)
+        return _floats_to_eight_bits(pixels, rule)
     if rule.sixteen_bit == "full-range":
         return np.asarray(_TO_EIGHT_BITS[pixels])
     low, high = int(pixels.min()), int(pixels.max())
@@ -325,23 +360,40 @@ def _to_eight_bits(pixels: NDArray[Any], rule: ImageRule) -> Image:
     return np.asarray(table[pixels - np.uint16(low)])
 
 
-def _floats_to_eight_bits(pixels: NDArray[np.float64], rule: ImageRule) -> Image:
-    finite = pixels[np.isfinite(pixels)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if rule.sixteen_bit == "min-max":
-        # What is not a number is black, and infinities are clipped.
-        shares = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low) - low
-        return _share_to_byte(shares / ((high - low) or 1.0))
-    if finite.size < pixels.size or low < 0 or high > 1:
+def _floats_to_eight_bits(pixels: NDArray[Any], rule: ImageRule) -> Image:
+    low, high, finite = _finite_range(pixels)
+    if rule.sixteen_bit != "min-max" and (not finite or low < 0 or high > 1):
         raise ImageError(
-            f"float samples from {low:g} to {high:g}{' and not finite ones' * (finite.size < pixels.size)}, "
+            f"float samples from {low:g} to {high:g}{' and not finite ones' * (not finite)}, "
             "where the rule full-range takes 0 to 1: use the rule min-max"
         )
-    return _share_to_byte(pixels)
+    image = np.empty(pixels.shape, np.uint8)
+    for block, result in zip(_blocks(pixels), _blocks(image), strict=True):
+        shares = block.astype(np.float64)
+        if rule.sixteen_bit == "min-max":
+            # What is not a number is black, and infinities are clipped.
+            shares = np.nan_to_num(shares, nan=low, posinf=high, neginf=low) - low
+            shares /= (high - low) or 1.0
+        result[...] = np.floor(shares * 255 + 0.5)
+    return image
 
 
-def _share_to_byte(shares: NDArray[np.float64]) -> Image:
-    return np.asarray(np.floor(shares * 255 + 0.5).astype(np.uint8))
+def _finite_range(pixels: NDArray[Any]) -> tuple[float, float, bool]:
+    """Give the least and the largest finite value, 0 where there is none, and whether all are finite."""
+    ranges, all_finite = [], True
+    for block in _blocks(pixels):
+        finite = block[np.isfinite(block)]
+        all_finite = all_finite and finite.size == block.size
+        if finite.size:
+            ranges.append((float(finite.min()), float(finite.max())))
+    lows, highs = zip(*ranges, strict=True) if ranges else ((0.0,), (0.0,))
+    return min(lows), max(highs), all_finite
+
+
+def _blocks(pixels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut into rows that are few enough to need little memory more."""
+    step = max(1, _BLOCK_SAMPLES // (pixels.shape[1] * pixels.shape[2]))
+    return (pixels[row : row + step] for row in range(0, pixels.shape[0], step))
 
 
 def _resize(image: Image, rule: ImageRule) -> Image:
