@@ -129,6 +129,16 @@ def test_a_report_says_model_use_scores_and_operating_point(tmp_path: Path) -> N
     assert (report.PreliminaryFlag, report.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
 
 
+def test_images_of_any_class_are_reported() -> None:
+    """Of private ones too, which the configuration may accept."""
+    private = content([replace(member(1), sop_class="1.2.826.0.1.3680043.99.1"), member(2)])
+    report = pydicom.dcmread(BytesIO(written(private)))
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    images = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    classes = {image.ReferencedSOPInstanceUID: image.ReferencedSOPClassUID for image in images}
+    assert classes == {one.sop_uid: one.sop_class for one in private.groups[0].members}
+
+
 def test_the_same_content_gives_the_same_bytes() -> None:
     assert written(CASES["forty images"]) == written(CASES["forty images"])
 

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sqlite3
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ SHA256_KEPT = 16
 """Hexadecimal digits that are kept of an image's hash."""
 _USUAL_NAME = "="
 """Stands for the name that `State.image_path` gives."""
+_NO_ROOM_S = 10.0
+"""How long nothing is looked for that could be removed after nothing was found."""
 _SERIES_AT_ONCE = 5
 """So few that others wait for some hundredths of a second."""
 _INSTANCE = (
@@ -54,6 +57,7 @@ class History(State):
     """
 
     _folded_to = ""
+    _no_room_until = 0.0
 
     def fold(self, before: float, failed_before: float, limit: int = 1000) -> int:
         """Fold series that were answered before a time and delivered; give how many.
@@ -191,12 +195,13 @@ class History(State):
             Bytes that are free.
         """
         free = free or (lambda folder: shutil.disk_usage(folder).free)
-        while (left := free(self.folder)) < wanted_bytes:
+        while (left := free(self.folder)) < wanted_bytes and time.monotonic() >= self._no_room_until:
             if self.clean_files(now, _SERIES_AT_ONCE):
                 continue
             self._folded_to = ""
             if not self.fold(now, now, 10**9):
-                break
+                # Not for each image anew: it means to look at everything that is under way.
+                self._no_room_until = time.monotonic() + _NO_ROOM_S
         return left
 
     def _fold(self, database: sqlite3.Connection, series_key: str) -> None:

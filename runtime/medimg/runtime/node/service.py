@@ -136,6 +136,7 @@ class Node:
         notify("STOPPING=1")
         self.stop()
         if self.failure:
+            self.store.suspect()
             raise CheckFailedError(f"the node ended: {printable(str(self.failure))}: start it again")
 
     def stop(self) -> None:
@@ -212,7 +213,6 @@ class Node:
                 except sqlite3.DatabaseError as error:
                     if not isinstance(error, sqlite3.OperationalError):
                         self._failure = error
-                        self.store.suspect()
                         return
                     self._retry_later(name, error)
                 except Exception as error:  # noqa: BLE001  the work stays queued, and the cause may pass

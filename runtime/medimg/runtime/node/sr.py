@@ -23,6 +23,8 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
 TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"
 _SCHEME = "99MEDIMG"
 _LONGEST_TEXT = 1024
+_KNOWN_CLASS = "1.2.840.10008.5.1.4.1.1.7"
+"""Stands for the class of an image until highdicom has looked its modules up, which it cannot for all."""
 _NO_UID = "2.25.0"
 """Stands for a report's UID until it is known."""
 
@@ -97,6 +99,11 @@ def _report(content: ReportContent) -> Any:  # noqa: ANN401  highdicom, which is
         specific_character_set="ISO_IR 192",
     )
     report.PreliminaryFlag = "PRELIMINARY"
+    classes = {member.sop_uid: member.sop_class for member in members}
+    for study in report.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for image in series.ReferencedSOPSequence:
+                image.ReferencedSOPClassUID = classes[image.ReferencedSOPInstanceUID]
     return report
 
 
@@ -258,7 +265,7 @@ def evidence(member: Member, content: ReportContent) -> Any:  # noqa: ANN401  py
         del image.IssuerOfPatientID
     image.SpecificCharacterSet = "ISO_IR 192"
     image.StudyInstanceUID, image.SeriesInstanceUID = content.series.study_uid, content.series.series_uid
-    image.SOPInstanceUID, image.SOPClassUID = member.sop_uid, member.sop_class
+    image.SOPInstanceUID, image.SOPClassUID = member.sop_uid, _KNOWN_CLASS
     image.Modality = "OT"
     return image
 
