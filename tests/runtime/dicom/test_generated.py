@@ -106,13 +106,13 @@ def dcmtk_shows(made: Recipe, folder: Path) -> NDArray[Any] | None:
 def dcmtk_follows(made: Recipe) -> bool:
     """Leave out what dcmtk 3.6.7 has no notion of.
 
-    It reads no functional groups and no JPEG 2000, rounds rescaled values to whole numbers and YBR twice, and
-    ignores LINEAR_EXACT.
+    It reads no functional groups and no JPEG 2000, rounds rescaled values to whole numbers and YBR twice,
+    ignores LINEAR_EXACT, and stretches fewer than 8 stored bits to another range.
     """
     dataset = made.dataset
     whole = float(dataset.get("RescaleSlope") or 1).is_integer()
     plain = made.syntax != JPEG_2000 and not {"groups", "YBR_FULL", "YBR_FULL_422"} & made.kinds
-    return whole and plain and dataset.get("VOILUTFunction") != "LINEAR_EXACT"
+    return whole and plain and dataset.BitsStored >= 8 and dataset.get("VOILUTFunction") != "LINEAR_EXACT"
 
 
 def compare_with_dcmtk(seeds: range, folder: Path) -> None:

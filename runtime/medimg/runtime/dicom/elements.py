@@ -4,13 +4,13 @@ Nothing here repeats what a file holds but numbers, for a message must not name 
 """
 
 import math
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from medimg.runtime.errors import ImageError
-from medimg.runtime.text import printable
 
 DataSet: TypeAlias = Any
 """A `pydicom.Dataset`, which has no types."""
@@ -31,8 +31,7 @@ DAMAGED = (
     struct.error,
     zlib.error,
 )
-_LONGEST_CODE = 16
-"""Characters of a code string (PS3.5 6.2)."""
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 def name_of(keyword: str) -> str:
@@ -120,10 +119,18 @@ def finite(found: float, name: str, way_out: str = "correct the file") -> float:
 
 
 def codes(item: DataSet, keyword: str) -> list[str]:
-    """Return the values of a code string in capitals, safe to show."""
+    """Return the values of a code string in capitals; only terms that DICOM defines may be shown."""
     found = value(item, keyword)
-    values = [] if found is None else [found] if isinstance(found, str) else list(found)
-    return [printable(str(one).strip().upper())[:_LONGEST_CODE] for one in values]
+    values = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, bytes)) else [found]
+    return [str(one).strip().upper() for one in values if one is not None]
+
+
+def uid_name(uid: object) -> str:
+    """Return the name of a UID, itself where it has none, or `unknown` where it is no UID at all."""
+    from pydicom.uid import UID
+
+    text = str(uid)
+    return str(UID(text).name) if _UID.fullmatch(text) else "unknown"
 
 
 def code(item: DataSet, keyword: str) -> str:

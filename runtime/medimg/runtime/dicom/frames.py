@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from medimg.runtime import gdcm_frames
 from medimg.runtime.decoder_pool import DecoderPool
 from medimg.runtime.dicom.codestreams import Codestream, compressed_frames, read_codestream
-from medimg.runtime.dicom.elements import DAMAGED, DataSet
+from medimg.runtime.dicom.elements import DAMAGED, DataSet, uid_name
 from medimg.runtime.dicom.header import PixelHeader
 from medimg.runtime.dicom.native import native_words, rle_words
 from medimg.runtime.dicom.stored import from_codestream, from_words
 from medimg.runtime.errors import ImageError
-from medimg.runtime.text import printable
 
 Stored: TypeAlias = tuple[NDArray[Any], str]
 """Stored values, and the photometric interpretation that holds for them."""
@@ -82,7 +81,8 @@ def stored_frames(dataset: DataSet, header: PixelHeader) -> Iterator[Stored]:
 def _require_decoder(syntax: str, header: PixelHeader) -> None:
     name = _name(syntax)
     if syntax not in DECODED_HERE:
-        raise ImageError(f"nothing here decodes {name} ({printable(syntax)}): {_CONVERT}")
+        which = f"{name} ({syntax})" if name != "unknown" else "its transfer syntax, which is no UID"
+        raise ImageError(f"nothing here decodes {which}: {_CONVERT}")
     if header.is_float and syntax not in (*_NATIVE, _BIG_ENDIAN):
         raise ImageError(f"its pixels are floats, which {name} cannot hold")
     if header.photometric in ("YBR_ICT", "YBR_RCT") and syntax not in _JPEG_2000:
@@ -95,9 +95,7 @@ def _require_decoder(syntax: str, header: PixelHeader) -> None:
 
 
 def _name(syntax: str) -> str:
-    from pydicom.uid import UID
-
-    return _NAMES.get(syntax) or printable(str(UID(syntax).name))
+    return _NAMES.get(syntax) or uid_name(syntax)
 
 
 def _decoder(syntax: str, stream: Codestream) -> _Decode:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from medimg.runtime.dicom.elements import DataSet, code, name_of, value, whole
+from medimg.runtime.dicom.elements import DataSet, code, name_of, uid_name, value, whole
 from medimg.runtime.errors import ImageError
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -18,6 +18,8 @@ _SAMPLES = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
+_UNREAD = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
+"""What else DICOM defines or has defined."""
 _MOST_FRAMES = 2**31 - 1
 
 
@@ -69,7 +71,7 @@ def read_header(dataset: DataSet) -> PixelHeader:
         ImageError: there are no pixels, or an element is missing or cannot be.
     """
     uid = value(dataset, "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    kind = getattr(uid, "name", "unknown kind")
+    kind = uid_name(uid) if uid else "unknown kind"
     keyword = next((name for name in PIXELS if name in dataset), None)
     if keyword is None:
         raise ImageError(f"DICOM without pixels ({kind})")
@@ -94,7 +96,10 @@ def _colours(dataset: DataSet) -> tuple[str, int]:
         raise missing("PhotometricInterpretation")
     samples = _required(dataset, "SamplesPerPixel")
     if photometric not in _SAMPLES:
-        raise ImageError(f"its photometric interpretation {photometric} is not supported")
+        which = photometric if photometric in _UNREAD else "that it names"
+        raise ImageError(
+            f"the photometric interpretation {which} is not supported: {', '.join(_SAMPLES)} are"
+        )
     if samples != _SAMPLES[photometric]:
         raise ImageError(
             f"its photometric interpretation is {photometric}, which has "

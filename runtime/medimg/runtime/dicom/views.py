@@ -19,6 +19,8 @@ from medimg.runtime.notes import Note
 
 Values = NDArray[np.float64]
 _MIN_MAX = "use the rule min-max"
+_NARROWEST = {"LINEAR": 1.0, "LINEAR_EXACT": 1e-300, "SIGMOID": 1e-300}
+"""The smallest width of a window, by its function."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Window:
     def __post_init__(self) -> None:
         finite(self.center, "window center", _MIN_MAX)
         finite(self.width, "window width", _MIN_MAX)
-        narrowest = {"LINEAR": 1.0, "LINEAR_EXACT": np.finfo(float).tiny, "SIGMOID": np.finfo(float).tiny}
-        if self.width < narrowest.get(self.function, np.inf):
+        if self.function not in _NARROWEST:
+            raise ImageError(f"its VOI LUT Function is none of {', '.join(_NARROWEST)}: {_MIN_MAX}")
+        if self.width < _NARROWEST[self.function]:
             raise ImageError(
                 f"its window of width {self.width:g} ({self.function}) is none that DICOM defines: {_MIN_MAX}"
             )
