@@ -20,6 +20,11 @@ def is_folder(path: str | Path) -> bool:
     return stat.S_ISDIR(_mode(path))
 
 
+def exists(path: str | Path) -> bool:
+    """Tell whether a name is anything's; links that lead nowhere are nothing's."""
+    return _mode(path) != 0
+
+
 def is_file(path: str | Path) -> bool:
     """Tell whether a name is that of a regular file, or of a link to one."""
     return stat.S_ISREG(_mode(path))

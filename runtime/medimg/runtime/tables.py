@@ -1,5 +1,6 @@
 """Tables from outside, read in one way: CSV in UTF-8, with or without a byte order mark."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -51,8 +52,9 @@ def table_rows(
     except csv.Error as error:
         raise DataError(f"{where}: not a CSV file ({error})") from None
     finally:
-        # The stream is its owner's to close.
-        text.detach()
+        # The stream is its owner's to close, and may have been closed already.
+        with contextlib.suppress(ValueError):
+            text.detach()
 
 
 def _lines(text: io.TextIOWrapper, where: str) -> Iterator[str]:

@@ -266,6 +266,7 @@ def test_files_of_a_store_are_answered_under_their_own_names(
         ("a.parquet", "PAR1", "no list with a column 'path'"),
         ("gone.csv", None, "cannot be read"),
         ("gone", None, "no such file or folder"),
+        ("a" * 300, None, "no such file or folder"),
         ("nothing://a/b", None, "cannot be opened"),
     ],
 )
@@ -297,6 +298,19 @@ def test_a_list_names_files_of_its_own_scheme_and_of_those_that_are_allowed(tmp_
     assert [next(found), next(found)] == ["memory://lists/a.png", "memory://b.png"]
     with pytest.raises(DataError, match="row 3 is a file of file, and the list is not"):
         next(found)
+
+
+def test_odd_names_are_rows_of_the_list(tmp_path: Path) -> None:
+    """Names that are not UTF-8, pipes and names too long are listed; reading each tells its reason."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.png")).touch()
+    os.mkfifo(folder / "pipe.png")
+    listed = tmp_path / "list.csv"
+    listed.write_bytes(b"path\nset/caf\xe9.png\nset/pipe.png\n" + b"a" * 300 + b".png\n")
+    names = [str(folder / os.fsdecode(b"caf\xe9.png")), str(folder / "pipe.png")]
+    assert list(list_paths(str(folder))) == names
+    assert list(list_paths(str(listed))) == [*names, str(tmp_path / ("a" * 300 + ".png"))]
 
 
 def test_an_output_has_one_run_at_a_time_and_belongs_to_one_job(

@@ -8,7 +8,7 @@ from typing import Any
 
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.optional import require
-from medimg.runtime.paths import walk_images
+from medimg.runtime.paths import exists, walk_images
 from medimg.runtime.tables import table_rows
 
 LIST_SUFFIXES = (".csv", ".parquet")
@@ -43,7 +43,7 @@ def list_paths(source: str, schemes: Sequence[str] = ()) -> Iterator[str]:
         yield from _listed(source, schemes)
     elif is_uri(source):
         yield from _stored(source)
-    elif Path(source).exists():
+    elif exists(source):
         yield from (os.path.abspath(path) for path in walk_images([source]))  # noqa: PTH100  a link stays itself
     else:
         raise UsageError(f"{source}: no such file or folder")
