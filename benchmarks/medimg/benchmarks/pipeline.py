@@ -13,6 +13,7 @@ from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import best_classes
 from medimg.runtime.data import Sample
 from medimg.runtime.preprocess import Images
+from medimg.runtime.probabilities import require_numbers
 from medimg.runtime.spec import ModelSpec
 
 TOP_K = 5
@@ -53,6 +54,8 @@ class Fetched:
     stage: str
     """`decode` for a file, which includes the resize; `preprocess` for an array."""
     duration_ns: int
+    name: str = "image"
+    """What the image is called in messages."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Pipeline:
         start = self.clock.now_ns()
         image = sample.load(self.spec.image)
         stage = "decode" if isinstance(sample.source, Path) else "preprocess"
-        return Fetched(image, stage, self.clock.now_ns() - start)
+        return Fetched(image, stage, self.clock.now_ns() - start, sample.name)
 
     def answer(self, fetched: Sequence[Fetched], found: Measurement) -> list[int]:
         """Classify one batch, count the time of every stage, and give each image's first class."""
@@ -85,6 +88,7 @@ class Pipeline:
         stacked = now_ns()
         probabilities = self.infer(batch)
         inferred = now_ns()
+        require_numbers(probabilities, (item.name for item in fetched))
         best = best_classes(probabilities, self.spec.labels, TOP_K)
         done = now_ns()
         stages = [(item.stage, item.duration_ns) for item in fetched]

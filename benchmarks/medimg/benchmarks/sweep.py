@@ -18,6 +18,7 @@ from medimg.runtime.containers import PLAN_SUFFIX, read_spec
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.errors import DataError, MedimgError, NoSpecError, UsageError
+from medimg.runtime.probabilities import require_numbers
 from medimg.runtime.spec import ModelSpec
 
 SUFFIXES = (".onnx", PLAN_SUFFIX)
@@ -143,7 +144,9 @@ def _count(path: Path, found: Benchmark, dataset: DataSet, threads: int) -> Meas
         path, backend=found.backend, device=found.device, threads=threads, tuned_for="latency"
     ) as model:
         batches = load_batches(dataset.samples, model.spec.image, ACCURACY_BATCH, threads)
-        answers = np.concatenate([model.probabilities(batch).argmax(axis=1) for batch in batches])
+        found_by_image = np.concatenate([model.probabilities(batch) for batch in batches])
+    require_numbers(found_by_image, (sample.name for sample in dataset.samples))
+    answers = found_by_image.argmax(axis=1)
     right: NDArray[np.bool_] = answers == dataset.truth
     return MeasuredAccuracy(float(right.mean()), len(right), "data", tuple(right.tolist()), None)
 

@@ -4,17 +4,19 @@ Memory does not grow with the number of images: each tensor keeps one histogram,
 larger value comes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, ValueInfoProto
 
+from medimg.export.errors import CalibrationError
 from medimg.export.graph import INPUT, is_float_node
 from medimg.runtime.optional import require
+from medimg.runtime.probabilities import NO_NUMBER
 
 BINS = 2048
 LEVELS = 128
@@ -75,19 +77,25 @@ def quantized_inputs(model: ModelProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def collect(model: ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> dict[str, Histogram]:
+def collect(
+    model: ModelProto, batches: Iterable[NDArray[Any]], threads: int, names: Sequence[str] = ()
+) -> dict[str, Histogram]:
     """Run the model on images and count its activations.
 
     Args:
         model: a checked float32 graph, with every shape inferred.
-        batches: arrays for the input `image`; small batches keep the memory low.
+        batches: arrays for the input `image`, one at a time.
         threads: processor threads.
+        names: what the images are called.
 
     Returns:
         A histogram for each tensor that `quantized_inputs` names.
+
+    Raises:
+        CalibrationError: an image gives no number.
     """
     histograms = {name: Histogram() for name in quantized_inputs(model)}
-    for activations in watch(model, tuple(histograms), batches, threads):
+    for activations in numbers_only(watch(model, tuple(histograms), batches, threads), names):
         for name, values in activations.items():
             histograms[name].add(values)
     return histograms
@@ -107,6 +115,30 @@ def watch(
     session = onnxruntime.InferenceSession(watched, options, ["CPUExecutionProvider"])
     for batch in batches:
         yield dict(zip(names, session.run(list(names), {INPUT: batch}), strict=True))
+
+
+def numbers_only(
+    activations: Iterable[dict[str, NDArray[np.float32]]], names: Sequence[str]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Pass on what `watch` gives of images one at a time.
+
+    Args:
+        activations: a dictionary an image.
+        names: what the images are called.
+
+    Raises:
+        CalibrationError: names the first image that gives no number somewhere.
+    """
+    for place, values in enumerate(activations):
+        if not all(np.isfinite(array).all() for array in values.values()):
+            name = names[place] if names else f"image {place + 1}"
+            raise CalibrationError(no_number(name))
+        yield values
+
+
+def no_number(name: str) -> str:
+    """Say of a calibration image that it gives no ranges."""
+    return f"{name}: {NO_NUMBER}: take it out of the calibration images"
 
 
 def entropy_threshold(histogram: Histogram) -> float:
@@ -181,7 +213,5 @@ def _with_outputs(model: ModelProto, names: tuple[str, ...]) -> ModelProto:
     types = {value.name: value for value in (*copy.graph.value_info, *copy.graph.input)}
     for name in names:
         if name not in present:
-            copy.graph.output.append(
-                types.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-            )
+            copy.graph.output.append(types.get(name) or ValueInfoProto(name=name))
     return copy

@@ -10,33 +10,37 @@ Source:
     SmoothQuant, ICML 2023, since the producer's weights are quantised a channel at a time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from medimg.export.calibration import watch
+from medimg.export.calibration import numbers_only, watch
 
 STRENGTH = 0.5
 """How much of an activation's spread moves into the consumer's weights: half, as SmoothQuant's default."""
 _POSITIVELY_HOMOGENEOUS = ("Relu", "MaxPool")
 
 
-def equalize(model: ModelProto, batches: Iterable[NDArray[Any]], threads: int) -> ModelProto:
+def equalize(
+    model: ModelProto, batches: Iterable[NDArray[Any]], threads: int, names: Sequence[str] = ()
+) -> ModelProto:
     """Scale channels between convolutions; the model computes the same function.
 
     Args:
         model: a checked float32 graph.
         batches: arrays for the input `image`, from which each channel's range is taken.
         threads: processor threads.
+        names: what the images are called.
     """
     equalized = ModelProto()
     equalized.CopyFrom(model)
     constants = {item.name: item for item in equalized.graph.initializer}
     pairs = [pair for pair in _pairs(equalized) if _constant_weights(pair, constants)]
-    ranges = _channel_ranges(model, tuple(second.input[0] for _, second in pairs), batches, threads)
+    watched = tuple(second.input[0] for _, second in pairs)
+    ranges = _channel_ranges(numbers_only(watch(model, watched, batches, threads), names))
     for first, second in pairs:
         weights = numpy_helper.to_array(constants[second.input[1]])
         scale = _scales(ranges[second.input[0]], np.abs(weights).max(axis=(0, 2, 3)))
@@ -68,11 +72,9 @@ def _constant_weights(pair: tuple[NodeProto, NodeProto], constants: Mapping[str,
     return not grouped and all(name in constants for node in pair for name in node.input[1:])
 
 
-def _channel_ranges(
-    model: ModelProto, names: tuple[str, ...], batches: Iterable[NDArray[Any]], threads: int
-) -> dict[str, NDArray[np.float32]]:
+def _channel_ranges(watched: Iterable[dict[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
     ranges: dict[str, NDArray[np.float32]] = {}
-    for activations in watch(model, names, batches, threads):
+    for activations in watched:
         for name, values in activations.items():
             largest = np.abs(values).max(axis=(0, 2, 3))
             ranges[name] = np.maximum(ranges.get(name, largest), largest)

@@ -67,7 +67,14 @@ class _Candidate:
 
 
 def find_preprocessing(
-    source: Source, head: Head, image: ImageRule, images: DataSet, *, resize_is_known: bool, threads: int
+    source: Source,
+    head: Head,
+    image: ImageRule,
+    images: DataSet,
+    *,
+    resize_is_known: bool,
+    threads: int,
+    shown: Intensity | None = None,
 ) -> Evidence:
     """Try every scaling and colour order, then, for the best of them, every resize rule.
 
@@ -78,6 +85,7 @@ def find_preprocessing(
         images: labelled; at most 256 are used, drawn evenly with a fixed seed.
         resize_is_known: whether the resize rule was given and is not to be tried.
         threads: processor threads for decoding.
+        shown: a scaling that the network itself shows, of which only the colour order is tried.
 
     Raises:
         PreprocessingError: two rules with different predictions cannot be told apart, or none makes Keras
@@ -87,9 +95,11 @@ def find_preprocessing(
     trial = _Trial(source, head, drawn, threads)
     candidates = [
         _Candidate(f"{rule.rule} {rule.color_order}", image, rule, np.empty(0, np.int64))
-        for rule in _intensities(source.input_shape[2])
+        for rule in (_intensities(source.input_shape[2]) if shown is None else _color_orders(shown))
     ]
     winner, rivals = trial.decide(candidates)
+    if shown is not None and candidates[0] in rivals:
+        winner, rivals = candidates[0], []
     attempts, margin = trial.attempts(candidates, winner), trial.margin(winner, candidates)
     commonest = float(np.bincount(drawn.truth).max() / len(drawn))
     if float(trial.right(winner).mean()) <= commonest:
@@ -208,6 +218,12 @@ def _find_resize(trial: _Trial, winner: _Candidate) -> tuple[ResizeRule, tuple[A
         raise PreprocessingError(_tie(best, rivals, trial))
     said = f"resize {best.image.resize} is better than {default} beyond chance"
     return best.image.resize, trial.attempts(candidates[1:], best), [said]
+
+
+def _color_orders(shown: Intensity) -> Iterator[Intensity]:
+    yield shown
+    if shown.channels == 3:
+        yield Intensity.named(shown.rule, color_order="bgr" if shown.color_order == "rgb" else "rgb")
 
 
 def _intensities(channels: int) -> Iterator[Intensity]:

@@ -20,8 +20,9 @@ def write_trial(stem: Path, trial: Trial, count: int) -> Path:
     Raises:
         UsageError: the file cannot be written.
     """
-    total = len(trial.reference)
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    answered = np.flatnonzero(trial.answered)
+    total = len(answered)
+    places = answered[np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))]
     wanted, start = set(places.tolist()), 0
     images = []
     for batch in trial.batches():

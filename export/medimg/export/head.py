@@ -1,5 +1,7 @@
 """The end of the graph: probabilities, temperature, activation map. All of it stays in float32."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -7,12 +9,17 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from medimg.export.errors import SourceError
 from medimg.export.graph import HEAD, OUTPUT, Chain, rename_tensor
+from medimg.export.sources.heads import COMBINING
 from medimg.runtime.spec import Head
 
 ACTIVATION_MAP = "activation_map"
 TEMPERATURE = f"{HEAD}temperature"
+COMBINED = f"{HEAD}combined/"
+"""Prefix of activations that are not the last step, and of what combines them."""
+UNTEMPERED, WHOLE = f"{HEAD}untempered", f"{HEAD}temper/whole"
 _POOLING = ("GlobalAveragePool", "ReduceMean")
 _FLATTENING = ("Squeeze", "Flatten", "Reshape")
+_ACTIVATIONS = ("Softmax", "Sigmoid")
 
 
 def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> ModelProto:
@@ -23,7 +30,7 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
     """
     graph = model.graph
     final, units = graph.output[0].name, graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    _mark_head(graph, final)
+    _mark_head(graph, final, is_output=head in ("softmax", "multilabel"))
     steps = Chain(final, HEAD)
     if head == "logits" and units > 1:
         steps.add("Softmax", axis=1)
@@ -38,8 +45,10 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
         graph.initializer.extend(steps.constants)
     else:
         rename_tensor(graph, final, OUTPUT)
-    if temperature != 1:
+    if temperature != 1 and any(map(_is_activation, graph.node)):
         _divide_logits(graph, temperature)
+    elif temperature != 1:
+        _temper(graph, temperature, alone=head == "multilabel")
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", units]))
     return model
@@ -101,14 +110,41 @@ def _pooled_dense(graph: onnx.GraphProto) -> tuple[NodeProto, str]:
 
 
 def _is_activation(node: NodeProto) -> bool:
-    return node.name.startswith(HEAD) and node.op_type in ("Softmax", "Sigmoid")
+    return node.op_type in _ACTIVATIONS and node.name.startswith(HEAD) and not node.name.startswith(COMBINED)
 
 
-def _mark_head(graph: onnx.GraphProto, final: str) -> None:
-    """Move the last activation into the part that stays in float32."""
-    for node in graph.node:
-        if final in node.output and node.op_type in ("Softmax", "Sigmoid"):
-            node.name = f"{HEAD}{node.op_type}"
+def _mark_head(graph: onnx.GraphProto, final: str, *, is_output: bool) -> None:
+    """Move the last activations, and what combines them, into the part that stays in float32.
+
+    Args:
+        graph: of the network.
+        final: its output.
+        is_output: whether that is the artefact's output too, which is float32 whatever gives it.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    last = producers[final]
+    if last.op_type in _ACTIVATIONS:
+        last.name = f"{HEAD}{last.op_type}"
+        return
+    part = {final} if is_output else set()
+    if _combines_activations(final, producers):
+        part, waiting = set(), [final]
+        while waiting:
+            name = waiting.pop()
+            if name in producers and name not in part:
+                part.add(name)
+                waiting += producers[name].input if producers[name].op_type in COMBINING else ()
+    for name in part:
+        producers[name].name = f"{COMBINED}{producers[name].name}"
+
+
+def _combines_activations(name: str, producers: Mapping[str, NodeProto]) -> bool:
+    """Whether a tensor is combined of softmaxes or sigmoids, with nothing else in between."""
+    node = producers[name]
+    made = [item for item in node.input if item in producers]
+    return node.op_type in _ACTIVATIONS or (
+        node.op_type in COMBINING and bool(made) and all(_combines_activations(i, producers) for i in made)
+    )
 
 
 def _add_columns(steps: Chain, final: str) -> None:
@@ -127,6 +163,27 @@ def _divide_logits(graph: onnx.GraphProto, temperature: float) -> None:
     divide = helper.make_node("Div", [activation.input[0], constant], [TEMPERATURE], name=TEMPERATURE)
     activation.input[0] = TEMPERATURE
     graph.node.insert(place, divide)
+
+
+def _temper(graph: onnx.GraphProto, temperature: float, *, alone: bool) -> None:
+    """Divide the logits behind probabilities that no single activation gives: raise them to a power."""
+    steps, share = Chain(UNTEMPERED, f"{HEAD}temper/"), _float(np.array(1 / temperature))
+    rename_tensor(graph, OUTPUT, UNTEMPERED)
+    steps.add("Pow", share)
+    raised = steps.last
+    if alone:
+        steps.last = UNTEMPERED
+        steps.add("Mul", _float(np.array(-1)))
+        steps.add("Add", _float(np.array(1)))
+        steps.add("Pow", share)
+        whole = helper.make_node("Add", [raised, steps.last], [WHOLE], name=WHOLE)
+    else:
+        steps.last = raised
+        steps.add("ReduceSum", np.array([1], np.int64), keepdims=1)
+        whole = helper.make_node("Identity", [steps.last], [WHOLE], name=WHOLE)
+    divide = helper.make_node("Div", [raised, WHOLE], [OUTPUT], name=f"{HEAD}temper/Div")
+    graph.node.extend([*steps.nodes, whole, divide])
+    graph.initializer.extend(steps.constants)
 
 
 def _float(values: NDArray[np.generic]) -> NDArray[np.float32]:

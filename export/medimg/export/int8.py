@@ -33,7 +33,8 @@ def make_int8(
     with job.steps.step(f"calibrate on {len(calibration)} images"):
         held_back = hold_back(job.network, job.spec, judging, job.threads)
         sample = load_batches(feeding.samples[:EQUALIZING_IMAGES], job.spec.image, 1, job.threads)
-        network = equalize(job.network, sample, job.threads)
+        names = [item.name for item in feeding.samples]
+        network = equalize(job.network, sample, job.threads, names)
         ranges = choose_ranges(network, job.spec, feeding, held_back, job.threads)
     kept = ends(network)
     quantized = to_int8(network, ranges.thresholds, kept)

@@ -108,4 +108,5 @@ class Job:
             float_layers,
             found.reference_rounding,
             written,
+            found.missed,
         )

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medimg.export.errors import SourceError
+from medimg.export.head_choice import choose_head, refuse_softmax_of_one
+from medimg.export.label_choice import DataLabels
+from medimg.export.scaling_choice import check_scaling, infer_scaling
 from medimg.export.sources.base import Architecture, Request, Source
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.errors import UsageError
@@ -82,20 +84,26 @@ class ExportOptions:
         if self.classes is not None and self.arch is None:
             raise UsageError("--classes is for files with weights only: it goes with --arch vgg16")
 
+    def tells_scaling(self, known: ModelSpec | None) -> bool:
+        """Whether the user, or the file's own spec, says how images are scaled."""
+        fields = self.spec_fields or {}
+        own = known is not None and known.intensity.rule != "unspecified"
+        return bool(own or self.preprocessing or self.mean or "intensity" in fields)
+
     def request(self, threads: int) -> Request:
         """What of this concerns the model file."""
         return Request(self.allow_code, self.arch, self.classes, self.input_size, threads)
 
 
 def make_spec(
-    source: Source, options: ExportOptions, data_labels: tuple[str, ...]
+    source: Source, options: ExportOptions, data_labels: DataLabels | None
 ) -> tuple[ModelSpec, list[str]]:
     """Decide the artefacts' spec; what the user says wins over what the file says.
 
     Args:
         source: the model file.
         options: what the user asked for.
-        data_labels: class names of the validation or calibration data; empty if they have none.
+        data_labels: class names of the validation or calibration data, if there are any.
 
     Returns:
         The spec, and warnings about what had to be assumed.
@@ -105,24 +113,25 @@ def make_spec(
         SourceError: the head is neither probabilities nor logits.
     """
     origin, warnings = source.origin, list(source.origin.warnings)
-    rows, columns, channels = source.input_shape
+    rows, columns, _ = source.input_shape
     known = origin.spec
-    head = _head(source, options, known)
-    if head == "logits":
-        added = "sigmoid" if source.units == 1 else "softmax"
-        warnings.append(f"the model ends in bare logits: a {added} is added")
+    intensity = _intensity(source, options, known, warnings)
+    head = _head(source, options, known, intensity, warnings)
     classes = max(2, source.units) if head != "multilabel" else source.units
     image = replace(known.image, rows=rows, columns=columns) if known else ImageRule(rows, columns)
-    intensity = _intensity(options, known, 1 if channels == 1 else 3)
     spec = ModelSpec(
-        labels=_labels(options, known, data_labels, classes, warnings),
+        labels=_labels(options, known, data_labels or DataLabels(), classes, warnings),
         image=from_plain(
             ImageRule, {**to_plain(image), **({"resize": options.resize} if options.resize else {})}
         ),
         intensity=intensity,
         task="multilabel" if head == "multilabel" else "multiclass",
         head=head,
-        source=SourceEntry(origin.path.name, origin.sha256, origin.keras_version),
+        source=SourceEntry(
+            origin.path.resolve().name if origin.path.is_dir() else origin.path.name,
+            origin.sha256,
+            origin.keras_version,
+        ),
     )
     if known:
         spec = known.with_(
@@ -134,47 +143,63 @@ def make_spec(
     return _with_fields(spec, options.spec_fields or {}), warnings
 
 
-def _head(source: Source, options: ExportOptions, known: ModelSpec | None) -> Head:
-    """Decide what the last layer gives: as the user says, as the file says, or as the graph shows."""
-    head = options.head or (known.head if known else source.head)
+def _head(
+    source: Source,
+    options: ExportOptions,
+    known: ModelSpec | None,
+    intensity: Intensity,
+    warnings: list[str],
+) -> Head:
+    """Decide what the last layer gives: as the user says, as the file says, or as Keras shows."""
+    refuse_softmax_of_one(source)
     path, units = source.origin.path, source.units
-    if head is None and units == 1:
-        raise SourceError(
-            f"{path}: ends in one unit without a sigmoid: a quantity, or a logit (--head logits adds it)"
-        )
-    if head is None:
-        raise SourceError(
-            f"{path}: its last activation gives neither probabilities nor logits: "
-            "say what it means with --head softmax|sigmoid|multilabel|logits"
-        )
-    if head == "sigmoid" and units != 1:
+    told = options.head or (known.head if known else None)
+    if told is None:
+        told, said = choose_head(source, intensity)
+        warnings += said
+    if told == "sigmoid" and units != 1:
         raise UsageError(f"--head sigmoid is for one unit; {path} has {units}: --head multilabel or logits")
-    if head == "softmax" and units == 1:
+    if told == "softmax" and units == 1:
         raise UsageError(f"--head softmax is for several units; {path} has one: --head sigmoid or logits")
-    return head
+    if told == "logits":
+        added = "sigmoid" if units == 1 else "softmax"
+        warnings.append(f"the model ends in bare logits: a {added} is added")
+        if source.ending.nature.is_probable:
+            warnings.append(
+                f"its outputs are made of a {source.ending.nature.kind}'s: the {added} comes on top"
+            )
+    return told
 
 
-def _intensity(options: ExportOptions, known: ModelSpec | None, channels: Literal[1, 3]) -> Intensity:
+def _intensity(
+    source: Source, options: ExportOptions, known: ModelSpec | None, warnings: list[str]
+) -> Intensity:
+    """Decide how images are scaled: as the user says, as the file says, or as the first layers show."""
+    channels: Literal[1, 3] = 1 if source.input_shape[2] == 1 else 3
+    told = known.intensity if known else None
     if options.mean and options.std:
-        return Intensity("custom", options.color_order or "rgb", channels, 255.0, options.mean, options.std)
-    if options.preprocessing:
-        return Intensity.named(options.preprocessing, channels=channels, color_order=options.color_order)
-    if known:
-        return known.intensity
-    return Intensity("unspecified", channels=channels)
+        told = Intensity("custom", options.color_order or "rgb", channels, 255.0, options.mean, options.std)
+    elif options.preprocessing:
+        told = Intensity.named(options.preprocessing, channels=channels, color_order=options.color_order)
+    if told is None or told.rule == "unspecified":
+        shown, said = infer_scaling(source)
+        warnings += said
+        return shown or Intensity("unspecified", channels=channels)
+    warnings += check_scaling(source, told)
+    return told
 
 
 def _labels(
     options: ExportOptions,
     known: ModelSpec | None,
-    data_labels: tuple[str, ...],
+    data_labels: DataLabels,
     classes: int,
     warnings: list[str],
 ) -> tuple[str, ...]:
     for origin, labels in (
         ("--labels", options.labels),
         ("the model file", known.labels if known else None),
-        ("the data", data_labels),
+        ("the data", data_labels.names),
     ):
         if labels:
             if len(labels) != classes:
@@ -182,6 +207,10 @@ def _labels(
                     f"{origin} names {len(labels)} classes ({', '.join(labels)}); the model has {classes}"
                 )
                 raise UsageError(f"{counts}: {NOT_CLASSES}" if origin == "the data" else counts)
+            if origin == "the data":
+                warnings.append(
+                    f"class names come from {data_labels.said}: {', '.join(labels)}; --labels changes them"
+                )
             return tuple(labels)
     warnings.append(
         f"the classes have no names: they are numbered 0 to {classes - 1}; name them with --labels"

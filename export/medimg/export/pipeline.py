@@ -18,19 +18,22 @@ from medimg.export.calibration_data import check_classes, read_calibration, read
 from medimg.export.errors import SourceError
 from medimg.export.evidence import Evidence, find_preprocessing
 from medimg.export.golden import write_trial
+from medimg.export.guard import guard, refuse_nan_weights
 from medimg.export.int8 import make_int8
 from medimg.export.job import SUFFIXES, Job, Steps
+from medimg.export.label_choice import check_names, decide_order, labels_of
+from medimg.export.notes import notes_on, notes_on_trial
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.result import ArtefactFile, CalibrationImage, ExportResult, SourceFile
+from medimg.export.simplify import without_whole_number_casts
 from medimg.export.sources import Source, load_source
 from medimg.export.sources.base import Request
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
-from medimg.export.verify import FP32_LIMIT, Trial, make_trial, own_rounding
-from medimg.runtime.bootstrap import Resamples
+from medimg.export.to_onnx import NETWORK_INPUT
+from medimg.export.verify import Trial, make_trial, own_rounding
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
-from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.metrics import images_needed
+from medimg.runtime.errors import DataError, ModelError, UsageError
 from medimg.runtime.patients import with_patients
 from medimg.runtime.spec import ModelSpec
 
@@ -74,8 +77,10 @@ def export_model(
     with steps.step("load model"):
         source = load_source(path, chosen.request(used_threads))
     with closing(source):
-        data_labels = next((data.labels for data in (validation, calibration) if data and data.labels), ())
-        spec, warnings = make_spec(source, chosen, data_labels)
+        named = next((data for data in (validation, calibration) if data and data.labels), None)
+        spec, warnings = make_spec(source, chosen, labels_of(named))
+        spec, said = _with_order(source, spec, None if chosen.labels else named, used_threads)
+        warnings += said
         spec = spec.with_(heatmap=chosen.heatmap, tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
         calibration_images = _checked_calibration(calibration, spec, chosen, used_threads, steps)
@@ -84,7 +89,7 @@ def export_model(
         _require_preprocessing(spec, chosen)
         _refuse_golden_floats(spec, chosen)
         with steps.step("convert"), within_allowance(path):
-            network = _convert(source, spec)
+            network = convert_network(source, spec)
         with steps.step("run Keras"):
             images = _evaluation_part(validation) if validation else calibration
             if validation and images:
@@ -93,7 +98,7 @@ def export_model(
             trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
     if chosen.golden:
         write_trial(stem, trial, chosen.golden)
-    warnings += _trial_warnings(trial, chosen)
+    warnings += notes_on_trial(trial, spec, chosen)
     rounding = partial(_own_rounding, path, chosen.request(used_threads), spec, trial)
     job = Job(network, spec, trial, rounding, stem, chosen, used_threads, steps)
     artefacts, quantization = [], None
@@ -101,20 +106,25 @@ def export_model(
         if precision == "int8":
             assert calibration is not None, "options are checked before anything is loaded"
             item, quantization = make_int8(job, calibration, calibration_images)
-            warnings += [
-                f"int8: {layer.layer} lost too much and stays in float32"
-                for layer in quantization.layers
-                if layer.restored
-            ]
         elif precision == "fp16":
             item = _make_fp16(job)
-            warnings += [f"fp16: {layer} would overflow and stays in float32" for layer in item.float_layers]
         else:
             item = job.place(network, precision)
-            warnings += _rounding_notes(item)
+        warnings += notes_on(item, job, quantization)
         artefacts.append(item)
     summary = SourceFile(str(path), source.origin.kind, source.origin.sha256, source.origin.keras_version)
     return ExportResult(summary, tuple(artefacts), quantization, evidence, tuple(warnings), steps.seconds)
+
+
+def _with_order(
+    source: Source, spec: ModelSpec, named: DataSet | None, threads: int
+) -> tuple[ModelSpec, list[str]]:
+    """Settle the order of class names that came from the data, where Keras has to be asked for it."""
+    found = labels_of(named)
+    check_names(source.origin.path, spec, found)
+    if named is None or not found.as_numbers or spec.labels != found.names or source.origin.spec:
+        return spec, []
+    return decide_order(source, spec, found, _choosing_part(named), threads)
 
 
 def _checked_calibration(
@@ -137,8 +147,9 @@ def _with_evidence(
     steps: Steps,
 ) -> tuple[ModelSpec, Evidence | None]:
     """Find an unknown preprocessing with labelled images, if there are any."""
-    known = spec.intensity.rule != "unspecified" or spec.task != "multiclass"
-    if known or validation is None or not validation.labels:
+    shown = None if spec.intensity.rule == "unspecified" else spec.intensity
+    known = shown is not None and options.tells_scaling(source.origin.spec)
+    if known or spec.task != "multiclass" or validation is None or not validation.labels:
         return spec, None
     with steps.step("find preprocessing"):
         evidence = find_preprocessing(
@@ -148,6 +159,7 @@ def _with_evidence(
             _choosing_part(validation),
             resize_is_known=options.resize is not None,
             threads=threads,
+            shown=shown,
         )
     image = replace(spec.image, resize=evidence.resize)
     return spec.with_(intensity=evidence.intensity, image=image), evidence
@@ -202,19 +214,14 @@ def _own_rounding(path: Path, request: Request, spec: ModelSpec, trial: Trial) -
         return 0.0
 
 
-def _rounding_notes(item: ArtefactFile) -> list[str]:
-    if not item.reference_rounding:
-        return []
-    return [
-        f"fp32: {item.verification.max_abs_diff:.1e} from Keras, more than {FP32_LIMIT:.0e}: this network "
-        f"multiplies rounding, and Keras itself is {item.reference_rounding:.1e} from its answers in float64"
-    ]
-
-
-def _convert(source: Source, spec: ModelSpec) -> ModelProto:
+def convert_network(source: Source, spec: ModelSpec) -> ModelProto:
+    """Convert a network, from uint8 images to probabilities, and check the graph."""
     network = graph.tidy(source.convert(), source.layer_names())
+    refuse_nan_weights(network)
+    if source.input_dtype != "float32":
+        without_whole_number_casts(network, NETWORK_INPUT)
     network = graph.add_preprocessing(network, spec.intensity)
-    network = head.finish_head(network, spec.head, spec.temperature)
+    network = guard(head.finish_head(network, spec.head, spec.temperature))
     return graph.check(head.add_heatmap(network) if spec.heatmap else network)
 
 
@@ -228,7 +235,27 @@ def _stem(path: Path, options: ExportOptions) -> Path:
             raise UsageError(
                 f"{path}: the artefact would take its place: choose another folder with --output"
             )
+        if target.is_file() and _made_from(target) != _source_name(path):
+            made = _made_from(target)
+            whose = f"was made from {made}" if made else "is no artefact of medimg-export"
+            raise UsageError(
+                f"{target}: {whose}, and {path.name}'s would take its place: choose another folder with "
+                "--output, or move it away"
+            )
     return stem
+
+
+def _source_name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.name
+
+
+def _made_from(artefact: Path) -> str | None:
+    """Name the model file that an artefact was made from; None if it is no artefact, or does not say."""
+    try:
+        source = ModelSpec.read(artefact).source
+    except ModelError:
+        return None
+    return source.name if source else None
 
 
 def _writable(folder: Path) -> Path:
@@ -260,20 +287,3 @@ def _with_patients(images: DataSet, spec: ModelSpec, threads: int) -> tuple[Data
         return with_patients(images, spec.held_out.group_by if spec.held_out else None, threads), []
     except DataError as error:
         return images, [f"intervals take every image for a patient of its own; as medimg-train says: {error}"]
-
-
-def _trial_warnings(trial: Trial, options: ExportOptions) -> list[str]:
-    if trial.images_from == "synthetic":
-        return ["verified on synthetic arrays only: --validation DATA verifies on your images"]
-    if trial.images_from == "calibration":
-        return [
-            "compared on the calibration images, which INT8 ranges come from: --validation DATA judges fairly"
-        ]
-    drawn = Resamples(trial.patients).resampling
-    if trial.truth is not None and drawn.units < images_needed(options.max_drop):
-        what = "labelled images" if drawn.unit == "images" else "patients with labelled images"
-        return [
-            f"{drawn.units} {what} cannot prove a drop of at most {options.max_drop:g}: "
-            f"{images_needed(options.max_drop)} would, without any disagreement"
-        ]
-    return []

@@ -13,14 +13,17 @@ from medimg.export.calibration import (
     ends,
     entropy_threshold,
     largest_magnitude,
+    no_number,
     percentile_threshold,
     squared_error_threshold,
 )
+from medimg.export.errors import CalibrationError
 from medimg.export.to_int8 import to_int8
 from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.preprocess import Images
+from medimg.runtime.probabilities import answered
 from medimg.runtime.spec import ModelSpec
 
 METHODS: dict[str, Callable[[Histogram], float]] = {
@@ -86,7 +89,11 @@ def split_calibration(calibration: DataSet) -> tuple[DataSet, DataSet]:
 def hold_back(network: ModelProto, spec: ModelSpec, images: DataSet, threads: int) -> HeldBack:
     """Load the judging images and run the float32 graph on them."""
     batches = tuple(load_batches(images.samples, spec.image, BATCH, threads))
-    return HeldBack(batches, answers(network, spec, batches, threads))
+    reference = answers(network, spec, batches, threads)
+    for sample, is_number in zip(images.samples, answered(reference), strict=True):
+        if not is_number:
+            raise CalibrationError(no_number(sample.name))
+    return HeldBack(batches, reference)
 
 
 def choose_ranges(
@@ -102,7 +109,12 @@ def choose_ranges(
         threads: processor threads.
     """
     kept = ends(network)
-    histograms = collect(network, load_batches(feeding.samples, spec.image, 1, threads), threads)
+    histograms = collect(
+        network,
+        load_batches(feeding.samples, spec.image, 1, threads),
+        threads,
+        [item.name for item in feeding.samples],
+    )
     candidates = {
         name: {tensor: threshold(found) for tensor, found in histograms.items()}
         for name, threshold in METHODS.items()

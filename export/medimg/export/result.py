@@ -46,6 +46,8 @@ class ArtefactFile:
     """Keras's own distance from float64, where a float32 artefact is further from Keras than is usual."""
     written: bool
     """False if it failed its verification and was not forced."""
+    missed: tuple[str, ...] = ()
+    """Images for which either Keras or the artefact gives no number, and the other does."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from medimg.export.errors import SourceError
+
 BATCHES = (2, 3)
 """Batch sizes that shapes are inferred for."""
 _SPREADING = frozenset(["Add", "Div", "Mul", "Sub"])
@@ -54,6 +56,28 @@ def constant_shapes(model: ModelProto) -> None:
     while _fold_shapes(model) or _take_branches(model.graph):
         drop_unused(model.graph)
     drop_unused(model.graph)
+
+
+def without_whole_number_casts(model: ModelProto, image: str) -> None:
+    """Take out the casts of an input of whole numbers, which leave whole pixel values as they are.
+
+    Raises:
+        SourceError: the network computes with whole numbers, which begin again at 0 where they end.
+    """
+    graph = model.graph
+    for cast in [node for node in graph.node if node.op_type == "Cast" and node.input[0] == image]:
+        for taker in [node for node in graph.node if cast.output[0] in node.input]:
+            if taker.op_type != "Cast" or _cast_type(taker) != TensorProto.FLOAT:
+                raise SourceError(
+                    f"the network computes with whole numbers ({taker.name}), which in Keras begin again "
+                    "at 0 where they end: put keras.layers.Rescaling, or a cast to float32, first"
+                )
+            _rename_input(graph, taker.output[0], image)
+    drop_unused(graph)
+
+
+def _cast_type(node: NodeProto) -> int:
+    return next(int(item.i) for item in node.attribute if item.name == "to")
 
 
 def without_erfc(model: ModelProto) -> None:

@@ -5,7 +5,7 @@ from medimg.runtime.text import printable, size_text
 
 
 def lines(result: ExportResult) -> list[str]:
-    """Say what was made, two lines an artefact."""
+    """Say what was made, a few lines an artefact."""
     return [line for item in result.artefacts for line in _artefact(item)]
 
 
@@ -17,12 +17,15 @@ def _artefact(item: ArtefactFile) -> list[str]:
         f"    {found.images} {found.images_from} images: max |Δp| {found.max_abs_diff:.1e}, "
         f"top-1 agreement {found.top1_agreement:.4f}"
     )
-    if found.accuracy is None or found.accuracy_drop is None or found.accuracy_drop_ci95 is None:
-        return [head, figures]
-    low, high = found.accuracy_drop_ci95
-    interval = f"(95 %: {low:+.4f} to {high:+.4f})"
-    return [
-        head,
-        figures,
-        f"    accuracy {found.accuracy:.4f}, drop {found.accuracy_drop:+.4f} {interval}",
-    ]
+    lines = [head, figures]
+    if (
+        found.accuracy is not None
+        and found.accuracy_drop is not None
+        and found.accuracy_drop_ci95 is not None
+    ):
+        low, high = found.accuracy_drop_ci95
+        interval = f"(95 %: {low:+.4f} to {high:+.4f})"
+        lines.append(f"    accuracy {found.accuracy:.4f}, drop {found.accuracy_drop:+.4f} {interval}")
+    if item.float_layers:
+        lines.append(f"    in float32: {printable(', '.join(item.float_layers))}")
+    return lines

@@ -74,6 +74,32 @@ def overflowing_nodes(model: ModelProto, batches: Iterable[NDArray[Any]], thread
     return tuple(node.name for node in network if beyond.intersection((*node.input, *node.output)))
 
 
+def costliest_layer(model: ModelProto, half: ModelProto, batch: NDArray[Any], threads: int) -> str:
+    """Name the node at which half precision adds most to the error.
+
+    Args:
+        model: the float32 graph, with every shape inferred.
+        half: what `to_fp16` made of it.
+        batch: an array for the input `image`.
+        threads: processor threads.
+    """
+    network = [node for node in model.graph.node if not is_float_node(node)]
+    names = tuple(name for node in network for name in node.output if name in _float_tensors(model))
+    (exact,), (given,) = (list(watch(item, names, [batch], threads)) for item in (model, half))
+    errors = {name: _relative_error(exact[name], given[name]) for name in names}
+    added = {
+        node.name: errors.get(node.output[0], 0.0) - max(errors.get(name, 0.0) for name in node.input)
+        for node in network
+    }
+    return str(max(added, key=lambda name: added[name]))
+
+
+def _relative_error(exact: NDArray[Any], given: NDArray[Any]) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(given.astype(np.float64) - exact).max() / max(float(np.abs(exact).max()), 1e-30)
+    return float(error) if np.isfinite(error) else float(np.finfo(np.float64).max)
+
+
 def _exceeds(item: TensorProto) -> bool:
     values = numpy_helper.to_array(item)
     return item.data_type == TensorProto.FLOAT and values.size > 0 and not np.abs(values).max() <= FP16_MAX

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medimg.export.errors import SourceError
+from medimg.export.head_choice import check_answers
 from medimg.export.sources.base import Source
+from medimg.export.synthetic import names_of, synthetic_images
 from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities, choose_backend
 from medimg.runtime.containers import Artefact
@@ -29,8 +31,9 @@ BATCH_LIMIT: dict[Precision, float] = {"fp16": 5e-3, "int8": 0.05}
 """Largest change of a probability that comes from sharing a batch; in float32 it is that from Keras."""
 DIFFERENCE_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Lower edges of the bins in which a report counts images by their difference from Keras."""
-SYNTHETIC_IMAGES = 64
 BATCH = 8
+ONE_ANSWER = 0.01
+"""Images between which no probability moves by so much have got the same answer."""
 
 Batches = Callable[[], Iterator[NDArray[Any]]]
 
@@ -48,6 +51,23 @@ class Trial:
     """`(images,)` true classes, where the images are labelled and chose nothing."""
     patients: tuple[str | None, ...]
     """Whose image each of those is, as far as that is known."""
+    names: tuple[str, ...] = ()
+    """What the images are called in messages."""
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """For which images Keras gives numbers, `(images,)`."""
+        return np.asarray(np.isfinite(self.reference).all(axis=1))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether Keras gives every image the same answer, so that a comparison proves nothing."""
+        known = self.reference[self.answered]
+        return bool(len(set(known.argmax(axis=1).tolist())) == 1 and np.ptp(known, axis=0).max() < ONE_ANSWER)
+
+    def unanswered(self) -> tuple[str, ...]:
+        """Name the images for which Keras gives no number."""
+        return tuple(self.names[place] for place in np.flatnonzero(~self.answered))
 
 
 def make_trial(
@@ -67,15 +87,23 @@ def make_trial(
     else:
         chosen = images
         batches, kind = (lambda: load_batches(chosen.samples, spec.image, BATCH, threads)), "calibration"
-    answers = [_reference(source, spec, batch) for batch in batches()]
+    reference = np.concatenate([_reference(source, spec, batch) for batch in batches()])
+    if not np.isfinite(reference).all(axis=1).any():
+        raise SourceError(
+            f"{source.origin.path}: Keras gives no number for any of {len(reference)} trial images"
+        )
+    check_answers(spec, reference, str(source.origin.path))
     judges = kind != "synthetic" and validation and spec.task == "multiclass"
     labelled = images if judges and images is not None and images.labels else None
     return Trial(
         "validation" if validation and kind != "synthetic" else kind,  # type: ignore[arg-type]  # one of the three
         batches,
-        np.concatenate(answers),
+        reference,
         labelled.truth if labelled else None,
         tuple(sample.patient for sample in labelled.samples) if labelled else (),
+        names_of(len(reference))
+        if images is None or kind == "synthetic"
+        else tuple(s.name for s in images.samples),
     )
 
 
@@ -88,7 +116,7 @@ def own_rounding(exact: Source, spec: ModelSpec, trial: Trial) -> float:
         trial: the images and Keras's answers in float32.
     """
     answers = np.concatenate([_reference(exact, spec, batch) for batch in trial.batches()])
-    return _finite_or_inf(np.abs(answers - trial.reference).max())
+    return float(np.nanmax(np.abs(answers - trial.reference), initial=0))
 
 
 @dataclass(frozen=True)
@@ -113,6 +141,8 @@ class Comparison:
     """Images by their largest difference of a probability, in the bins of `DIFFERENCE_EDGES`."""
     reference_rounding: float | None
     """Keras's own distance from float64, where a float32 artefact is further from it than `FP32_LIMIT`."""
+    missed: tuple[str, ...] = ()
+    """Images for which either Keras or the artefact gives no number, and the other does."""
 
 
 def compare(
@@ -132,26 +162,36 @@ def compare(
     first = next(trial.batches())
     alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])
     backend.close()
-    differences = np.abs(answers - trial.reference).max(axis=1)
+    differences = _differences(trial.reference, answers)
     found = Verification(
         images=len(answers),
         images_from=trial.images_from,
-        max_abs_diff=_finite_or_inf(differences.max()),
+        max_abs_diff=float(differences.max()),
         top1_agreement=metrics.top1_agreement(trial.reference, answers),
         verdict="unlabelled",
         backend=backend.name,
     )
-    batch_difference = _finite_or_inf(np.abs(alone - answers[: len(first)]).max())
+    batch_difference = float(_differences(answers[: len(first)], alone).max())
     precision = artefact.spec.precision
     limit, own = math.inf, None
     if precision == "fp32":
         limit, own = _fp32_limit(max(found.max_abs_diff, batch_difference), rounding)
     found = _judged(found, artefact.spec, trial, answers, max_drop)
-    if found.max_abs_diff > limit or batch_difference > BATCH_LIMIT.get(precision, limit):
+    missed = np.isfinite(answers).all(axis=1) != trial.answered
+    if missed.any() or found.max_abs_diff > limit or batch_difference > BATCH_LIMIT.get(precision, limit):
         found = replace(found, verdict="failed")
+    elif found.verdict != "failed" and trial.is_constant:
+        found = replace(found, verdict="not proven")
     counts, _ = np.histogram(differences, bins=[*DIFFERENCE_EDGES, np.inf])
     recall = _recall(artefact.spec, trial, answers)
-    return Comparison(found, batch_difference, recall, tuple(int(count) for count in counts), own)
+    return Comparison(
+        found,
+        batch_difference,
+        recall,
+        tuple(int(count) for count in counts),
+        own,
+        tuple(trial.names[place] for place in np.flatnonzero(missed)),
+    )
 
 
 def _fp32_limit(difference: float, rounding: Callable[[], float]) -> tuple[float, float | None]:
@@ -162,16 +202,20 @@ def _fp32_limit(difference: float, rounding: Callable[[], float]) -> tuple[float
     return max(FP32_LIMIT, min(ROUNDING_FACTOR * own, ROUNDING_CEILING)), own
 
 
-def _finite_or_inf(value: float) -> float:
-    """Make of NaN, which compares with nothing, what it is: the largest difference."""
-    return float(value) if math.isfinite(value) else math.inf
+def _differences(reference: Probabilities, answers: Probabilities) -> NDArray[np.float32]:
+    """Give each image's largest difference of a probability: all there can be where one is no number."""
+    both = np.isfinite(reference).all(axis=1), np.isfinite(answers).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        found = np.abs(answers - reference).max(axis=1)
+    return np.where(both[0] & both[1], found, np.where(both[0] == both[1], 0, 1)).astype(np.float32)
 
 
 def _recall(spec: ModelSpec, trial: Trial, answers: Probabilities) -> tuple[ClassRecall, ...]:
     if trial.truth is None:
         return ()
-    before = metrics.evaluate(trial.truth, trial.reference.argmax(axis=1), spec.labels)
-    after = metrics.evaluate(trial.truth, answers.argmax(axis=1), spec.labels)
+    known, truth = trial.answered, trial.truth[trial.answered]
+    before = metrics.evaluate(truth, trial.reference[known].argmax(axis=1), spec.labels)
+    after = metrics.evaluate(truth, answers[known].argmax(axis=1), spec.labels)
     pairs = zip(before.per_class, after.per_class, strict=True)
     return tuple(ClassRecall(old.label, old.recall, new.recall) for old, new in pairs)
 
@@ -179,13 +223,11 @@ def _recall(spec: ModelSpec, trial: Trial, answers: Probabilities) -> tuple[Clas
 def _judged(
     found: Verification, spec: ModelSpec, trial: Trial, answers: Probabilities, max_drop: float
 ) -> Verification:
-    if not math.isfinite(found.max_abs_diff):
-        return replace(found, verdict="failed")
     if trial.truth is None:
         enough = spec.task == "multilabel" or found.top1_agreement >= AGREEMENT_FLOOR[spec.precision]
         return replace(found, verdict="unlabelled" if enough else "failed")
-    reference_right = trial.reference.argmax(axis=1) == trial.truth
-    right = answers.argmax(axis=1) == trial.truth
+    reference_right = trial.answered & (trial.reference.argmax(axis=1) == trial.truth)
+    right = np.isfinite(answers).all(axis=1) & (answers.argmax(axis=1) == trial.truth)
     low, high = metrics.paired_drop_ci95(reference_right, right, trial.patients)
     drop = float(reference_right.mean() - right.mean())
     return replace(
@@ -211,34 +253,3 @@ def _synthetic_batches(spec: ModelSpec) -> Batches:
     if spec.intensity.rule == "unspecified":
         images = (images[..., : spec.intensity.channels] / 255).astype(np.float32)
     return lambda: (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-
-
-def synthetic_images(
-    rows: int, columns: int, count: int = SYNTHETIC_IMAGES, seed: int = 0
-) -> NDArray[np.uint8]:
-    """Make seeded structured arrays: noise, smooth gradients, edges and constants in turn.
-
-    Returns:
-        `(count, rows, columns, 3)` uint8.
-    """
-    generator = np.random.default_rng(seed)
-    makers = (_noise, _gradient, _edges, _constant)
-    return np.stack([makers[number % 4](generator, rows, columns) for number in range(count)])
-
-
-def _noise(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    return generator.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
-
-
-def _gradient(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    corners = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(corners, (columns, rows), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def _edges(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    blocks = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(blocks, (columns, rows), interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-def _constant(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    return np.broadcast_to(generator.integers(0, 256, 3, dtype=np.uint8), (rows, columns, 3)).copy()

@@ -20,7 +20,7 @@ from medimg.runtime.errors import BackendError, ImageError, MedimgError, ModelEr
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
-from medimg.runtime.probabilities import require_columns
+from medimg.runtime.probabilities import NO_NUMBER, answered, require_columns
 from medimg.runtime.spec import ModelSpec
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"
@@ -224,15 +224,26 @@ class Classifier:
 
     def _answer(self, group: list[_Decoded], top_k: int) -> list[Prediction]:
         images = [item.image for item in group if item.image is not None]
-        answers = iter(
-            best_classes(self.probabilities(np.stack(images)), self.spec.labels, top_k) if images else ()
-        )
+        if not images:
+            return [_prediction(item) for item in group]
+        found = self.probabilities(np.stack(images))
+        best = iter(best_classes(found, self.spec.labels, top_k))
+        numbers = iter(answered(found).tolist())
         return [
-            Prediction(
-                item.path, item.frame, () if item.image is None else next(answers), item.error, item.notes
-            )
+            _prediction(item)
+            if item.image is None
+            else _prediction(item, next(best), is_number=next(numbers))
             for item in group
         ]
+
+
+def _prediction(item: _Decoded, best: tuple[ClassScore, ...] = (), *, is_number: bool = True) -> Prediction:
+    """Give an image its answer, which is an error where the model gives no number."""
+    if is_number:
+        return Prediction(item.path, item.frame, best, item.error, item.notes)
+    name = "this array" if item.path is None else item.path
+    failure = InputError("NoNumberError", f"{name}: {NO_NUMBER}")
+    return Prediction(item.path, item.frame, (), failure, item.notes)
 
 
 def best_classes(

@@ -6,6 +6,7 @@
     ├── ImageError              one image cannot be read; a result in `predict`, not the end
     │   ├── DecoderError        its decoder ended early: another time it may be read
     │   └── NotApplicableError  the model is for other images
+    ├── NoNumberError           the model gives no number for an image; a result in `predict`, too
     ├── DataError               a data set cannot be understood
     ├── ModelError              a model file cannot be used
     │   ├── NoSpecError         it carries no medimg entry
@@ -43,6 +44,10 @@ class DecoderError(ImageError):
 
 class NotApplicableError(ImageError):
     """A model is not for one image, by the DICOM values that it allows."""
+
+
+class NoNumberError(MedimgError):
+    """The model gives no number for an image."""
 
 
 class DataError(MedimgError):

@@ -9,8 +9,11 @@ from typing import TextIO
 from medimg.runtime.classifier import Prediction
 from medimg.runtime.codec import json_text, to_plain
 from medimg.runtime.commandline import standard_output, written_whole
-from medimg.runtime.errors import NotApplicableError
+from medimg.runtime.errors import NoNumberError, NotApplicableError
 from medimg.runtime.text import csv_cell, printable
+
+_FATES = {NotApplicableError.__name__: "not applicable", NoNumberError.__name__: "no answer"}
+"""What a table says of an error, by its type; "not read" of any other."""
 
 
 @dataclass
@@ -19,6 +22,8 @@ class Outcome:
 
     answered: int = 0
     failed: int = 0
+    without_number: int = 0
+    """How many of those that failed could be read, but the model gave no number for them."""
 
     def counting(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
         """Pass predictions through and count them."""
@@ -27,11 +32,13 @@ class Outcome:
                 self.answered += 1
             else:
                 self.failed += 1
+                self.without_number += prediction.error.type == NoNumberError.__name__
             yield prediction
 
     def summary(self) -> str:
         """Say it in one line."""
-        return f"{self.answered} answered, {self.failed} could not be read"
+        silent = f", for {self.without_number} the model gave no number" if self.without_number else ""
+        return f"{self.answered} answered, {self.failed - self.without_number} could not be read{silent}"
 
 
 def write_predictions(predictions: Iterable[Prediction], style: str, destination: Path | None) -> None:
@@ -83,7 +90,7 @@ def _write_table(predictions: Iterable[Prediction], file: TextIO) -> None:
         name = printable(prediction.path or "array")
         if prediction.error:
             reason = printable(prediction.error.message)
-            fate = "not applicable" if prediction.error.type == NotApplicableError.__name__ else "not read"
+            fate = _FATES.get(prediction.error.type, "not read")
             file.write(f"{name}\n    {fate}: {reason.removeprefix(f'{name}: ')}\n")
             continue
         file.write(f"{name} [{prediction.frame}]\n" if prediction.frame else f"{name}\n")

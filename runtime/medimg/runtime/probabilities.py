@@ -1,14 +1,36 @@
 """From a Keras model's outputs to the probabilities that its artefact gives."""
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.errors import ModelError
+from medimg.runtime.errors import ModelError, NoNumberError
 from medimg.runtime.spec import Head, ModelSpec
 
 Probabilities: TypeAlias = NDArray[np.float32]
+NO_NUMBER = "the model gives no number for it (NaN, as after a division by zero)"
+
+
+def answered(probabilities: Probabilities) -> NDArray[np.bool_]:
+    """Tell for which images, `(images,)`, a model gave numbers, of `(images, classes)`."""
+    return np.asarray(np.isfinite(probabilities).all(axis=1))
+
+
+def require_numbers(probabilities: Probabilities, names: Iterable[str]) -> None:
+    """Refuse answers, `(images, classes)`, that are no numbers.
+
+    Args:
+        probabilities: of all classes.
+        names: what the images are called.
+
+    Raises:
+        NoNumberError: names the first image without a number.
+    """
+    for name, is_number in zip(names, answered(probabilities), strict=True):
+        if not is_number:
+            raise NoNumberError(f"{name}: {NO_NUMBER}")
 
 
 def require_columns(probabilities: Probabilities, spec: ModelSpec, name: str) -> Probabilities:

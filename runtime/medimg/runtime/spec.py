@@ -107,6 +107,11 @@ class Intensity:
         if self.divisor == 0 or 0 in self.std:
             raise ModelError("divisor and std must not be 0")
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether values are given as they are, from 0 to 255."""
+        return self.divisor == 1 and not any(self.mean) and set(self.std) == {1.0}
+
     @classmethod
     def named(
         cls, rule: IntensityName, *, channels: Literal[1, 3] = 3, color_order: ColorOrder | None = None

@@ -19,6 +19,7 @@ from medimg.runtime.probabilities import (
     Probabilities,
     as_probabilities,
     require_columns,
+    require_numbers,
     with_temperature,
 )
 from medimg.runtime.spec import Intensity, ModelSpec
@@ -108,7 +109,8 @@ def ask(
     Raises:
         DataError: the data hold a class that the model does not know.
         ImageError: an image cannot be read, or the model is not for it.
-        ModelError: the model cannot be used, or gives no number for an image.
+        ModelError: the model cannot be used.
+        NoNumberError: it gives no number for an image.
     """
     if spec.intensity.rule == "unspecified":
         raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
@@ -123,9 +125,7 @@ def ask(
         tracked = progress.track(batches, f"evaluate on {len(known)} images", steps)
         answers = (require_columns(runner.answer(batch), spec, str(model)) for batch in tracked)
         probabilities = np.concatenate(list(answers))
-    if not np.isfinite(probabilities).all():
-        first = known.samples[int(np.argmin(np.isfinite(probabilities).all(axis=1)))]
-        raise ModelError(f"{model}: gives no number for the image {first.name}")
+    require_numbers(probabilities, (sample.name for sample in known.samples))
     return Answers(
         spec.labels, spec.task, shown, probabilities, known.samples, runner.backend, runner.precision
     )

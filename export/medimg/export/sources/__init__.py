@@ -9,6 +9,7 @@ from pathlib import Path
 from medimg.export.errors import SourceError
 from medimg.export.sources import saved_model, weights_file
 from medimg.export.sources.base import Origin, Request, Source
+from medimg.export.sources.clues import Clues, read_clues
 from medimg.export.sources.framework import FrameworkSource, described
 from medimg.runtime.containers import KERAS_SUFFIXES, file_sha256
 from medimg.runtime.errors import ModelError
@@ -66,7 +67,8 @@ def _keras(path: Path, request: Request) -> Source:
         parts = whole.read_parts(path, folder)
         if parts.config is None:
             return _weights(path, parts, request, folder)
-        return _whole_model(whole.judged(path, parts), request, folder)
+        clues = read_clues(parts.training or parts.config)
+        return _whole_model(whole.judged(path, parts), clues, request, folder)
 
 
 def _weights(path: Path, parts: Parts, request: Request, folder: Path) -> Source:
@@ -83,7 +85,7 @@ def _weights(path: Path, parts: Parts, request: Request, folder: Path) -> Source
     return FrameworkSource(origin, "keras", built, request)
 
 
-def _whole_model(file: KerasFile, request: Request, folder: Path) -> Source:
+def _whole_model(file: KerasFile, clues: Clues, request: Request, folder: Path) -> Source:
     path = file.path
     if request.architecture is not None:
         raise SourceError(f"{path}: is a whole model: leave --arch out, which is for files with weights only")
@@ -99,6 +101,7 @@ def _whole_model(file: KerasFile, request: Request, folder: Path) -> Source:
         file.keras_version,
         file.spec,
         (f"--allow-code let in {file.named}",) if file.foreign else (),
+        clues,
     )
     imports = tuple((item.class_name, item.module) for item in file.foreign if item.module)
     return FrameworkSource(origin, file.framework, whole.write_copy(file, folder), request, imports)

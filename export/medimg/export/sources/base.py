@@ -1,7 +1,7 @@
 """What every kind of model file has in common."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from medimg.export.errors import SourceError
-from medimg.runtime.spec import Head, ModelSpec
+from medimg.export.sources.clues import Clues
+from medimg.export.sources.heads import Ending
+from medimg.export.sources.scaling import Scaling
+from medimg.runtime.spec import ModelSpec
 
 Architecture: TypeAlias = Literal["vgg16"]
 NOT_AN_IMAGE_MODEL = "an image classifier takes (batch, rows, columns, 1 or 3)"
@@ -61,6 +64,8 @@ class Origin:
     """What the file says about itself; None for a foreign file."""
     warnings: tuple[str, ...] = ()
     """What was let in, or assumed."""
+    clues: Clues = field(default_factory=Clues)
+    """What the file tells of its training."""
 
 
 class Source(Protocol):
@@ -75,12 +80,20 @@ class Source(Protocol):
         """Rows, columns and channels of the network's input."""
 
     @property
+    def input_dtype(self) -> str:
+        """The type of the network's own input, such as `float32` or `uint8`."""
+
+    @property
     def units(self) -> int:
         """Width of the last layer."""
 
     @property
-    def head(self) -> Head | None:
-        """What the last activation gives; None if it is neither probabilities nor logits."""
+    def ending(self) -> Ending:
+        """What the outputs are, as far as the graph tells."""
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """What the first layers make of an image's values; None if they change none."""
 
     def layer_names(self) -> tuple[str, ...]:
         """Names of all layers, those of nested models included."""

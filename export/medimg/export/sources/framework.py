@@ -12,11 +12,11 @@ from onnx import ModelProto
 
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
-from medimg.export.sources.heads import head_of
+from medimg.export.sources.heads import Ending, ending_of
+from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.runtime import protocol
 from medimg.runtime.errors import ModelError
 from medimg.runtime.model_process import Message, ModelProcess, Reply
-from medimg.runtime.spec import Head
 
 Framework: TypeAlias = Literal["keras", "tf_keras", "saved_model"]
 NAMES: Mapping[Framework, str] = {"keras": "Keras", "tf_keras": "tf-keras", "saved_model": "TensorFlow"}
@@ -63,15 +63,21 @@ class FrameworkSource:
                 }
             )
             self.input_shape, self.units = described(origin.path, told["inputs"], told["outputs"], request)
+            self.input_dtype = str(told["inputs"][0]["dtype"])
         except SourceError:
             self._worker.close()
             raise
         self._layers = tuple(told["layers"])
 
-    @property
-    def head(self) -> Head | None:
-        """What the last activation gives; None if it is neither probabilities nor logits."""
-        return head_of(self._converted, self.units)
+    @cached_property
+    def ending(self) -> Ending:
+        """What the outputs are, as far as the graph tells."""
+        return ending_of(self._converted)
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """What the first layers make of an image's values."""
+        return input_scaling(self._converted, self._layers)
 
     def layer_names(self) -> tuple[str, ...]:
         """Names of all layers, those of nested models included."""

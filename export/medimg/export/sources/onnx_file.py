@@ -12,7 +12,8 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, in
 from medimg.export.bounds import within_allowance
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
-from medimg.export.sources.heads import head_of
+from medimg.export.sources.heads import Ending, ending_of
+from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
 from medimg.runtime.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
 from medimg.runtime.errors import NoSpecError
@@ -46,6 +47,7 @@ class OnnxSource:
         image, channels_first = _image_input(path, model)
         outputs = [_tensor(path, value) for value in model.graph.output]
         self.input_shape, self.units = classifier_shape(path, [image], outputs, request.input_size)
+        self.input_dtype = image.dtype
         said = ("the file is an artefact of medimg-export: what it says of itself is kept",) if spec else ()
         self.origin = Origin(path, "ONNX", file_sha256(path), spec=spec, warnings=said)
         self._axes = _TO_CHANNELS_FIRST if channels_first else (0, 1, 2, 3)
@@ -56,9 +58,14 @@ class OnnxSource:
             self._model = _normalised(path, model, self.input_shape, self._axes, self.units)
 
     @property
-    def head(self) -> Head | None:
-        """What the last activation gives; None if it is neither probabilities nor logits."""
-        return head_of(self._model, self.units)
+    def ending(self) -> Ending:
+        """What the outputs are, as far as the graph tells."""
+        return ending_of(self._model)
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """What the first layers make of an image's values."""
+        return input_scaling(self._model, self.layer_names())
 
     def layer_names(self) -> tuple[str, ...]:
         """Names of all scopes of the nodes."""

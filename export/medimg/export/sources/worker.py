@@ -51,7 +51,7 @@ class KerasNetwork:
         allow_code: bool,
         float64: bool,
     ) -> None:
-        self._keras = keras
+        self._keras, self._cast = keras, importlib.import_module("tensorflow").cast
         self._model = keras.models.load_model(
             path, custom_objects=custom_objects, compile=False, safe_mode=not allow_code
         )
@@ -74,8 +74,8 @@ class KerasNetwork:
         }
 
     def call(self, images: Any) -> Any:  # noqa: ANN401  tensors
-        """Run the model as for inference."""
-        return self._model(images, training=False)
+        """Run the model as for inference, on the type that it takes itself."""
+        return self._model(self._cast(images, self._model.inputs[0].dtype), training=False)
 
 
 def main() -> None:

@@ -130,7 +130,8 @@ def numbered(answers: Iterable[Prediction]) -> Iterator[tuple[int, Prediction]]:
     """Tell of which input, from 0, each answer is: a file gives frames from 0 on, and its error last."""
     place, before = -1, None
     for answer in answers:
-        begins = before is None or before.error or answer.path != before.path or answer.frame == 0
+        ended = before is None or (before.error and before.frame is None)
+        begins = ended or before is None or answer.path != before.path or answer.frame == 0
         place += bool(begins)
         yield place, answer
         before = answer

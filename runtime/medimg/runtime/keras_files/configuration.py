@@ -76,12 +76,7 @@ def without_training(config: Any) -> Any:  # noqa: ANN401  any JSON value
         return [without_training(value) for value in config]
     if not isinstance(config, dict):
         return config
-    is_input = config.get("class_name") == "InputLayer"
-    return {
-        name: _float32_input(value) if is_input and name == "config" else _plain(name, value)
-        for name, value in config.items()
-        if name not in _DROPPED
-    }
+    return {name: _plain(name, value) for name, value in config.items() if name not in _DROPPED}
 
 
 def foreign(config: Any) -> tuple[Foreign, ...]:  # noqa: ANN401  any JSON value
@@ -116,12 +111,6 @@ def _float32(dtype: Any) -> Any:  # noqa: ANN401
     if isinstance(dtype, dict) and dtype.get("class_name") in _POLICIES:
         return "float32"
     return without_training(dtype)
-
-
-def _float32_input(config: Any) -> Any:  # noqa: ANN401
-    """An input of integers takes the same whole numbers as floats."""
-    plain = without_training(config)
-    return {**plain, "dtype": "float32"} if isinstance(plain, dict) and "dtype" in plain else plain
 
 
 def _foreign_objects(value: Any, field: str = "") -> Iterator[Foreign]:  # noqa: ANN401

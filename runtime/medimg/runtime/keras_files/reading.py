@@ -39,6 +39,8 @@ class Parts:
     """How the arrays are filed: by the lists `layer_names`, or by paths; None if neither."""
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     """Name and shape of each array."""
+    training: str | None = None
+    """The text of an HDF5 file's configuration of the training; an archive has it in `config`."""
 
 
 def read(path: Path, copy: Path) -> Parts:
@@ -124,7 +126,7 @@ def _read_archive(path: Path, copy: Path) -> dict[str, Any]:
 def _read_hdf5(path: Path, copy: Path) -> dict[str, Any]:
     with hdf5.opened(path) as file, hdf5.damage_named(path, path):
         config = hdf5.text_attribute(path, file, CONFIG)
-        spec = hdf5.text_attribute(path, file, KEY)
+        spec, training = (hdf5.text_attribute(path, file, name) for name in (KEY, "training_config"))
         group = file.get(WEIGHTS_GROUP, file)
         version = hdf5.text_attribute(path, file, VERSION) or hdf5.text_attribute(path, group, VERSION)
         if config is not None and WEIGHTS_GROUP not in file:
@@ -133,7 +135,7 @@ def _read_hdf5(path: Path, copy: Path) -> dict[str, Any]:
         by_paths = not by_lists and any(name in group for name in _KERAS_3)
         arrays = _copied(path, group, copy, "/" if by_paths and config is None else WEIGHTS_GROUP)
     weights = "keras-2" if by_lists else "keras-3" if by_paths else None
-    return _parts(".h5", version or "", config, spec, weights, arrays)
+    return _parts(".h5", version or "", config, spec, weights, arrays, training)
 
 
 def _copied(path: Path, group: Any, copy: Path, place: str) -> list[tuple[str, list[int]]]:  # noqa: ANN401
@@ -148,8 +150,10 @@ def _parts(
     spec: str | None,
     weights: str | None,
     arrays: list[tuple[str, list[int]]],
+    training: str | None = None,
 ) -> dict[str, Any]:
     return {
+        "training": training,
         "layout": layout,
         "version": version,
         "config": config,
