@@ -32,7 +32,7 @@ BATCH_LIMIT: dict[Precision, float] = {"fp16": 5e-3, "int8": 0.05}
 DIFFERENCE_EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Lower edges of the bins in which a report counts images by their difference from Keras."""
 BATCH = 8
-ONE_ANSWER = 0.01
+ONE_ANSWER = 0.05
 """Images between which no probability moves by so much have got the same answer."""
 
 Batches = Callable[[], Iterator[NDArray[Any]]]
