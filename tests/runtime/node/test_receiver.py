@@ -14,6 +14,7 @@ import pydicom
 import pytest
 
 from medimg.runtime.node.config import Peer, Reception
+from medimg.runtime.node.memory import machine_bytes, reception_bytes
 
 from .conftest import (
     PROPOSALS,
@@ -137,6 +138,32 @@ def test_oversized_images_are_refused_and_not_kept_in_memory(start: Start, tmp_p
     assert answers(done)[0] == "Refused: OutOfResources"
     assert storescu(node.receiver.port, small).returncode == 0
     assert stored(node) == {uid_of(small)}
+
+
+def test_what_comes_at_the_same_time_has_a_bound(start: Start, tmp_path: Path) -> None:
+    """A large image is refused where memory for it is used up; a small one beside it is not."""
+    receive = Reception(reserve_mb=1, memory_mb=3, network_timeout_s=5.0)
+    node = start(make_config(tmp_path, receive=receive))
+    large = make_image(tmp_path / "large.dcm", size=1500)
+    assert answers(storescu(node.receiver.port, large)) == ["Refused: OutOfResources"]
+    assert any("no memory" in text for text in refusals(node))
+    assert storescu(node.receiver.port, make_image(tmp_path / "small.dcm")).returncode == 0
+
+
+def test_memory_is_that_of_the_machine_or_its_cgroups(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\n")
+    assert machine_bytes(proc, cgroups) == 16_384_000_000
+    (proc / "self" / "cgroup").write_text("0::/system.slice/medimg.service\n")
+    service = cgroups / "system.slice" / "medimg.service"
+    service.mkdir(parents=True)
+    (service / "memory.max").write_text("max\n")
+    assert machine_bytes(proc, cgroups) == 16_384_000_000
+    (service.parent / "memory.max").write_text("4000000000\n")
+    assert machine_bytes(proc, cgroups) == 4_000_000_000
+    assert 2**26 < machine_bytes() < 2**50
+    assert (reception_bytes(5), reception_bytes(0)) == (5_000_000, machine_bytes() // 4)
 
 
 def test_a_disk_down_to_its_reserve_refuses_and_recovers(

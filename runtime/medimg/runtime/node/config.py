@@ -93,6 +93,9 @@ class Reception:
     """UIDs of the storage SOP classes that are accepted."""
     max_instance_mb: float = 256.0
     """Largest data set, as it is sent and, if it is deflated, unpacked."""
+    memory_mb: float = 0.0
+    """Memory that images of all associations may take while they come in; when it is used up, the largest of
+    them is refused. 0 is a quarter of the machine's, or of what its cgroups allow."""
     max_associations: int = 16
     images_per_s: float = 0.0
     """Most that one association may send; it is slowed to this rate. 0 is no limit."""
@@ -113,7 +116,10 @@ class Reception:
             self.max_instance_mb > 0 and self.max_associations > 0 and self.network_timeout_s > 0,
             "max_instance_mb, max_associations and network_timeout_s must be positive",
         )
-        _require(self.reserve_mb >= 0 and self.images_per_s >= 0, "reserve_mb and images_per_s: 0 or more")
+        _require(
+            min(self.reserve_mb, self.images_per_s, self.memory_mb) >= 0,
+            "reserve_mb, images_per_s and memory_mb: 0 or more",
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from medimg.runtime.node import arrivals
 from medimg.runtime.node.config import NodeConfig, Peer, Tls
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.files import write_temporary
+from medimg.runtime.node.memory import reception_bytes
 from medimg.runtime.node.records import Arrival
 from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
@@ -90,6 +91,7 @@ class Receiver:
         bounds = transport.Bounds(
             self._is_known_address,
             self._max_bytes,
+            reception_bytes(self._config.receive.memory_mb),
             self._config.receive.network_timeout_s,
             tls_context(self._config.receive.tls, server=True) if self._config.receive.tls else None,
         )
@@ -169,7 +171,9 @@ class Receiver:
         if not self._is_accepted(event.assoc):
             raise Refusal(NOT_AUTHORIZED, "this AE title is not accepted from this address")
         content = event.request.DataSet.getvalue()
-        if isinstance(event.request.DataSet, transport.Dropped) or len(content) > self._max_bytes:
+        if isinstance(event.request.DataSet, transport.Dropped):
+            raise Refusal(OUT_OF_RESOURCES, event.request.DataSet.reason)
+        if len(content) > self._max_bytes:
             raise Refusal(OUT_OF_RESOURCES, f"larger than {self._max_bytes:,} bytes")
         self._require_space(len(content))
         arrival = self._arrival(event, content, received_at)

@@ -25,6 +25,8 @@ MAX_PDU_BYTES = 2**17
 _MAX_FIRST_PDU_BYTES = 2**20
 _MAX_COMMAND_BYTES = 2**16
 _RECEIVE_BYTES = 2**16
+_COPIES = 3
+"""Of a data set are made while it comes, is checked and is written."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,19 @@ class Bounds:
     is_known_address: Callable[[str], bool]
     """Whether anyone may connect from an address."""
     data_set_bytes: int
+    memory_bytes: int
+    """What all data sets that are coming in may take, each with the copies that are made of it."""
     timeout_s: float
     """A connection that is silent for so long, even within a PDU, is closed."""
     tls: ssl.SSLContext | None
 
 
 class Dropped(BytesIO):
-    """Stands for a data set that exceeds the limit: the rest of it is dropped as it comes."""
+    """Stands for a data set that exceeds a limit: the rest of it is dropped as it comes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401  any buffer
         """Drop what is written."""
@@ -77,7 +85,9 @@ class _BoundedSocket(_ClosingSocket):
             if message.encoded_command_set.tell() > _MAX_COMMAND_BYTES:
                 self._refuse("a command set without end")
             if message.data_set.tell() > self.bounds.data_set_bytes:
-                message.data_set = Dropped()
+                message.data_set = Dropped(f"larger than {self.bounds.data_set_bytes:,} bytes")
+            elif self._is_one_too_many(message.data_set.tell()):
+                message.data_set = Dropped("there is no memory for all images that come at the same time")
         content = bytearray(nr_bytes)
         view, filled = memoryview(content), 0
         while filled < nr_bytes:
@@ -87,6 +97,12 @@ class _BoundedSocket(_ClosingSocket):
             filled += count
         view.release()
         return content[:filled]
+
+    def _is_one_too_many(self, size: int) -> bool:
+        """Whether all together take too much, and this one most of it, so that the others may go on."""
+        messages = [other.dimse.message for other in self.assoc.ae.active_associations]
+        sizes = [message.data_set.tell() for message in messages if message is not None]
+        return _COPIES * sum(sizes) > self.bounds.memory_bytes and size >= max(sizes, default=0)
 
     def _refuse(self, reason: str) -> NoReturn:
         self.close()
