@@ -627,6 +627,17 @@ def test_what_a_frame_and_all_frames_unpack_to_is_bounded() -> None:
         next(dicom.decode_frames(saved(many), "first", Limits(decoded_bytes=10_000_000)))
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_pixels_that_libjpeg_makes_up_are_not_shown(colour: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)[: 3 if colour else 2], dtype=np.uint8)
+    dataset = make(pixels, JPEGBaseline8Bit, **({"PhotometricInterpretation": "YBR_FULL"} if colour else {}))
+    content = jpeg(pixels)
+    dataset.PixelData = encapsulate([content[: len(content) // 2] + b"\xff\xd9"])
+    with pytest.raises(ImageError, match="a damaged JPEG frame"):
+        decode(saved(dataset))
+    assert not capfd.readouterr().err
+
+
 def test_pixels_over_the_limit_and_an_unbounded_deflated_file(monkeypatch: pytest.MonkeyPatch) -> None:
     huge = make(np.zeros((2, 2), np.uint8))
     huge.Rows = huge.Columns = 60000

@@ -31,6 +31,8 @@ class Codestream:
     """Whether its samples have a sign; only those of JPEG 2000 can say so."""
     is_dct: bool = False
     """Whether it is JPEG of the lossy kinds."""
+    scans: int = 1
+    """How often a decoder goes over the pixels."""
     is_mixed: bool = False
     """Whether JPEG 2000's colour transform is undone in decoding."""
 
@@ -91,8 +93,9 @@ def _read_jpeg_2000(frame: bytes) -> Codestream:
 def _read_jpeg(frame: bytes) -> Codestream:
     found = headers.jpeg_frame(frame)
     content = _up_to_its_end(frame, frame.find(_SOS))
+    is_dct = found.marker in _DCT_MARKERS
     return Codestream(
-        content, found.rows, found.columns, found.samples, found.bits, is_dct=found.marker in _DCT_MARKERS
+        content, found.rows, found.columns, found.samples, found.bits, is_dct=is_dct, scans=found.scans
     )
 
 

@@ -55,7 +55,7 @@ def decode_frames(
     limits.check_work("frames", header.frames * header.frame_bytes, len(content))
     count = 0
     with _damage_named("pixels"):
-        for pixels, photometric in stored_frames(dataset, header):
+        for pixels, photometric in stored_frames(dataset, header, limits):
             yield display(pixels, photometric, dataset, header, count, window, note)
             count += 1
     if count < header.frames:

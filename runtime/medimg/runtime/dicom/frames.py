@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime import gdcm_frames
+from medimg.runtime import gdcm_frames, opencv_decoder
 from medimg.runtime.decoder_pool import DecoderPool
 from medimg.runtime.dicom.codestreams import Codestream, compressed_frames, read_codestream
 from medimg.runtime.dicom.elements import DAMAGED, DataSet, uid_name
@@ -21,6 +21,7 @@ from medimg.runtime.dicom.header import PixelHeader
 from medimg.runtime.dicom.native import native_words, rle_words
 from medimg.runtime.dicom.stored import from_codestream, from_words
 from medimg.runtime.errors import ImageError
+from medimg.runtime.limits import Limits
 
 Stored: TypeAlias = tuple[NDArray[Any], str]
 """Stored values, and the photometric interpretation that holds for them."""
@@ -49,8 +50,13 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 _GDCM = DecoderPool(gdcm_frames.__name__)
 
 
-def stored_frames(dataset: DataSet, header: PixelHeader) -> Iterator[Stored]:
+def stored_frames(dataset: DataSet, header: PixelHeader, limits: Limits) -> Iterator[Stored]:
     """Decode one frame after the other.
+
+    Args:
+        dataset: the file's data set.
+        header: what it says of its pixels.
+        limits: on what is decoded.
 
     Yields:
         `(rows, columns)` or `(rows, columns, 3)` stored values, and their photometric interpretation.
@@ -69,6 +75,7 @@ def stored_frames(dataset: DataSet, header: PixelHeader) -> Iterator[Stored]:
             yield from_words(rle_words(frame, header), header), header.photometric
             continue
         stream = read_codestream(frame, header)
+        limits.check_work("scans", header.frame_bytes * stream.scans, len(frame))
         if header.samples > 1 and stream.bits < header.bits_stored:
             raise ImageError(
                 f"a compressed frame of {stream.bits} bits per sample, where the header says "
@@ -112,9 +119,7 @@ def _with_libjpeg(stream: Codestream, header: PixelHeader, _: str) -> Stored:
         # The header decides where the codestream says nothing; its own marker would override this one.
         content = content[:2] + _ADOBE_RGB + content[2:]
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    if pixels is None:
-        raise ImageError("a damaged JPEG frame")
+    pixels = opencv_decoder.decode(content, "JPEG frame", flags)
     if pixels.ndim == 3:
         return np.ascontiguousarray(pixels[..., ::-1]), "RGB"
     return pixels, header.photometric
