@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from medimg.runtime.errors import ModelError
+from medimg.runtime.errors import MedimgError, ModelError
 
 T = TypeVar("T")
 MOST_INTEGER = 2**63
@@ -89,7 +89,7 @@ def _convert_dataclass(kind: type, value: Any, where: str) -> Any:  # noqa: ANN4
     fields = {name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     try:
         return kind(**fields)
-    except TypeError as error:
+    except (TypeError, MedimgError) as error:
         raise ModelError(f"{where}: {error}") from None
 
 

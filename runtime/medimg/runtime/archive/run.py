@@ -15,12 +15,11 @@ from medimg.runtime.archive.inputs import is_uri
 from medimg.runtime.archive.job import Job, only_run, open_job
 from medimg.runtime.archive.partitions import Counts
 from medimg.runtime.archive.worker import MOST_TRIES, Outcome, PartitionWorker, Work
-from medimg.runtime.containers import PLAN_SUFFIX, file_sha256
+from medimg.runtime.containers import PLAN_SUFFIX, file_sha256, open_artefact
 from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import CheckFailedError, UsageError
 from medimg.runtime.optional import require
 from medimg.runtime.scratch import temporary_folder
-from medimg.runtime.spec import ModelSpec
 
 _STORE_BYTES = 128 * 2**20
 """Ray's object store on this machine: only partitions' numbers and counts pass through it."""
@@ -118,7 +117,8 @@ def classify_archive(
         raise UsageError(
             f"{output}: lies in the archive, and would be read as a part of it: take another --output"
         )
-    spec = ModelSpec.read(model)
+    # Refused here and not by each worker, after Ray's start.
+    spec = open_artefact(model, options.trusted).spec
     _set_up_ray(options.address)
     wanted = Job(
         source if is_uri(source) else str(Path(source).absolute()),

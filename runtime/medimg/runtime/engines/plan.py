@@ -12,7 +12,7 @@ from pathlib import Path
 from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.containers import PLAN_SUFFIX, Artefact, read_model_bytes
 from medimg.runtime.engines import trust
-from medimg.runtime.errors import IntegrityError, MedimgError, ModelError, NoSpecError, UsageError
+from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError, UsageError
 from medimg.runtime.spec import MAX_SPEC_BYTES, ModelSpec
 from medimg.runtime.writing import replaced
 
@@ -121,11 +121,7 @@ def read_record(path: Path) -> tuple[EngineRecord, bytes]:
             f"{sidecar}: written with schema {schema}, this version reads up to {SCHEMA}: "
             "pip install --upgrade medimg"
         )
-    try:
-        return from_plain(EngineRecord, fields, str(sidecar)), text
-    except MedimgError as error:
-        # A value out of its range does not know which file it stands in.
-        raise ModelError(f"{sidecar}: {str(error).removeprefix(f'{sidecar}: ')}") from None
+    return from_plain(EngineRecord, fields, str(sidecar)), text
 
 
 def open_plan(path: Path, trusted: Sequence[str] = ()) -> Artefact:
