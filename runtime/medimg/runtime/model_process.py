@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, TypeAlias
 from medimg.runtime import protocol
 from medimg.runtime.bounded import end_with_parent
 from medimg.runtime.errors import MedimgError, ModelError
+from medimg.runtime.scratch import temporary_folder
 
 Message: TypeAlias = dict[str, Any]
 Reply: TypeAlias = tuple[Message, list[bytes]]
@@ -51,13 +52,16 @@ class ModelProcess:
         self._name = framework
         # A file, not a pipe: nobody reads it unless the process dies, and a full pipe would stop it.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        self._held = contextlib.ExitStack()
+        # TensorFlow leaves the code that it generates where temporary files go.
+        folder = self._held.enter_context(temporary_folder("process"))
         # No module comes from the current folder; Ctrl-C is the parent's alone.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**environment, "PYTHONSAFEPATH": "1"},
+            env={**environment, "PYTHONSAFEPATH": "1", "TMPDIR": str(folder)},
             cwd=sys.prefix,
             start_new_session=True,
         )
@@ -105,6 +109,7 @@ class ModelProcess:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._log.close()
+        self._held.close()
 
     def _how_it_ended(self, task: str) -> str:
         status = self._process.wait()
