@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from medimg.runtime.codec import json_text, to_plain
 from medimg.runtime.cpus import usable_cpus
@@ -53,6 +54,12 @@ class PathType(NameType):
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) and not self._own_row:
                 self.fail(f"{str(path)[:200]}: {error.strerror}", param, ctx)
         return path
+
+    def shell_complete(
+        self, _context: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Have the shell complete names of files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 NameArgument = NameType()
