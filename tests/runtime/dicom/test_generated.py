@@ -144,6 +144,25 @@ def test_many_generated_files_are_shown_as_dcmtk_shows_them(tmp_path: Path) -> N
     compare_with_dcmtk(range(1000, 2500), tmp_path)
 
 
+def test_a_first_value_with_two_readings_is_signed_where_values_can_be_negative() -> None:
+    """Both lie in the range of -32768 to 98302; PS3.3 C.11.2.1.1 decides."""
+    dataset, header = empty(EXPLICIT, 1, 4, 1), Bits(16, 16, 15, False, "zero")
+    header.describe(dataset)
+    dataset.PhotometricInterpretation, dataset.RescaleSlope, dataset.RescaleIntercept = (
+        "MONOCHROME2",
+        2,
+        -32768,
+    )
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [100, 65536 - 500, 8])
+    item.add_new("LUTData", "US", list(range(0, 200, 2)))
+    dataset.VOILUTSequence = [item]
+    # Rescaled to -600, -500, -480 and -402.
+    words = np.array([[16084, 16134, 16144, 16183]], np.uint16)
+    add_pixels(dataset, EXPLICIT, words[np.newaxis], header)
+    assert shown(written(dataset))[0].tolist() == [[0, 0, 40, 196]]
+
+
 # Codestreams that contradict their header.
 
 LOW_BITS = smooth(np.random.default_rng(0), 40, 48, 0, 4095)
