@@ -24,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 Stream: TypeAlias = Literal["results", "audit"]
 
+_CACHE_KB = 2**16
 _LOG_BYTES = 2**24
 """Length of the log of changes from which on it is put in place."""
 _CHECKED_AT_START_BYTES = 2**28
@@ -198,6 +199,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         # Pages of 4 kB; `put_in_place` should come first.
         database.execute("PRAGMA wal_autocheckpoint = 40000")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
         is_small = path.stat().st_size <= _CHECKED_AT_START_BYTES
         if is_small or _is_short(path, database) or _suspicion(path).exists():
             _require_whole(database)

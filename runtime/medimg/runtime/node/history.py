@@ -25,8 +25,9 @@ _USUAL_NAME = "="
 """Stands for the name that `State.image_path` gives."""
 _NO_ROOM_S = 10.0
 """How long nothing is looked for that could be removed after nothing was found."""
+_LOOKED_AT = 20
 _SERIES_AT_ONCE = 5
-"""So few that others wait for some hundredths of a second."""
+"""Of which rows are changed in one transaction: so few that others wait for some hundredths of a second."""
 _INSTANCE = (
     *("sop_uid", "sop_class", "modality", "body_part", "photometric", "file", "sha256", "sender"),
     *("received_at", "outcome", "reason", "scores", "model", "inferred_at", "report_uid", "tries", "frames"),
@@ -68,17 +69,25 @@ class History(State):
             limit: of the series that are looked at; the next call goes on with the others.
         """
         count = 0
-        for _ in range(0, limit, _SERIES_AT_ONCE):
-            with self._transaction(durable=False) as database:
-                keys = [key for (key,) in database.execute(_SLICE, (self._folded_to, _SERIES_AT_ONCE))]
-                for key in keys:
-                    if database.execute(_IS_FOLDABLE, (key, before, failed_before)).fetchone()[0]:
-                        self._fold(database, key)
-                        count += 1
-            self._folded_to = keys[-1] if len(keys) == _SERIES_AT_ONCE else ""
+        for _ in range(0, limit, _LOOKED_AT):
+            keys = [key for (key,) in self._rows(_SLICE, self._folded_to, _LOOKED_AT)]
+            for key in keys:
+                count += self._fold_if_done(key, before, failed_before)
+            self._folded_to = keys[-1] if len(keys) == _LOOKED_AT else ""
             if not self._folded_to:
                 break
         return count
+
+    def _fold_if_done(self, series_key: str, before: float, failed_before: float) -> bool:
+        values = (series_key, before, failed_before)
+        if not self._rows(_IS_FOLDABLE, *values)[0][0]:
+            return False
+        with self._transaction(durable=False) as database:
+            # An image may have come meanwhile.
+            is_done = bool(database.execute(_IS_FOLDABLE, values).fetchone()[0])
+            if is_done:
+                self._fold(database, series_key)
+        return is_done
 
     def _unfold(self, database: sqlite3.Connection, series_key: str) -> None:
         """Give a series its rows back, if it is folded."""
