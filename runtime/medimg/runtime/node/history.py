@@ -73,6 +73,7 @@ class History(State):
             keys = [key for (key,) in self._rows(_SLICE, self._folded_to, _LOOKED_AT)]
             for key in keys:
                 count += self._fold_if_done(key, before, failed_before)
+            self.put_in_place()
             self._folded_to = keys[-1] if len(keys) == _LOOKED_AT else ""
             if not self._folded_to:
                 break
@@ -194,6 +195,7 @@ class History(State):
                 break
             with self._transaction(durable=False) as database:
                 database.executemany("DELETE FROM history WHERE series_key = ?", [(key,) for key, _ in rows])
+            self.put_in_place()
             count += len(rows)
         return count
 
