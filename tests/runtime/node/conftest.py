@@ -177,18 +177,18 @@ def kept_file(node: Node, image: Path) -> Path:
     return node.store.image_path(series_of(image), uid_of(image))
 
 
-def certificate(folder: Path, name: str, signed_by: str | None = None) -> Tls:
+def certificate(folder: Path, name: str, signed_by: str | None = None, days: int = 2) -> Tls:
     """Make a key and a certificate with openssl."""
     key, request, pem = (folder / f"{name}.{part}" for part in ("key", "csr", "pem"))
     make = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-subj", f"/CN={name}"]
     make += ["-addext", "subjectAltName=IP:127.0.0.1"]
     if signed_by is None:
-        steps = [[*make, "-x509", "-out", pem, "-days", "2"]]
+        steps = [[*make, "-x509", "-out", pem, "-days", str(days)]]
     else:
         authority = ["-CA", folder / f"{signed_by}.pem", "-CAkey", folder / f"{signed_by}.key"]
         sign = ["openssl", "x509", "-req", "-in", request, *authority, "-CAcreateserial", "-out", pem]
         sign += ["-copy_extensions", "copy"]
-        steps = [[*make, "-out", request], [*sign, "-days", "2"]]
+        steps = [[*make, "-out", request], [*sign, "-days", str(days)]]
     for step in steps:
         subprocess.run([str(word) for word in step], check=True, capture_output=True)
     return Tls(str(pem), str(key), str(folder / f"{signed_by or name}.pem"))

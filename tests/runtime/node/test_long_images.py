@@ -98,7 +98,7 @@ def test_more_frames_than_allowed_are_set_aside(start: Start, tmp_path: Path) ->
     wait_for(lambda: len(outcomes(node)) == 2)
     assert outcomes(node)[uid_of(paths[0])] == (
         "set aside",
-        "it has 101 frames; inference.max_frames is 100",
+        "it has 101 frames or more; inference.max_frames is 100",
     )
     assert outcomes(node)[uid_of(paths[1])][0] == "classified"
 
@@ -118,11 +118,11 @@ def test_a_decoder_that_fails_for_a_while_is_tried_again_later(
     left = [failures]
     fragile = make_loop(tmp_path / "fragile.dcm", frames, {"NumberOfFrames": told})
 
-    def failing(path: Path, *rest: Any) -> Iterator[Any]:
+    def failing(path: Path, *rest: Any, **options: Any) -> Iterator[Any]:
         if fragile_file == Path(path) and left[0]:
             left[0] -= 1
             raise DecoderError(f"{path}: its decoder crashed (SIGKILL): the file may be damaged")
-        yield from load_frames(path, *rest)
+        yield from load_frames(path, *rest, **options)
 
     for module in ("classifier", "node.long_images"):
         monkeypatch.setattr(f"medimg.runtime.{module}.load_frames", failing)

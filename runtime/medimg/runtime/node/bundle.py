@@ -1,6 +1,8 @@
 """A signed folder: artefacts and what belongs to them, a manifest of hashes, and its Ed25519 signature."""
 
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,28 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 _SCHEMA = 1
 
 
-def sign_bundle(folder: Path, private_key: Path, artefact: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Verified:
+    """What a node runs."""
+
+    path: Path
+    """The artefact."""
+    sha256: str | None = None
+    """As it was signed; None where nothing need be."""
+    version: int = 0
+    """Of the bundle; 0 where it has none."""
+
+
+def sign_bundle(
+    folder: Path, private_key: Path, artefact: str | None = None, version: int | None = None
+) -> Path:
     """Write and sign the manifest of every file in a folder.
 
     Args:
         folder: holds one artefact (`.onnx`), and anything else that belongs to it.
         private_key: Ed25519, PEM, without a password.
         artefact: which `.onnx` file a node runs, where there are several.
+        version: a node that ran this one refuses lower ones; the time in seconds unless given.
 
     Returns:
         The manifest.
@@ -42,6 +59,7 @@ def sign_bundle(folder: Path, private_key: Path, artefact: str | None = None) ->
     manifest = {
         "schema": _SCHEMA,
         "artefact": chosen,
+        "version": version or int(time.time()),
         "sha256": {name: file_sha256(folder / name) for name in names},
         "specs": specs,
     }
@@ -83,7 +101,12 @@ def verify_bundle(folder: Path, public_key: Path) -> dict[str, Any]:
     return manifest
 
 
-def verified_artefact(source: Path, public_key: Path | None) -> tuple[Path, str | None]:
+def version_of(manifest: dict[str, Any]) -> int:
+    """Give a bundle's version; 0 for one that was signed before there were any."""
+    return int(manifest.get("version", 0))
+
+
+def verified_artefact(source: Path, public_key: Path | None) -> Verified:
     """Give the artefact of a bundle with its signed hash, or what a path names where nothing need be signed.
 
     Raises:
@@ -92,7 +115,7 @@ def verified_artefact(source: Path, public_key: Path | None) -> tuple[Path, str 
     if public_key is None:
         if source.is_dir():
             raise ModelError(f"{source}: a bundle needs public_key in the configuration to verify it")
-        return source, None
+        return Verified(source)
     if not source.is_dir():
         raise ModelError(f"{source}: is not signed, and the configuration names a public key: give a bundle")
     try:
@@ -100,7 +123,46 @@ def verified_artefact(source: Path, public_key: Path | None) -> tuple[Path, str 
     except CheckFailedError as error:
         raise ModelError(str(error)) from None
     name = str(manifest["artefact"])
-    return source / name, str(manifest["sha256"][name])
+    return Verified(source / name, str(manifest["sha256"][name]), version_of(manifest))
+
+
+class AcceptedVersions:
+    """The newest version of each bundle, by its artefact's name, that a node has run.
+
+    Args:
+        path: the file that keeps them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def require_not_older(self, found: Verified) -> None:
+        """Refuse a bundle that an older signature makes valid for ever.
+
+        Raises:
+            ModelError: a newer version of it has run.
+        """
+        newest = self._read().get(found.path.name, 0)
+        if found.sha256 is not None and found.version < newest:
+            raise ModelError(
+                f"{found.path}: its version {found.version} is older than {newest}, which has run here: "
+                "to go back to it, sign it again"
+            )
+
+    def accept(self, found: Verified) -> None:
+        """Refuse older ones from now on."""
+        versions = self._read()
+        if found.version > versions.get(found.path.name, 0):
+            text = json.dumps({**versions, found.path.name: found.version}, indent=1)
+            write_durable(self._path, text.encode())
+
+    def _read(self) -> dict[str, int]:
+        try:
+            return {str(name): int(version) for name, version in json.loads(self._path.read_bytes()).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise ModelError(f"{self._path}: cannot be read ({error}): restore it from a backup") from None
 
 
 def read_private_key(path: Path) -> Any:  # noqa: ANN401  a key of cryptography, which is optional

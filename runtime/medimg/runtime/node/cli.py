@@ -1,14 +1,20 @@
 """The commands of the node: listen, queue, audit, bundle, sbom."""
 
 import logging
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
+from medimg.runtime.interrupt import leave_at_once
 from medimg.runtime.node.queue_cli import queue
+
+if TYPE_CHECKING:
+    from medimg.runtime.node.config import NodeConfig
 
 
 @click.command()
@@ -16,31 +22,59 @@ from medimg.runtime.node.queue_cli import queue
 @click.option("--config", "config_file", type=PathArgument, required=True, metavar="FILE.toml")
 @click.option("--ae-title", help="In place of the configuration's.")
 @click.option("--port", type=click.IntRange(1, 65535), help="In place of the configuration's.")
+@click.option("--check", "is_check", is_flag=True, help="Say what would keep the node from working, and end.")
 @standard_options
-def listen(model: Path, config_file: Path, ae_title: str | None, port: int | None, threads: int) -> None:
+def listen(
+    model: Path, config_file: Path, ae_title: str | None, port: int | None, is_check: bool, threads: int
+) -> None:
     """Receive DICOM images, classify them with MODEL (an artefact or a signed bundle), send the results on.
 
-    SIGTERM finishes what is under way; SIGHUP loads MODEL anew; SIGUSR2 goes back to the model before.
+    SIGTERM finishes what is under way; SIGHUP reads MODEL, configuration and certificates anew; SIGUSR2 goes
+    back to the model before.
     """
+    # Until it runs there is nothing to finish, and libraries can swallow Ctrl-C as they load.
+    leave_at_once()
+    for request in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(request, signal.SIG_IGN)
     import sqlite3
 
     from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
-    from medimg.runtime.node.config import read_config
+    from medimg.runtime.node.config import NodeConfig, read_config
     from medimg.runtime.node.logs import log_json_lines
     from medimg.runtime.node.service import Node
 
+    def configuration() -> NodeConfig:
+        config = read_config(config_file)
+        try:
+            return replace(config, ae_title=ae_title or config.ae_title, port=port or config.port)
+        except ModelError as error:
+            raise UsageError(str(error)) from None
+
+    config = configuration()
+    if is_check:
+        _check(model, config, threads)
+        return
     log_json_lines()
-    config = read_config(config_file)
-    try:
-        config = replace(config, ae_title=ae_title or config.ae_title, port=port or config.port)
-    except ModelError as error:
-        raise UsageError(str(error)) from None
     if not config.public_key:
         logging.getLogger(__name__).warning("no public_key is configured, so MODEL need not be signed")
     try:
-        Node(model, config, threads).run()
+        Node(model, config, threads, configuration).run()
     except (OSError, sqlite3.Error) as error:
         raise CheckFailedError(f"{config.folder}: {error}: is the disk full, or its owner another?") from None
+
+
+def _check(model: Path, config: "NodeConfig", threads: int) -> None:
+    """Print what would keep the node from working; exit status 1 if anything does."""
+    from medimg.runtime.errors import CheckFailedError
+    from medimg.runtime.node.precheck import precheck
+    from medimg.runtime.text import printable
+
+    found = precheck(model, config, threads)
+    for item in found:
+        mark = {True: "ok    ", False: "FAILED", None: "note  "}[item.is_well]
+        click.echo(f"{mark}  {item.name:<14}  {printable(item.text)}")
+    if failed := [item.name for item in found if item.is_well is False]:
+        raise CheckFailedError(f"the node would not work: {', '.join(failed)}")
 
 
 @click.group()
@@ -87,12 +121,17 @@ def bundle() -> None:
 @click.argument("folder", type=PathArgument)
 @click.option("--key", type=PathArgument, required=True, help="Ed25519 private key in PEM.")
 @click.option("--artefact", help="The .onnx file that a node runs, where FOLDER holds several.")
+@click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    help="Number of this version; a node that ran it refuses lower ones.  [default: the time in seconds]",
+)
 @standard_options
-def sign(folder: Path, key: Path, artefact: str | None, threads: int) -> None:
+def sign(folder: Path, key: Path, artefact: str | None, version: int | None, threads: int) -> None:
     """Hash every file in FOLDER and sign the list: manifest.json and manifest.sig."""
     from medimg.runtime.node.bundle import sign_bundle
 
-    click.echo(sign_bundle(folder, key, artefact))
+    click.echo(sign_bundle(folder, key, artefact, version))
 
 
 @bundle.command("verify")
@@ -101,10 +140,13 @@ def sign(folder: Path, key: Path, artefact: str | None, threads: int) -> None:
 @standard_options
 def verify(folder: Path, key: Path, threads: int) -> None:
     """Check FOLDER's signature and every file; exit status 1 if anything differs."""
-    from medimg.runtime.node.bundle import verify_bundle
+    from medimg.runtime.node.bundle import verify_bundle, version_of
 
     manifest = verify_bundle(folder, key)
-    click.echo(f"{len(manifest['sha256'])} files are as they were signed; {manifest['artefact']} is run")
+    click.echo(
+        f"{len(manifest['sha256'])} files are as they were signed; {manifest['artefact']} is run, "
+        f"version {version_of(manifest)}"
+    )
 
 
 @click.command()

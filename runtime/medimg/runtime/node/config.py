@@ -1,8 +1,8 @@
 """The node's configuration: one TOML file, checked whole before anything starts."""
 
 import re
-from dataclasses import dataclass, field
-from ipaddress import ip_network
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -97,10 +97,16 @@ class Reception:
     """Memory that images of all associations may take while they come in; when it is used up, the largest of
     them is refused. 0 is a quarter of the machine's, or of what its cgroups allow."""
     max_associations: int = 16
+    """More are rejected."""
+    max_pending: int = 64
+    """Connections that have no association yet; with more, the oldest of them is closed."""
     images_per_s: float = 0.0
     """Most that one association may send; it is slowed to this rate. 0 is no limit."""
     network_timeout_s: float = 30.0
     """An association that is silent for so long is ended."""
+    min_kb_per_s: float = 16.0
+    """A message that comes more slowly, from `network_timeout_s` after its begin on, ends the association; 0
+    is no limit."""
     reserve_mb: float = 1024.0
     """Space on the disk below which images are refused, so that results can still be written."""
     tls: Tls | None = None
@@ -113,12 +119,14 @@ class Reception:
             "sop_classes must name 1 to 120: an association negotiates no more",
         )
         _require(
-            self.max_instance_mb > 0 and self.max_associations > 0 and self.network_timeout_s > 0,
-            "max_instance_mb, max_associations and network_timeout_s must be positive",
+            self.max_instance_mb > 0
+            and min(self.max_associations, self.max_pending) > 0
+            and self.network_timeout_s > 0,
+            "max_instance_mb, max_associations, max_pending and network_timeout_s must be positive",
         )
         _require(
-            min(self.reserve_mb, self.images_per_s, self.memory_mb) >= 0,
-            "reserve_mb, images_per_s and memory_mb: 0 or more",
+            min(self.reserve_mb, self.images_per_s, self.min_kb_per_s, self.memory_mb) >= 0,
+            "reserve_mb, images_per_s, min_kb_per_s and memory_mb: 0 or more",
         )
 
 
@@ -291,7 +299,11 @@ class NodeConfig:
     public_key: str | None = None
     """Ed25519 public key in PEM; with it, only bundles that it verifies are run."""
     status_port: int = 9112
-    """Metrics, health and status page, on 127.0.0.1; 0 turns them off."""
+    """Metrics, health and status page; 0 turns them off."""
+    status_address: str = "127.0.0.1"
+    """Where they are served; another address than this machine's own needs `status_token`."""
+    status_token: str | None = None
+    """File with the token that each of their readers must send (`Authorization: Bearer …`)."""
     drain_s: float = 20.0
     """How long SIGTERM may wait for associations and the queue."""
     peers: tuple[Peer, ...] = ()
@@ -307,6 +319,15 @@ class NodeConfig:
     def __post_init__(self) -> None:
         _require_ae_title(self.ae_title)
         _require(0 <= self.port <= 65535 and 0 <= self.status_port <= 65535, "ports are within 0 to 65535")
+        _require(not self.port or self.port != self.status_port, f"port and status_port are both {self.port}")
+        try:
+            is_local = ip_address(self.status_address).is_loopback
+        except ValueError:
+            raise ModelError(f"status_address {self.status_address!r} is no IP address") from None
+        _require(
+            is_local or self.status_token is not None,
+            f"status_address {self.status_address} is open to others: name a file in status_token",
+        )
 
 
 def read_config(path: Path) -> NodeConfig:
@@ -324,6 +345,7 @@ def read_config(path: Path) -> NodeConfig:
 _PATHS = (
     ("folder",),
     ("public_key",),
+    ("status_token",),
     ("audit", "key"),
     ("audit", "checkpoints"),
     ("receive", "tls", "certificate"),
@@ -351,3 +373,20 @@ def _resolved(plain: dict[str, object], base: Path) -> NodeConfig:
             if isinstance(destination, dict) and isinstance(destination.get(name), str):
                 destination[name] = str(base / destination[name])
     return from_plain(NodeConfig, plain, "configuration")
+
+
+_FIXED = (
+    *("folder", "address", "port", "public_key", "status_address", "status_port"),
+    *("deliver", "audit"),
+)
+"""What a running node keeps until its next start."""
+
+
+def merge_reloaded(running: NodeConfig, reloaded: NodeConfig) -> tuple[NodeConfig, tuple[str, ...]]:
+    """Take from a configuration that was read anew what a running node can change.
+
+    Returns:
+        The configuration to go on with, and the fields that only the next start will change.
+    """
+    later = tuple(name for name in _FIXED if getattr(running, name) != getattr(reloaded, name))
+    return replace(reloaded, **{name: getattr(running, name) for name in later}), later

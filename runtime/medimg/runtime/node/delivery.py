@@ -257,6 +257,10 @@ class Deliverer:
         """The destination's name."""
         return self._sender.name
 
+    def use(self, sender: Sender) -> None:
+        """Reach the same destination otherwise, as with another certificate."""
+        self._sender = sender
+
     def work(self) -> int:
         """Send what is pending, then what was refused and is due; give how many were taken."""
         if self._clock() < self._not_before:

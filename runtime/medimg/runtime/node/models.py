@@ -10,12 +10,15 @@ from pathlib import Path
 
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import MedimgError, ModelError
-from medimg.runtime.node.bundle import verified_artefact
+from medimg.runtime.node.bundle import AcceptedVersions, verified_artefact
 from medimg.runtime.node.files import make_folder, write_durable
 from medimg.runtime.node.store import Store
 from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
+
+ACCEPTED_VERSIONS = "bundles.json"
+"""In the folder of state: which version of each signed bundle has run."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Models:
     def __init__(self, source: Path, public_key: Path | None, store: Store, threads: int) -> None:
         self._source, self._public_key, self._store, self._threads = source, public_key, store, threads
         self._copies = make_folder(store.folder / "models")
+        self._accepted = AcceptedVersions(store.folder / ACCEPTED_VERSIONS)
         self._lock = threading.Lock()
         self._current = self._load()
         self._previous: Model | None = None
@@ -92,13 +96,15 @@ class Models:
                 model.classifier.close()
 
     def _load(self) -> Model:
-        path, signed_sha256 = verified_artefact(self._source, self._public_key)
+        found = verified_artefact(self._source, self._public_key)
+        self._accepted.require_not_older(found)
+        path = found.path
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from None
         sha256 = hashlib.sha256(content).hexdigest()
-        if signed_sha256 not in (None, sha256):
+        if found.sha256 not in (None, sha256):
             raise ModelError(f"{path}: was changed while it was read: copy the bundle again")
         copy = self._copies / f"{sha256}.onnx"
         write_durable(copy, content)
@@ -108,5 +114,6 @@ class Models:
             raise ModelError(
                 f"{path}: its preprocessing is unspecified: export it again with --preprocessing"
             )
+        self._accepted.accept(found)
         self._store.add_model(sha256, path.name, classifier.spec.to_json())
         return Model(path.name, sha256, classifier)

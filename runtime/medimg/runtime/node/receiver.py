@@ -1,6 +1,7 @@
 """C-STORE and C-ECHO provider: an image is acknowledged only once it is durable."""
 
 import logging
+import shutil
 import sqlite3
 import ssl
 import time
@@ -8,19 +9,24 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medimg.runtime import dicom
-from medimg.runtime.errors import UsageError
+from medimg.runtime.errors import CheckFailedError, UsageError
 from medimg.runtime.node import arrivals
+from medimg.runtime.node.certificates import require_valid
 from medimg.runtime.node.config import NodeConfig, Peer, Tls
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.files import write_temporary
 from medimg.runtime.node.memory import reception_bytes
 from medimg.runtime.node.records import Arrival
+from medimg.runtime.node.sightings import Sightings
 from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
 from medimg.runtime.text import printable
+
+if TYPE_CHECKING:
+    from medimg.runtime.node.transport import Bounds
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,6 +34,7 @@ SUCCESS, DUPLICATE, NOT_AUTHORIZED = 0x0000, 0x0111, 0x0124
 OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
 """C-STORE statuses (PS3.4 B.2.3, PS3.7 C)."""
 
+_NO_LIMIT = 2**31
 _ABORT_S = 0.2
 """Time in which an A-ABORT goes out."""
 
@@ -53,15 +60,23 @@ class Receiver:
         config: the whole configuration.
         store: where images are queued.
         counters: of what came and what was refused.
+        sightings: is told of what was refused before it was an image.
         on_stored: called after an image has been queued.
     """
 
     def __init__(
-        self, config: NodeConfig, store: Store, counters: Counters, on_stored: Callable[[Arrival], None]
+        self,
+        config: NodeConfig,
+        store: Store,
+        counters: Counters,
+        sightings: Sightings,
+        on_stored: Callable[[Arrival], None],
     ) -> None:
         self._config, self._store, self._counters, self._on_stored = config, store, counters, on_stored
-        self._max_bytes = int(config.receive.max_instance_mb * 1e6)
+        self._sightings = sightings
         self._server: Any = None
+        self._refusing: str | None = None
+        self._lacking_mb = 0.0  # what the last image that found no room needed
         self.failure: Exception | None = None
         """A damaged database: only a new start repairs it."""
 
@@ -72,14 +87,29 @@ class Receiver:
 
     @property
     def associations(self) -> int:
-        """How many associations are open."""
+        """How many connections are open."""
         return len(self._server.active_associations) if self._server else 0
+
+    def refusing(self) -> str | None:
+        """Say why every image is refused; None while they are not."""
+        free_mb, reserve_mb = (
+            shutil.disk_usage(self._store.folder).free / 1e6,
+            self._config.receive.reserve_mb,
+        )
+        if free_mb < reserve_mb + self._lacking_mb:
+            return f"every image is refused: {_no_space(free_mb, reserve_mb)}"
+        return self._refusing
+
+    @property
+    def _max_bytes(self) -> int:
+        return int(self._config.receive.max_instance_mb * 1e6)
 
     def start(self) -> None:
         """Begin to listen.
 
         Raises:
-            UsageError: the port cannot be had, or a certificate cannot be read.
+            CheckFailedError: the port cannot be had.
+            UsageError: a certificate cannot be used.
         """
         pynetdicom = require("pynetdicom", "node")
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
@@ -87,21 +117,46 @@ class Receiver:
         pynetdicom._config.LOG_HANDLER_LEVEL = "none"
         from medimg.runtime.node import transport
 
-        entity = self._entity(pynetdicom, transport.MAX_PDU_BYTES)
-        bounds = transport.Bounds(
-            self._is_known_address,
-            self._max_bytes,
-            reception_bytes(self._config.receive.memory_mb),
-            self._config.receive.network_timeout_s,
-            tls_context(self._config.receive.tls, server=True) if self._config.receive.tls else None,
-        )
         address = (self._config.address, self._config.port)
         try:
-            self._server = transport.start_server(entity, address, bounds, self._handlers(pynetdicom.evt))
+            self._server = transport.start_server(
+                self._entity(), address, self._bounds(), self._handlers(pynetdicom.evt)
+            )
         except OSError as error:
-            raise UsageError(
+            # No fault of the configuration: whoever has it may go.
+            raise CheckFailedError(
                 f"port {self._config.port} of {self._config.address} cannot be had ({error.strerror})"
             ) from None
+
+    def configure(self, config: NodeConfig) -> None:
+        """Take another configuration but for address and port; open associations keep what they began with.
+
+        Raises:
+            UsageError: a certificate cannot be used; then nothing has changed.
+        """
+        before, self._config = self._config, config
+        try:
+            bounds, entity = self._bounds(), self._entity()
+        except UsageError:
+            self._config = before
+            raise
+        self._server.configure(entity, bounds)
+
+    def _bounds(self) -> "Bounds":
+        from medimg.runtime.node.transport import Bounds
+
+        receive = self._config.receive
+        return Bounds(
+            is_known_address=self._is_known_address,
+            data_set_bytes=self._max_bytes,
+            memory_bytes=reception_bytes(receive.memory_mb),
+            timeout_s=receive.network_timeout_s,
+            slowest_bytes_per_s=receive.min_kb_per_s * 1e3,
+            associations=receive.max_associations,
+            pending=receive.max_pending,
+            tls=tls_context(receive.tls, server=True) if receive.tls else None,
+            note=self._sightings.note,
+        )
 
     def stop(self, grace_s: float) -> None:
         """Accept nothing more; wait for established associations and their release, then end all."""
@@ -116,19 +171,23 @@ class Receiver:
             time.sleep(0.02)
         if left := _unfinished(server):
             for association in left:
+                transport.blame(association, "stop", "the node stops")
                 association.abort(block=False)
             time.sleep(_ABORT_S)
         # Not pynetdicom's own end, which waits for peers that say nothing.
         for association in server.active_associations:
-            transport.end(association, "the node stops")
+            transport.end(association, "the node stops", "stop")
 
-    def _entity(self, pynetdicom: Any, max_pdu_bytes: int) -> Any:  # noqa: ANN401
+    def _entity(self) -> Any:  # noqa: ANN401
+        from medimg.runtime.node.transport import MAX_PDU_BYTES
+
         receive = self._config.receive
-        entity = pynetdicom.AE(self._config.ae_title)
+        entity = require("pynetdicom", "node").AE(self._config.ae_title)
         entity.implementation_class_uid = arrivals.IMPLEMENTATION_UID
         entity.implementation_version_name = f"MEDIMG_{version('medimg')}"[:16]
-        entity.maximum_associations = receive.max_associations
-        entity.maximum_pdu_size = max_pdu_bytes
+        # The server counts them itself: pynetdicom would count connections without association too.
+        entity.maximum_associations = _NO_LIMIT
+        entity.maximum_pdu_size = MAX_PDU_BYTES
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = receive.network_timeout_s
         entity.require_called_aet = True
         entity.require_calling_aet = [peer.ae_title for peer in self._config.peers]
@@ -145,8 +204,14 @@ class Receiver:
         ]
 
     def _on_rejected(self, event: Any) -> None:  # noqa: ANN401
-        self._counters.add("associations_rejected")
-        self._audit_refusal(_sender(event.assoc), "association rejected", {})
+        answer, requestor = event.assoc.acceptor.primitive, event.assoc.requestor
+        asked = getattr(requestor.primitive, "called_ae_title", "")
+        cause, reason = {
+            (1, 3): ("calling title", f"no peer has the AE title {requestor.ae_title}"),
+            (1, 7): ("called title", f"it asked for {asked}, and this is {self._config.ae_title}"),
+            (3, 2): ("too many", f"{self._config.receive.max_associations} associations are open"),
+        }.get((answer.result_source, answer.diagnostic), ("other", "as pynetdicom decided"))
+        self._sightings.note("association rejected", _sender(event.assoc), cause, reason)
 
     def _on_echo(self, event: Any) -> int:  # noqa: ANN401
         return SUCCESS if self._is_accepted(event.assoc) else NOT_AUTHORIZED
@@ -183,10 +248,12 @@ class Receiver:
             audited = arrivals.describe(arrival, patient_names=self._config.audit.patient_names)
             added = self._store.add(arrival, temporary, audited)
         except (OSError, sqlite3.OperationalError) as error:
+            self._refusing = f"the last image could not be stored ({error})"
             raise Refusal(OUT_OF_RESOURCES, f"cannot be stored ({error})") from None
         except sqlite3.Error as error:
             self.failure = error
             raise Refusal(OUT_OF_RESOURCES, f"the queue is damaged ({error})") from None
+        self._refusing, self._lacking_mb = None, 0.0
         if added == "other content":
             raise Refusal(DUPLICATE, "its SOP instance UID is here with another data set")
         self._counters.add("received_again" if added == "known" else "received")
@@ -215,10 +282,12 @@ class Receiver:
         return arrival
 
     def _require_space(self, needed_bytes: int) -> None:
-        wanted_bytes = needed_bytes + self._config.receive.reserve_mb * 1e6
+        reserve_mb = self._config.receive.reserve_mb
+        wanted_bytes = needed_bytes + reserve_mb * 1e6
         free_bytes = self._store.make_room(wanted_bytes, time.time())
         if free_bytes < wanted_bytes:
-            raise Refusal(OUT_OF_RESOURCES, f"{free_bytes / 1e6:,.0f} MB are free on the disk")
+            self._lacking_mb = needed_bytes / 1e6
+            raise Refusal(OUT_OF_RESOURCES, _no_space(free_bytes / 1e6, reserve_mb))
 
     def _slow_down(self, started: float) -> None:
         rate = self._config.receive.images_per_s
@@ -257,9 +326,13 @@ def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
     """Make a TLS context in which both sides show certificates of the same authorities.
 
     Raises:
-        UsageError: one of the files cannot be used.
+        UsageError: one of the files cannot be used, or the certificate has expired.
     """
+    require_valid(Path(tls.certificate))
+    require_valid(Path(tls.authorities), any_is_enough=True)
     try:
+        # OpenSSL would not name what is missing.
+        Path(tls.key).read_bytes()
         purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
         context = ssl.create_default_context(purpose, cafile=tls.authorities)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -269,6 +342,10 @@ def tls_context(tls: Tls, *, server: bool) -> ssl.SSLContext:
         files = ", ".join(Path(name).name for name in (tls.certificate, tls.key, tls.authorities))
         raise UsageError(f"TLS with {files}: {error}") from None
     return context
+
+
+def _no_space(free_mb: float, reserve_mb: float) -> str:
+    return f"{free_mb:,.0f} MB are free on the disk, and receive.reserve_mb is {reserve_mb:,.0f}"
 
 
 def _unfinished(server: Any) -> list[Any]:  # noqa: ANN401  pynetdicom has no types

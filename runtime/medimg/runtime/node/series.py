@@ -56,6 +56,10 @@ class SeriesReporter:
         self._touched = dict.fromkeys(store.unreported_series(), clock())
         self._next_look = clock() + _LOOK_S
 
+    def follow(self, rules: Inference, codes: Mapping[str, LabelCode]) -> None:
+        """Report by other rules from now on."""
+        self._rules, self._codes = rules, codes
+
     def touch(self, series_key: str) -> None:
         """Note that an image was added."""
         with self._lock:

@@ -3,8 +3,8 @@
 import gc
 import logging
 import os
+import shutil
 import signal
-import socket
 import sqlite3
 import sys
 import threading
@@ -12,22 +12,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from medimg.runtime.errors import CheckFailedError
+from medimg.runtime.errors import CheckFailedError, MedimgError
 from medimg.runtime.node import arrivals
 from medimg.runtime.node.audit import Checkpoints
 from medimg.runtime.node.bell import Bell
-from medimg.runtime.node.config import NodeConfig
+from medimg.runtime.node.certificates import earliest_end
+from medimg.runtime.node.config import NodeConfig, merge_reloaded
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.delivery import Deliverer, make_senders
 from medimg.runtime.node.files import make_folder
-from medimg.runtime.node.health import Snapshot, StatusServer
+from medimg.runtime.node.health import Snapshot, StatusServer, read_token
 from medimg.runtime.node.journal import Journal
 from medimg.runtime.node.models import Models
 from medimg.runtime.node.overlay import Overlays
 from medimg.runtime.node.receiver import Receiver
 from medimg.runtime.node.records import Arrival
 from medimg.runtime.node.series import SeriesReporter
+from medimg.runtime.node.sightings import Sightings
 from medimg.runtime.node.store import Store
+from medimg.runtime.node.systemd import notify
 from medimg.runtime.node.upkeep import Upkeep
 from medimg.runtime.node.worker import Worker
 from medimg.runtime.optional import require
@@ -53,17 +56,24 @@ class Node:
         model: an artefact or a bundle.
         config: the whole configuration.
         threads: processor threads for inference.
+        reread: reads the configuration anew when SIGHUP comes; None keeps this one.
 
     Raises:
         MedimgError: the model, a key, a certificate or a port cannot be had.
     """
 
-    def __init__(self, model: Path, config: NodeConfig, threads: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        config: NodeConfig,
+        threads: int,
+        reread: Callable[[], NodeConfig] | None = None,
+    ) -> None:
         # Here, since imports by several threads at once can meet modules that are half made.
         for module in ("pydicom.pixels", "pynetdicom", "highdicom.sr", "highdicom.sc"):
             require(module, "node")
         folder = Path(config.folder)
-        self._config = config
+        self._config, self._reread = config, reread
         self._lock_file = _sole_user(make_folder(folder))
         self.counters = Counters()
         self.store = Store(folder, config.deliver.names())
@@ -82,8 +92,12 @@ class Node:
             Deliverer(sender, self.store, config.deliver, self.counters)
             for sender in make_senders(config, self.store)
         ]
-        self.receiver = Receiver(config, self.store, self.counters, self._on_stored)
-        self._status = StatusServer(config.status_port, self.snapshot, self.counters)
+        self._sightings = Sightings(self.store, self.counters)
+        self.receiver = Receiver(config, self.store, self.counters, self._sightings, self._on_stored)
+        token = read_token(Path(config.status_token)) if config.status_token else None
+        where = config.status_address, config.status_port
+        self._status = StatusServer(*where, token, self.snapshot, self.counters)
+        self._certificate = earliest_end(config)
         self._ended, self._is_ending = threading.Event(), False
         self._signals: list[Callable[[], object]] = []
         self._rounds: dict[str, float] = {}
@@ -181,8 +195,9 @@ class Node:
         """Say how things are, for the status page."""
         model = self.models.current
         return Snapshot(
-            problem=self.problem(),
+            problem=self.problem() or self._expired() or self.receiver.refusing(),
             counts=self.store.counts(),
+            gauges=self._gauges(),
             associations=self.receiver.associations,
             last_results=tuple(self.store.last_results(20)),
             model_name=model.name,
@@ -192,6 +207,19 @@ class Node:
             intended_use=model.classifier.spec.intended_use,
             ae_title=self._config.ae_title,
         )
+
+    def _expired(self) -> str | None:
+        return self._certificate.problem() if self._certificate else None
+
+    def _gauges(self) -> dict[str, float]:
+        oldest = self.store.oldest_waiting()
+        found = {
+            "disk_free_bytes": float(shutil.disk_usage(self.store.folder).free),
+            "oldest_waiting_seconds": max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+        }
+        if self._certificate:
+            found["certificate_days_left"] = round(self._certificate.days_left, 3)
+        return found
 
     def _begin(
         self,
@@ -253,6 +281,7 @@ class Node:
         """Keep the audit log up to date and the disk free."""
         self._audit.catch_up()
         self._sign()
+        self._sightings.work()
         now = time.monotonic()
         if now >= self._next_tidy:
             self._results.tidy()
@@ -281,7 +310,30 @@ class Node:
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self.models.reload()
+        if self._reread:
+            self._reconfigure(self._reread)
         notify("READY=1")
+
+    def _reconfigure(self, reread: Callable[[], NodeConfig]) -> None:
+        """Go on with what the configuration and its certificates say now; if they are wrong, as before."""
+        try:
+            config, later = merge_reloaded(self._config, reread())
+            token = read_token(Path(config.status_token)) if config.status_token else None
+            certificate, senders = earliest_end(config), make_senders(config, self.store)
+            self.receiver.configure(config)
+        except MedimgError as error:
+            _LOG.error("the configuration stays: %s", printable(str(error)))
+            self.store.audit("configuration refused", reason=str(error))
+            return
+        self._config, self._status.token, self._certificate = config, token, certificate
+        self._worker.rules = config.inference
+        self._series.follow(config.inference, config.codes)
+        self._upkeep.follow(config)
+        for deliverer, sender in zip(self._deliverers, senders, strict=True):
+            deliverer.use(sender)
+        self.store.audit("configuration read")
+        if later:
+            _LOG.warning("changed, but used from the next start on: %s", ", ".join(later))
 
     def _adopt_files(self) -> None:
         """Queue images whose files are in place and whose rows were lost."""
@@ -294,19 +346,6 @@ class Node:
                 continue
             self.store.adopt(arrival, path)
             self.counters.add("recovered")
-
-
-def notify(message: str) -> None:
-    """Tell systemd, if it started this process, by the protocol of sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            connection.connect("\0" + address[1:] if address.startswith("@") else address)
-            connection.sendall(message.encode())
-        except OSError as error:
-            _LOG.warning("systemd cannot be told: %s", error)
 
 
 def _sole_user(folder: Path) -> int:

@@ -37,8 +37,8 @@ class Upkeep:
         config: NodeConfig,
     ) -> None:
         self._store, self._results, self._audit = store, results, audit
-        self._checkpoints, self._keep = checkpoints, config.retention
-        self._reserve_bytes = 1e6 * config.receive.reserve_mb
+        self._checkpoints = checkpoints
+        self.follow(config)
         self._next_check = 0.0
         for name, count in store.note_absent().items():
             _LOG.warning(
@@ -46,6 +46,10 @@ class Upkeep:
                 "`medimg-run queue skip --destination`",
                 *(name, count),
             )
+
+    def follow(self, config: NodeConfig) -> None:
+        """Keep what a configuration says from now on."""
+        self._keep, self._reserve_bytes = config.retention, 1e6 * config.receive.reserve_mb
 
     def tidy(self) -> None:
         """Fold series that are done, and remove images whose time is over, or for which there is no space."""

@@ -129,8 +129,7 @@ class Worker:
         if refusal := not_applicable(item, model.classifier.spec.allowed):
             return _unclassified(item, model, "not applicable", refusal)
         if item.frames > self.rules.max_frames:
-            reason = f"it has {item.frames:,} frames; inference.max_frames is {self.rules.max_frames:,}"
-            return _unclassified(item, model, "set aside", reason)
+            return _unclassified(item, model, "set aside", self._too_long(item.frames))
         return None
 
     def _classify(self, batch: Sequence[Waiting], model: Model) -> Iterator[Result | None]:
@@ -164,9 +163,14 @@ class Worker:
             self._failed([item], error)
             return None
         self._measured(len(predictions), time.perf_counter() - started)
+        if long.answers.count > self.rules.max_frames:
+            return _unclassified(item, model, "set aside", self._too_long(long.answers.count))
         if len(predictions) == count:
             return None
         return self._classified(item, model, long.answers)
+
+    def _too_long(self, frames: int) -> str:
+        return f"it has {frames:,} frames or more; inference.max_frames is {self.rules.max_frames:,}"
 
     def _measured(self, images: int, took_s: float) -> None:
         if images:
