@@ -190,6 +190,13 @@ def test_a_file_that_is_no_result_is_named(content: str | None, message: str, tm
     assert found.stderr.count("\n") == 1
 
 
+def test_a_result_without_an_end_is_refused(tmp_path: Path) -> None:
+    endless = tmp_path / "endless.json"
+    endless.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"endless\.json: is a device or a pipe, and no result"):
+        read_result(endless)
+
+
 @pytest.mark.parametrize("time_ms", ["0.0", "-1.0", "NaN", "Infinity"])
 def test_impossible_times_are_refused(time_ms: str, tmp_path: Path) -> None:
     run = run_of(latencies(0))

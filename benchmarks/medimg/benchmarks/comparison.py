@@ -7,6 +7,7 @@ Source:
 
 import json
 import math
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ def read_result(path: Path) -> Benchmark:
         DataError: it is missing, or something else.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if not stat.S_ISREG((status := path.stat()).st_mode) and not path.is_dir():
+            raise DataError(f"{path}: is a device or a pipe, and no result")
+        if status.st_size > MAX_BYTES:
             raise DataError(f"{path}: has more than {MAX_BYTES:,} bytes")
         plain = json.loads(path.read_bytes())
         schema = plain.pop("schema", None) if isinstance(plain, dict) else None
