@@ -1,7 +1,8 @@
-"""GDCM's JPEG decoders (an Apache-2.0 wheel of a BSD library), for samples that libjpeg-turbo does not give.
+"""GDCM's JPEG decoders (an Apache-2.0 wheel of a BSD library), for what other decoders do not give.
 
 GDCM can end its process on damaged data, so `start` runs in a worker of `decoder_pool`. It decodes lossless
-JPEG of up to 16 bits and lossy JPEG of 12, sequential and progressive; the results equal dcmtk's.
+JPEG of up to 16 bits and lossy JPEG of 12, sequential and progressive; the results equal dcmtk's. Its CharLS
+also reads JPEG-LS with padding or comments before its end, which pyjpegls refuses.
 """
 
 import mmap
