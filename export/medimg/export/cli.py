@@ -191,6 +191,13 @@ def _labels(_context: click.Context, _option: click.Parameter, value: str | None
     metavar="ROWSxCOLUMNS",
     help="Image size, for a network that takes any, or a weights-only file.",
 )
+@click.option(
+    "--architecture",
+    type=PathArgument,
+    metavar="FILE",
+    help="The model.json or .yaml that the weights of a weights-only file belong to.",
+)
+@click.option("--output-name", metavar="NAME", help="The output to export, of a network that has several.")
 @click.option("--strict", is_flag=True, help="Exit 1 unless every artefact is proven.")
 @click.option("--force", is_flag=True, help="Write artefacts that failed their verification.")
 @click.option("--report", type=PathArgument, metavar="FILE.html", help="Write the evidence as one HTML page.")

@@ -68,6 +68,10 @@ class ExportOptions:
     """Width of the last layer of a weights-only file."""
     input_size: tuple[int, int] | None = None
     """Rows and columns, for a network that takes images of any size."""
+    output_name: str | None = None
+    """Which output is exported, of a network that has several."""
+    architecture: Path | None = None
+    """The `model.json` or `.yaml` that a weights-only file belongs to."""
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.calibration is None:
@@ -81,6 +85,8 @@ class ExportOptions:
             raise UsageError("--mean and --std are a rule of their own: leave --preprocessing out")
         if self.color_order and not (self.mean or self.preprocessing):
             raise UsageError("--color-order goes with --preprocessing, or with --mean and --std")
+        if self.architecture is not None and self.arch is not None:
+            raise UsageError("--architecture and --arch both say what weights belong to: give one")
         if self.classes is not None and self.arch is None:
             raise UsageError("--classes is for files with weights only: it goes with --arch vgg16")
 
@@ -92,7 +98,15 @@ class ExportOptions:
 
     def request(self, threads: int) -> Request:
         """What of this concerns the model file."""
-        return Request(self.allow_code, self.arch, self.classes, self.input_size, threads)
+        return Request(
+            self.allow_code,
+            self.arch,
+            self.classes,
+            self.input_size,
+            self.output_name,
+            self.architecture,
+            threads,
+        )
 
 
 def make_spec(

@@ -31,11 +31,11 @@ OPENING_BYTES = 3 * 2**30
 _OPENING_FACTOR = 8
 _MAX_WORDS = 400
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-_NAMED_ERROR = re.compile(r"\s*(?:[\w.]*\.)?(\w+(?:Error|Exception): .*)")
-_NO_SENSE = re.compile(
-    r"Traceback|in user code:|Exception encountered when calling|Arguments received by|\s*•|\s+\S|\{\{node"
-)
+_NAMED_ERROR = re.compile(r"(?:[\w.]*\.)?(\w+(?:Error|Exception)): (.*)")
+_ARGUMENTS = "Arguments received by"
+_WHERE = re.compile(r"Traceback|in user code:|Exception encountered when calling|File \"|\{\{node")
 """How lines begin that say where something went wrong, not what."""
+_CAUSE = "Exception encountered: "
 
 
 class ModelProcess:
@@ -174,13 +174,16 @@ def opening(arrays_bytes: int) -> Iterator[None]:
 
 def sense(error: BaseException) -> str:
     """Give the sentence of an error that says what is wrong: frameworks put it last, behind where it was."""
-    lines = [line for line in _ESCAPES.sub("", str(error)).splitlines() if line.strip()]
-    named = [found[1] for line in lines if (found := _NAMED_ERROR.match(line))]
-    plain = [line.strip() for line in lines if not _NO_SENSE.match(line)]
+    text = _ESCAPES.sub("", str(error)).partition(_ARGUMENTS)[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     kind = type(error).__name__
-    if named:
-        return named[-1]
-    return f"{kind}: {plain[0]}" if plain else f"{kind}: {lines[0].strip()}" if lines else kind
+    for place in range(len(lines) - 1, -1, -1):
+        if found := _NAMED_ERROR.match(lines[place]):
+            kind, lines = found[1], [found[2], *lines[place + 1 :]]
+            break
+    causes = [line.removeprefix(_CAUSE) for line in lines if line.startswith(_CAUSE)]
+    said = causes[-1:] or [line for line in lines if not _WHERE.match(line)] or lines
+    return f"{kind}: {said[0]}" if said else kind
 
 
 def _data_bytes() -> int:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from medimg.export.errors import SourceError
 from medimg.export.sources import saved_model, weights_file
+from medimg.export.sources.architecture import joined
 from medimg.export.sources.base import Origin, Request, Source
 from medimg.export.sources.clues import Clues, read_clues
+from medimg.export.sources.early import check_configuration
 from medimg.export.sources.framework import FrameworkSource, described
 from medimg.runtime.containers import KERAS_SUFFIXES, file_sha256
 from medimg.runtime.errors import ModelError
 from medimg.runtime.keras_files import archive, hdf5, whole
+from medimg.runtime.keras_files.code import advice
 from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.keras_files.reading import Parts
 from medimg.runtime.keras_files.whole import KerasFile
@@ -67,6 +70,11 @@ def _keras(path: Path, request: Request) -> Source:
         parts = whole.read_parts(path, folder)
         if parts.config is None:
             return _weights(path, parts, request, folder)
+        if request.architecture or request.architecture_file:
+            option = "--arch" if request.architecture else "--architecture"
+            raise SourceError(
+                f"{path}: is a whole model: leave {option} out, which is for files with weights only"
+            )
         clues = read_clues(parts.training or parts.config)
         return _whole_model(whole.judged(path, parts), clues, request, folder)
 
@@ -74,12 +82,15 @@ def _keras(path: Path, request: Request) -> Source:
 def _weights(path: Path, parts: Parts, request: Request, folder: Path) -> Source:
     if parts.weights is None:
         raise SourceError(f"{path}: holds no Keras model: save the whole model with model.save(...)")
+    if request.architecture_file is not None:
+        return _whole_model(joined(path, parts, request.architecture_file), Clues(), request, folder)
+    found = weights_file.read_weights(path, parts, folder / whole.ARRAYS)
     if request.architecture is None:
         raise SourceError(
-            f"{path}: holds weights only, no model: save the whole model with model.save(...), or say what "
-            "they belong to with --arch vgg16 --classes N"
+            f"{path}: holds weights only, no model: save the whole model with model.save(...), or give the "
+            "architecture that model.to_json() wrote with --architecture model.json"
+            + weights_file.offer(found)
         )
-    found = weights_file.read_weights(path, parts, folder / whole.ARRAYS)
     built, said = weights_file.build(found, request, folder)
     origin = Origin(path, "weights", file_sha256(path), found.keras_version, warnings=(said,))
     return FrameworkSource(origin, "keras", built, request)
@@ -87,13 +98,12 @@ def _weights(path: Path, parts: Parts, request: Request, folder: Path) -> Source
 
 def _whole_model(file: KerasFile, clues: Clues, request: Request, folder: Path) -> Source:
     path = file.path
-    if request.architecture is not None:
-        raise SourceError(f"{path}: is a whole model: leave --arch out, which is for files with weights only")
     if file.foreign and not request.allow_code:
         raise SourceError(
-            f"{path}: holds or needs code that is not Keras's own: {file.named}: refused; --allow-code lets "
-            "it run, if you trust whoever made the file"
+            f"{path}: holds or needs code that is not Keras's own: {file.named}: refused; "
+            f"{advice(file.foreign)}"
         )
+    check_configuration(path, file.config, request)
     origin = Origin(
         path,
         file.layout,

@@ -16,6 +16,8 @@ from medimg.export.sources.scaling import Scaling
 from medimg.runtime.spec import ModelSpec
 
 Architecture: TypeAlias = Literal["vgg16"]
+_LEAST_SIDE = 8
+"""Rows and columns of the smallest image; fewer are a sequence of values."""
 NOT_AN_IMAGE_MODEL = "an image classifier takes (batch, rows, columns, 1 or 3)"
 
 
@@ -31,6 +33,10 @@ class Request:
     """Width of the last layer of a weights-only file."""
     input_size: tuple[int, int] | None = None
     """Rows and columns, for a network that takes any."""
+    output_name: str | None = None
+    """Which output is meant, of a network that has several."""
+    architecture_file: Path | None = None
+    """The `model.json` or `.yaml` that a weights-only file belongs to."""
     threads: int | None = None
     float64: bool = False
     """Compute in float64 instead of float32, to tell how much float32 rounds off."""
@@ -119,10 +125,7 @@ class Source(Protocol):
 
 
 def classifier_shape(
-    path: Path,
-    inputs: Sequence[TensorShape],
-    outputs: Sequence[TensorShape],
-    input_size: tuple[int, int] | None,
+    path: Path, inputs: Sequence[TensorShape], outputs: Sequence[TensorShape], request: Request
 ) -> tuple[tuple[int, int, int], int]:
     """Check that a network is an image classifier.
 
@@ -130,7 +133,7 @@ def classifier_shape(
         path: for messages.
         inputs: channels last.
         outputs: of the network.
-        input_size: rows and columns where the network leaves them open.
+        request: rows and columns where the network leaves them open, and which of several outputs is meant.
 
     Returns:
         Rows, columns and channels of the input; the width of the output.
@@ -138,21 +141,63 @@ def classifier_shape(
     Raises:
         SourceError: it is something else, which the message names.
     """
-    for what, tensors in (("takes", inputs), ("gives", outputs)):
-        if len(tensors) != 1:
-            named = ", ".join(map(str, tensors))
-            raise SourceError(
-                f"{path}: {what} {len(tensors)} tensors ({named}): a classifier has one of each"
-            )
-    (image,), (answer,) = inputs, outputs
-    if len(image.dims) != 4 or image.dims[-1] not in (1, 3):
-        first = len(image.dims) == 4 and image.dims[1] in (1, 3) and (image.dims[2] or 9) > 3
-        hint = ": save it with data_format='channels_last'" if first else ""
-        raise SourceError(f"{path}: takes {image}; {NOT_AN_IMAGE_MODEL}{hint}")
+    image = check_image(path, inputs)
+    check_one(path, outputs, request.output_name)
+    answer = next(item for item in outputs if request.output_name in (None, item.name))
+    if len(answer.dims) == 4:
+        raise not_per_image(path, answer)
     if len(answer.dims) != 2 or answer.dims[1] is None:
         raise SourceError(f"{path}: gives {answer}; a classifier gives (batch, classes)")
-    rows, columns = _image_size(path, image, input_size)
-    return (rows, columns, int(image.dims[-1])), answer.dims[1]
+    rows, columns = _image_size(path, image, request.input_size)
+    return (rows, columns, 1 if is_flat(image.dims) else int(image.dims[3] or 0)), answer.dims[1]
+
+
+def check_image(path: Path, inputs: Sequence[TensorShape]) -> TensorShape:
+    """Check that a network takes images and nothing else.
+
+    Raises:
+        SourceError: it does not.
+    """
+    if len(inputs) != 1:
+        named = ", ".join(map(str, inputs))
+        raise SourceError(f"{path}: takes {len(inputs)} tensors ({named}): a classifier takes one")
+    (image,) = inputs
+    dims = image.dims
+    if is_flat(dims) or (len(dims) == 4 and dims[3] in (1, 3)):
+        return image
+    first = len(dims) == 4 and dims[1] in (1, 3) and (dims[2] or 9) > 3
+    hint = ": save it with data_format='channels_last'" if first else ""
+    raise SourceError(f"{path}: takes {image}; {NOT_AN_IMAGE_MODEL}{hint}")
+
+
+def is_flat(dims: Sequence[int | None]) -> bool:
+    """Whether a network takes grey images without an axis for the channel, as of MNIST: (batch, 28, 28)."""
+    return len(dims) == 3 and all(size is not None and size >= _LEAST_SIDE for size in dims[1:])
+
+
+def check_one(path: Path, outputs: Sequence[TensorShape | str], wanted: str | None) -> None:
+    """Check that a network has one output, or that one of several was chosen.
+
+    Raises:
+        SourceError: neither.
+    """
+    names = [item if isinstance(item, str) else item.name for item in outputs]
+    if wanted is not None and wanted not in names:
+        raise SourceError(f"{path}: has no output {wanted!r}: it has {', '.join(names)}")
+    if wanted is None and len(outputs) != 1:
+        named = ", ".join(map(str, outputs)) or "none"
+        raise SourceError(
+            f"{path}: gives {len(outputs)} tensors ({named}): a classifier gives one; choose it with "
+            f"--output-name {'|'.join(names) or 'NAME'}"
+        )
+
+
+def not_per_image(path: Path, answer: TensorShape | str) -> SourceError:
+    """Make the error for networks whose answer is an image."""
+    return SourceError(
+        f"{path}: its output {answer} is an image, with an answer for each pixel, as a U-Net gives "
+        "(segmentation); a classifier gives (batch, classes)"
+    )
 
 
 def _image_size(path: Path, image: TensorShape, wanted: tuple[int, int] | None) -> tuple[int, int]:

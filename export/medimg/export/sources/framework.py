@@ -58,6 +58,7 @@ class FrameworkSource:
                     "allow_code": request.allow_code,
                     "imports": imports,
                     "layers": list(layers),
+                    "output_name": request.output_name,
                     "threads": request.threads,
                     "float64": request.float64,
                 }
@@ -123,7 +124,7 @@ def described(
         [TensorShape(item["name"], tuple(item["dims"]), item["dtype"]) for item in side]
         for side in (inputs, outputs)
     )
-    return classifier_shape(path, taken, given, request.input_size)
+    return classifier_shape(path, taken, given, request)
 
 
 def _environment(framework: Framework) -> dict[str, str]:

@@ -11,7 +11,15 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, in
 
 from medimg.export.bounds import within_allowance
 from medimg.export.errors import SourceError
-from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
+from medimg.export.sources.base import (
+    NOT_AN_IMAGE_MODEL,
+    Origin,
+    Request,
+    TensorShape,
+    check_one,
+    classifier_shape,
+    is_flat,
+)
 from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
@@ -45,8 +53,12 @@ class OnnxSource:
             _take_off_our_ends(path, model, spec)
             content, spec = model.SerializeToString(), _of_probabilities(spec)
         image, channels_first = _image_input(path, model)
+        if request.output_name is not None and len(model.graph.output) > 1:
+            content = _with_output(path, model, request.output_name)
+        if is_flat(image.dims):
+            raise SourceError(f"{path}: takes {image}; {NOT_AN_IMAGE_MODEL}")
         outputs = [_tensor(path, value) for value in model.graph.output]
-        self.input_shape, self.units = classifier_shape(path, [image], outputs, request.input_size)
+        self.input_shape, self.units = classifier_shape(path, [image], outputs, request)
         self.input_dtype = image.dtype
         said = ("the file is an artefact of medimg-export: what it says of itself is kept",) if spec else ()
         self.origin = Origin(path, "ONNX", file_sha256(path), spec=spec, warnings=said)
@@ -116,6 +128,16 @@ def _read(path: Path) -> bytes:
         _check_nodes(path, body, own)
         _check_tensors(path, body)
     return content
+
+
+def _with_output(path: Path, model: ModelProto, name: str) -> bytes:
+    """Keep one of several outputs, and give the file's bytes with it alone."""
+    check_one(path, [value.name for value in model.graph.output], name)
+    chosen = next(value for value in model.graph.output if value.name == name)
+    kept = ValueInfoProto.FromString(chosen.SerializeToString())
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    return bytes(model.SerializeToString())
 
 
 def _check_opset(path: Path, model: ModelProto) -> None:

@@ -27,15 +27,22 @@ class Checked:
 class SignatureNetwork:
     """The serving signature of a SavedModel."""
 
-    def __init__(self, tensorflow: Any, path: Path, layers: list[str]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        tensorflow: Any,  # noqa: ANN401
+        path: Path,
+        layers: list[str],
+        output_name: str | None,
+    ) -> None:
         """Load a checked copy.
 
         Args:
             tensorflow: the module.
             path: the copy that `checked_copy` made.
             layers: names of its layers.
+            output_name: which output is meant, if there are several.
         """
-        self._tensorflow, self._layers = tensorflow, layers
+        self._tensorflow, self._layers, self._output_name = tensorflow, layers, output_name
         # The signature lives only as long as what it was loaded with.
         self._loaded = tensorflow.saved_model.load(str(path), tags=["serve"])
         if SIGNATURE not in self._loaded.signatures:
@@ -55,9 +62,12 @@ class SignatureNetwork:
 
     def call(self, images: Any) -> Any:  # noqa: ANN401  tensors
         """Run the signature."""
-        (name,) = self._signature.structured_input_signature[1]
-        answers = self._signature(**{name: self._tensorflow.convert_to_tensor(images)})
-        return next(iter(answers.values()))
+        ((name, spec),) = self._signature.structured_input_signature[1].items()
+        taken = self._tensorflow.convert_to_tensor(images)
+        if spec.shape.rank == taken.shape.rank - 1:
+            taken = self._tensorflow.squeeze(taken, -1)
+        answers = self._signature(**{name: taken})
+        return answers[self._output_name] if self._output_name else next(iter(answers.values()))
 
 
 def folder_sha256(folder: Path) -> str:

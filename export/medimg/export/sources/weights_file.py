@@ -62,6 +62,15 @@ def read_weights(path: Path, parts: Parts, arrays: Path) -> WeightsFile:
     return WeightsFile(path, parts.version or None, tuple(found))
 
 
+def offer(weights: WeightsFile) -> str:
+    """Offer --arch, where the arrays fit it; else nothing."""
+    try:
+        _, head = _matched(weights)
+    except SourceError:
+        return ""
+    return f", or have the VGG16 rebuilt that its arrays fit: --arch vgg16 --classes {head[-1][1].shape[-1]}"
+
+
 def build(weights: WeightsFile, request: Request, folder: Path) -> tuple[Path, str]:
     """Write the whole model that a VGG16's weights belong to.
 

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
+from medimg.export.sources.base import is_flat
 from medimg.runtime import protocol
 from medimg.runtime.model_process import Message, Reply, opening, serve
 from medimg.runtime.optional import hidden
 
 _MARKED = re.compile(r"\.(_\d+)?$")
 """The end of a scope that carries a layer's name."""
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*")
 BATCH = 8
 """Images that a framework gets at once; VGG16 at 240 pixels takes 5 GB for 32 of them."""
 
@@ -50,14 +52,19 @@ class KerasNetwork:
         *,
         allow_code: bool,
         float64: bool,
+        output_name: str | None,
     ) -> None:
-        self._keras, self._cast = keras, importlib.import_module("tensorflow").cast
+        self._keras, self._tensorflow = keras, importlib.import_module("tensorflow")
         self._model = keras.models.load_model(
             path, custom_objects=custom_objects, compile=False, safe_mode=not allow_code
         )
         if float64:
             with keras.utils.custom_object_scope(custom_objects):
                 self._model = _in_float64(self._model)
+        self._inputs, self._outputs = _named_inputs(self._model), _named_outputs(self._model)
+        self._flat = len(self._inputs) == 1 and is_flat(self._inputs[0]["dims"])
+        names = [item["name"] for item in self._outputs]
+        self._place = names.index(output_name) if output_name in names else 0
         layers = _flattened(self._model)
         self._layers = [layer.name for layer in layers]
         _prepare(layers)
@@ -67,15 +74,18 @@ class KerasNetwork:
     def describe(self) -> dict[str, Any]:
         """Describe the model."""
         return {
-            "inputs": [_tensor(tensor) for tensor in self._model.inputs or ()],
-            "outputs": [_tensor(tensor) for tensor in self._model.outputs or ()],
+            "inputs": self._inputs,
+            "outputs": self._outputs,
             "layers": self._layers,
             "version": self._keras.__version__,
         }
 
     def call(self, images: Any) -> Any:  # noqa: ANN401  tensors
-        """Run the model as for inference, on the type that it takes itself."""
-        return self._model(self._cast(images, self._model.inputs[0].dtype), training=False)
+        """Run the model as for inference, on the type that it takes, and give the output that is meant."""
+        taken = self._tensorflow.cast(images, self._model.inputs[0].dtype)
+        if self._flat:
+            taken = self._tensorflow.squeeze(taken, -1)
+        return self._tensorflow.nest.flatten(self._model(taken, training=False))[self._place]
 
 
 def main() -> None:
@@ -114,10 +124,17 @@ def _network(message: dict[str, Any], path: Path, tensorflow: Any, keras: Any) -
 
         if message["float64"]:
             raise SourceError("holds a graph of float32")
-        return SignatureNetwork(tensorflow, path, message["layers"])
+        return SignatureNetwork(tensorflow, path, message["layers"], message["output_name"])
     allow_code = bool(message["allow_code"])
     custom = _custom_objects(keras, tensorflow, message["imports"]) if allow_code else {}
-    return KerasNetwork(keras, path, custom, allow_code=allow_code, float64=message["float64"])
+    return KerasNetwork(
+        keras,
+        path,
+        custom,
+        allow_code=allow_code,
+        float64=message["float64"],
+        output_name=message["output_name"],
+    )
 
 
 def _bytes_of(path: Path) -> int:
@@ -194,6 +211,11 @@ def _prepare(layers: list[Any]) -> None:
     form computes the same.
     """
     for layer in layers:
+        if type(layer).__name__ != "InputLayer" and not _SCOPE.fullmatch(layer.name):
+            raise SourceError(
+                f"{layer.name!r} is not a valid root scope name, as a layer's must be (letters, "
+                "digits and _.\\/>-): rename the layer and save the model again"
+            )
         setattr(layer, "_name" if hasattr(layer, "_name") else "name", f"{layer.name}.")
         if hasattr(layer, "_fused_can_be_used"):
             layer._fused = False
@@ -232,9 +254,27 @@ def _crop(
     return images[:, top : top + size[0], left : left + size[1]]
 
 
-def _tensor(tensor: Any) -> dict[str, Any]:  # noqa: ANN401
+def _named_inputs(model: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    names = getattr(model, "input_names", None) or [tensor.name for tensor in model.inputs or ()]
+    return [_tensor(name, tensor) for name, tensor in zip(names, model.inputs or (), strict=True)]
+
+
+def _named_outputs(model: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Describe the outputs in order, by their names in a dictionary, else by their layers'."""
+    outputs = model.outputs or ()
+    struct = getattr(
+        model, "_outputs_struct" if hasattr(model, "_outputs_struct") else "_nested_outputs", None
+    )
+    if isinstance(struct, dict) and len(struct) == len(outputs):
+        names = sorted(struct)
+    else:
+        names = getattr(model, "output_names", None) or [model.layers[-1].name for _ in outputs]
+    return [_tensor(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
+
+
+def _tensor(name: str, tensor: Any) -> dict[str, Any]:  # noqa: ANN401
     dtype = getattr(tensor.dtype, "name", tensor.dtype)
-    return {"name": tensor.name, "dims": list(tensor.shape), "dtype": str(dtype)}
+    return {"name": name, "dims": list(tensor.shape), "dtype": str(dtype)}
 
 
 def _flattened(model: Any) -> list[Any]:  # noqa: ANN401

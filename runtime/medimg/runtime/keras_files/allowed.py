@@ -8,7 +8,8 @@ devices or Python. Names stand in all the spellings that Keras 2.0 to 3.15 wrote
 """
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Make a list of a text of names."""
     return frozenset(text.split())
 
 
@@ -23,7 +24,7 @@ MODULES = (
 )
 """The packages, with everything under them, that objects of the frameworks themselves come from."""
 
-LAYERS = _names(
+LAYERS = names(
     """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
     AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
@@ -53,7 +54,7 @@ LAYERS = _names(
     """
 )
 
-OPERATIONS = _names(
+OPERATIONS = names(
     """
     Abs Absolute All Amax Amin Any Arange Argmax Argmin Array Average AveragePool BatchNorm BroadcastTo
     Cast Ceil Clip Conv ConvTranspose ConvertToTensor Copy CropImages Cumsum DepthToSpace DepthwiseConv
@@ -69,7 +70,7 @@ OPERATIONS = _names(
 )
 """Classes of `keras.ops` that stand as nodes in a functional model of Keras 3."""
 
-HELPERS = _names(
+HELPERS = names(
     """
     Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer LecunNormal
     LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal
@@ -79,14 +80,14 @@ HELPERS = _names(
 )
 """Initialisers, regularisers, constraints and data-type policies."""
 
-STRUCTURE = _names(
+STRUCTURE = names(
     """
     TensorShape __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __set__ __slice__ __tensor__ __tuple__
     """
 )
 """Plain values that Keras writes as if they were objects."""
 
-ACTIVATIONS = _names(
+ACTIVATIONS = names(
     """
     celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu
     linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softmax_v2
@@ -97,7 +98,7 @@ ACTIVATIONS = _names(
 OBJECTS = LAYERS | OPERATIONS | HELPERS | STRUCTURE
 """Every class name that a configuration may hold."""
 
-HELPER_NAMES = HELPERS | _names(
+HELPER_NAMES = HELPERS | names(
     """
     constant glorot_normal glorot_uniform he_normal he_uniform identity lecun_normal lecun_uniform normal
     one ones orthogonal random_normal random_uniform truncated_normal uniform variance_scaling zero zeros
@@ -107,7 +108,7 @@ HELPER_NAMES = HELPERS | _names(
 )
 """The same helpers where a configuration holds a bare name."""
 
-TENSORFLOW_FUNCTIONS = _names(
+TENSORFLOW_FUNCTIONS = names(
     """
     __operators__.add __operators__.getitem __operators__.ne abs add cast clip_by_value concat constant
     convert_to_tensor divide expand_dims identity image.adjust_brightness image.adjust_contrast
@@ -129,7 +130,7 @@ TENSORFLOW_FUNCTIONS = _names(
 )
 """TensorFlow functions that a functional model of Keras 2 may call by name."""
 
-GRAPH_OPS = _names(
+GRAPH_OPS = names(
     """
     Abs Acos Acosh Add AddN AddV2 AdjustContrastv2 AdjustHue AdjustSaturation All Any ArgMax ArgMin Asin
     Asinh Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan Atan2 Atanh AvgPool

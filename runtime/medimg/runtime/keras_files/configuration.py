@@ -38,6 +38,8 @@ class Foreign:
     class_name: str
     module: str | None = None
     """Where the file says that its code is; None if it says nothing."""
+    code: str | None = None
+    """The marshalled byte code that the file holds, in base 64."""
 
     def __str__(self) -> str:
         place = f" of {self.module}" if self.module else ""
@@ -77,6 +79,23 @@ def without_training(config: Any) -> Any:  # noqa: ANN401  any JSON value
     if not isinstance(config, dict):
         return config
     return {name: _plain(name, value) for name, value in config.items() if name not in _DROPPED}
+
+
+def with_plain_outputs(config: Any) -> Any:  # noqa: ANN401  any JSON value
+    """Take the one output of each functional model out of its list, so that it gives a tensor, not a list.
+
+    Keras 3 writes `[["x", 0, 0]]` for a model that was made with a list of one output, and then gives lists
+    to the layers behind it, which take tensors (keras#20084).
+    """
+    if isinstance(config, list):
+        return [with_plain_outputs(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    plain = {name: with_plain_outputs(value) for name, value in config.items()}
+    outputs = plain.get("output_layers")
+    while isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], list):
+        (outputs,) = outputs
+    return {**plain, "output_layers": outputs} if "output_layers" in plain else plain
 
 
 def foreign(config: Any) -> tuple[Foreign, ...]:  # noqa: ANN401  any JSON value
@@ -137,7 +156,9 @@ def _foreign_object(value: dict[str, Any]) -> Iterator[Foreign]:
     name = own_name if isinstance(own_name, str) else class_name
     if class_name in {"Lambda", "__lambda__"}:
         kind = "Lambda layer" if class_name == "Lambda" else "Python function in the file"
-        yield Foreign(kind, name, class_name)
+        yield Foreign(kind, name, class_name, code=_code(config))
+        if isinstance(config, dict) and isinstance(function := config.get("function"), str):
+            yield Foreign("custom function", function, function, _module(config))
     elif class_name == "function":
         yield from _foreign_function(value)
     elif class_name not in allowed.OBJECTS or not _is_own(value, class_name):
@@ -150,6 +171,18 @@ def _foreign_object(value: dict[str, Any]) -> Iterator[Foreign]:
         operation = _operation(config)
         if operation not in allowed.GRAPH_OPS:
             yield Foreign("TensorFlow operation", operation[:80], class_name)
+
+
+def _code(config: Any) -> str | None:  # noqa: ANN401
+    """Find the byte code of a `Lambda` or a `__lambda__`; None where a name stands in its place."""
+    function = config.get("function", config) if isinstance(config, dict) else None
+    if isinstance(function, dict):
+        function = function.get("config", function)
+    if isinstance(function, dict):
+        code = function.get("code", function.get("value"))
+    else:
+        code = function[0] if isinstance(function, list) and function else None
+    return code if isinstance(code, str) else None
 
 
 def _foreign_function(value: dict[str, Any]) -> Iterator[Foreign]:

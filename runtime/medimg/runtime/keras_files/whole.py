@@ -100,6 +100,8 @@ def judged(path: Path, parts: Parts) -> KerasFile:
     _check_version(path, parts.version)
     try:
         config = configuration.without_training(configuration.parse(path, parts.config))
+        if parts.version.startswith("3."):
+            config = configuration.with_plain_outputs(config)
         found = configuration.foreign(config)
     except RecursionError:
         raise ModelError(f"{path}: its model configuration is nested too deeply: refused") from None
