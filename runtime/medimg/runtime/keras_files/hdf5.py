@@ -19,7 +19,7 @@ MAX_EXPANSION = 32
 """How often larger than its file the arrays may be: weights hardly compress, a bomb does."""
 FREE_BYTES = 64 * 2**20
 """Size of arrays that no file is too small for."""
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 20_000
 MAX_DEPTH = 100
 MAX_CHUNK_BYTES = 256 * 2**20
 _SLICE_BYTES = 32 * 2**20
