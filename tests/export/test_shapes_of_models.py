@@ -251,7 +251,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5", ".bin"])
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".onnx", ".bin"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_downloads_have_names(tmp_path: Path, name: str, suffix: str) -> None:
     content, message = BROKEN[name]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.onnx_check import check_graph
 from medimg.runtime.optional import require
@@ -195,7 +196,7 @@ def _find_entry(content: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
                 if pair.get(tag_of(1)) == KEY.encode():
                     found.append((pair.get(tag_of(2), b""), (start, end)))
     except (IndexError, ValueError):
-        raise ModelError(f"{path}: not an ONNX file, or a damaged one") from None
+        raise ModelError(f"{path}: not an ONNX file, or a damaged one{what_it_is(path)}") from None
     if not found:
         raise NoSpecError(f"{path}: carries no medimg entry: export it with medimg-export")
     if len(found) > 1:

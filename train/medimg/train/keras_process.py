@@ -67,7 +67,11 @@ def opened(path: Path, intensity: Intensity, threads: int | None = None) -> Iter
             process.ask(path, message)
         except ModelError as error:
             raise ModelError(f"{error}{AGAIN if file.framework == 'tf_keras' else ''}") from None
-    yield OpenedModel(process, path, intensity)
+    try:
+        yield OpenedModel(process, path, intensity)
+    except BaseException:
+        process.close()
+        raise
     if process.alive:
         _idle.append((threads or 0, process))
 

@@ -14,10 +14,10 @@ from medimg.export.sources.clues import Clues, read_clues
 from medimg.export.sources.early import check_configuration
 from medimg.export.sources.framework import FrameworkSource, described
 from medimg.runtime.containers import KERAS_SUFFIXES, file_sha256
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import ModelError
 from medimg.runtime.keras_files import archive, hdf5, whole
 from medimg.runtime.keras_files.code import advice
-from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.keras_files.reading import Parts
 from medimg.runtime.keras_files.whole import KerasFile
 from medimg.runtime.scratch import temporary_folder
@@ -61,7 +61,7 @@ def _load(path: Path, request: Request) -> Source:
         from medimg.export.sources.onnx_file import OnnxSource
 
         return OnnxSource(path, request)
-    hint = ": give its folder" if path.name == "saved_model.pb" else whole_name(path)
+    hint = ": give its folder" if path.name == "saved_model.pb" else what_it_is(path)
     raise SourceError(f"{path}: not a Keras file (.keras, .h5), a SavedModel folder or an .onnx file{hint}")
 
 

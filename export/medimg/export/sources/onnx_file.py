@@ -24,6 +24,7 @@ from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
 from medimg.runtime.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import NoSpecError
 from medimg.runtime.optional import require
 from medimg.runtime.spec import Head, ModelSpec
@@ -118,9 +119,9 @@ def _read(path: Path) -> bytes:
     try:
         model.ParseFromString(content)
     except require("google.protobuf.message", "export").DecodeError as error:
-        raise SourceError(f"{path}: not an ONNX file, or a damaged one ({error})") from None
+        raise SourceError(f"{path}: not an ONNX file, or a damaged one{what_it_is(path)} ({error})") from None
     if not model.graph.node:
-        raise SourceError(f"{path}: not an ONNX file: it holds no graph")
+        raise SourceError(f"{path}: not an ONNX file: it holds no graph{what_it_is(path)}")
     _check_opset(path, model)
     _check_functions(path, model)
     own = _OWN | {function.domain for function in model.functions}

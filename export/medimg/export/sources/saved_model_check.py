@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from medimg.export.errors import SourceError
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.keras_files import allowed
-from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.optional import require
 
 FILE_NAME = "saved_model.pb"
@@ -78,7 +78,7 @@ def _parse(path: Path) -> Any:  # noqa: ANN401  a protobuf message
     try:
         saved.ParseFromString(file.read_bytes())
     except errors.DecodeError as error:
-        raise SourceError(f"{file}: not a SavedModel, or a damaged one{whole_name(file)} ({error})") from None
+        raise SourceError(f"{file}: not a SavedModel, or a damaged one{what_it_is(file)} ({error})") from None
     return saved
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medimg.runtime.containers import KERAS_MEMBER
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import ModelError
-from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.spec import MAX_SPEC_BYTES
 
 SIGNATURE = b"PK"
@@ -53,7 +53,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except DAMAGE as error:
         raise ModelError(
-            f"{path}: not a .keras archive, or a damaged one{whole_name(path)} ({error})"
+            f"{path}: not a .keras archive, or a damaged one{what_it_is(path)} ({error})"
         ) from None
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import ModelError
 from medimg.runtime.keras_files.archive import MAX_CONFIG_BYTES
-from medimg.runtime.keras_files.names import whole_name
 from medimg.runtime.optional import require
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -193,4 +193,4 @@ def _guess(path: Path) -> str:
         start = file.read(16)
     if start.startswith(SIGNATURE):
         return ": it breaks off, or parts of it were changed; copy it again"
-    return whole_name(path)
+    return what_it_is(path)

@@ -9,7 +9,7 @@ _ZIP_END_BYTES = 22 + 65535
 """The end record of a zip file, with the longest comment."""
 
 
-def whole_name(path: Path) -> str:
+def what_it_is(path: Path) -> str:
     """Name what a file is that should be a model, as `: it is …`; empty if nothing is known of it.
 
     Broken downloads keep the name of what they should have been: the pointer of Git LFS, a page that asks
