@@ -25,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 Stream: TypeAlias = Literal["results", "audit"]
 
 _CACHE_KB = 2**16
+_BUSY_S = 10.0
+"""How long a transaction may wait for one of the command `queue`, which takes milliseconds."""
 _LOG_BYTES = 2**24
 """Length of the log of changes from which on it is put in place."""
 _CHECKED_AT_START_BYTES = 2**28
@@ -194,7 +196,7 @@ def _visit(path: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
     try:
         database.execute("PRAGMA journal_mode = WAL")
         # Pages of 4 kB; `put_in_place` should come first.

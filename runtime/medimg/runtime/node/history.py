@@ -128,7 +128,9 @@ class History(State):
         """Give those names of image files that belong to nothing that is known."""
         known = {name for (name,) in self._rows("SELECT file FROM instances WHERE file IS NOT NULL")}
         keys = {key for (key,) in self._rows("SELECT series_key FROM history WHERE files != 'gone'")}
-        for key, packed in self._rows("SELECT series_key, content FROM history WHERE files = 'old'"):
+        for key, packed in self._rows(
+            "SELECT series_key, content FROM history WHERE files != 'gone' AND files = 'old'"
+        ):
             known |= {path.name for path in self._image_files(key, packed)}
         return sorted(name for name in names if name not in known and name[:KEY_DIGITS] not in keys)
 

@@ -62,7 +62,8 @@ CREATE TABLE IF NOT EXISTS history(
 CREATE INDEX IF NOT EXISTS history_series ON history(series);
 CREATE INDEX IF NOT EXISTS history_study ON history(study);
 CREATE INDEX IF NOT EXISTS history_old ON history(closed_at);
-CREATE INDEX IF NOT EXISTS history_files ON history(closed_at, series_key) WHERE files != 'gone';
+CREATE INDEX IF NOT EXISTS history_files ON history(closed_at, files, series_key)
+    WHERE files != 'gone';
 CREATE TABLE IF NOT EXISTS streams(stream TEXT PRIMARY KEY, sequence INTEGER NOT NULL, head TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS lines(
     stream TEXT NOT NULL, sequence INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY(stream, sequence))

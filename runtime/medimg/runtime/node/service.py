@@ -46,6 +46,8 @@ STALLED_S = 300.0
 _LONGEST_HOLD_S = 1.0
 """An image that is durable is acknowledged after so long at the latest, before its sender doubts it."""
 _TIDY_S = 10.0
+_LAST_S = 2.0
+"""Time that threads have in any case to end what they are at."""
 _FORGET_S = 3600.0
 
 
@@ -161,8 +163,10 @@ class Node:
         while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
+        # Together, since each may wait for a database that is damaged.
+        end = max(end, time.monotonic() + _LAST_S)
         for thread in self._threads:
-            thread.join(timeout=self._config.drain_s)
+            thread.join(timeout=max(0.0, end - time.monotonic()))
         if not self.failure:
             self.store.audit("stopped")
             self._catch_up()
