@@ -1,5 +1,6 @@
 """TensorFlow to ONNX: the only place that knows tf2onnx."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -49,6 +50,9 @@ def convert(call: Callable[[Any], Any], shape: tuple[int, int, int], opset: int 
         traced, lower_control_flow=False, aggressive_inlining=True
     )
     definition, output = frozen.graph.as_graph_def(add_shapes=True), frozen.outputs[0].name
+    # Each of them holds the weights once more.
+    del frozen, traced
+    gc.collect()
 
     def from_definition() -> ModelProto:
         converted, _ = tf2onnx.convert.from_graph_def(

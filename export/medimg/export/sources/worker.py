@@ -27,8 +27,13 @@ from medimg.runtime.optional import hidden
 _MARKED = re.compile(r"\.(_\d+)?$")
 """The end of a scope that carries a layer's name."""
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*")
-BATCH = 8
-"""Images that a framework gets at once; VGG16 at 240 pixels takes 5 GB for 32 of them."""
+BATCH, BATCH_PIXELS = 8, 2**17
+"""Images, and pixels of them, that a framework gets at once: it keeps every layer's output until the last."""
+_M_MMAP_THRESHOLD = -3
+"""As `malloc.h` has it."""
+SMALL_PIECES, LARGE_PIECES = 2**16, 2**25
+"""From how many bytes on the allocator takes a piece from the system, and gives it back, alone: to convert,
+which makes many copies of the weights, and otherwise (glibc's own upper limit)."""
 
 
 class Network(Protocol):
@@ -160,9 +165,10 @@ def _custom_objects(keras: Any, tensorflow: Any, imports: list[list[str]]) -> di
 
 
 def _predict(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    batch = max(1, min(BATCH, BATCH_PIXELS // (images.shape[1] * images.shape[2])))
     parts = [
-        np.asarray(network.call(images[start : start + BATCH]), np.float32)
-        for start in range(0, len(images), BATCH)
+        np.asarray(network.call(images[start : start + batch]), np.float32)
+        for start in range(0, len(images), batch)
     ]
     return np.concatenate(parts)
 
@@ -170,13 +176,22 @@ def _predict(network: Network, images: NDArray[np.float32]) -> NDArray[np.float3
 def _convert(network: Network, shape: tuple[int, int, int]) -> bytes:
     from medimg.export.to_onnx import convert
 
+    _take_pieces_from(SMALL_PIECES)
     model = convert(network.call, shape)
     for node in model.graph.node:
         node.name = "/".join(_MARKED.sub("", scope) for scope in node.name.split("/"))
     content: bytes = model.SerializeToString(deterministic=True)
     del model
     _give_memory_back()
+    _take_pieces_from(LARGE_PIECES)
     return content
+
+
+def _take_pieces_from(size: int) -> None:
+    """Have the allocator take pieces of so many bytes from the system, and give them back, one by one."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's own
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def _give_memory_back() -> None:
