@@ -62,8 +62,8 @@ def test_nan_probabilities(run: Run, real_data: Path, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "NaN" not in done.stdout.replace("(NaN, as", "")
         assert json.loads(done.stdout)["error"]["type"] == "NoNumberError"
-    options += ("--precision", "int8", "--calibration", "black")
-    done = run("medimg-export", "minmax.keras", *options, "--output", "int8", cwd=folder)
+    int8 = ("--precision", "int8", "--calibration", "black", "--output", "int8")
+    done = run("medimg-export", "minmax.keras", *options, *int8, cwd=folder)
     assert done.returncode == 2
     assert "0.png: the model gives no number for it" in done.stderr
     assert "Traceback" not in done.stderr
