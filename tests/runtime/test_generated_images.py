@@ -49,7 +49,8 @@ def to_rgb(pixels: Pixels) -> Pixels:
     colours = colours[..., :1].repeat(3, axis=2) if colours.shape[2] < 3 else colours[..., :3]
     if colours.dtype == np.uint8:
         return colours
-    share = colours / 65535 if colours.dtype == np.uint16 else colours
+    # What is not a number is refused by the rule; here it only must not warn.
+    share = colours / 65535 if colours.dtype == np.uint16 else np.nan_to_num(colours)
     return np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

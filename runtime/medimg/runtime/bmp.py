@@ -15,8 +15,17 @@ from medimg.runtime.errors import ImageError
 
 _FILE_HEADER_BYTES: Final = 14
 _CORE, _INFO, _V2, _V3, _OS2, _V4, _V5 = 12, 40, 52, 56, 64, 108, 124
-_RGB, _BITFIELDS, _ALPHA_BITFIELDS = 0, 3, 6
-_OTHERS: Final = {1: "RLE8", 2: "RLE4", 4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
+_RGB, _BITFIELDS = 0, 3
+_OTHERS: Final = {
+    1: "RLE8",
+    2: "RLE4",
+    4: "JPEG",
+    5: "PNG",
+    6: "with alpha masks",
+    11: "CMYK",
+    12: "CMYK",
+    13: "CMYK",
+}
 _USUAL_MASKS: Final = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 
 
@@ -104,13 +113,13 @@ def _masks(content: bytes, header_bytes: int, bits: int, compression: int) -> tu
     if compression == _RGB:
         return _USUAL_MASKS.get(bits, ()), after
     # OS/2 numbers its compressions otherwise.
-    is_masks = compression in (_BITFIELDS, _ALPHA_BITFIELDS) and header_bytes != _OS2
+    is_masks = compression == _BITFIELDS and header_bytes != _OS2
     if not is_masks or bits not in _USUAL_MASKS:
         name = _OTHERS.get(compression, f"number {compression}")
         raise ImageError(f"a BMP of compression {name} and {bits} bits, which is not read: save it as PNG")
     masks = struct.unpack_from("<III", content, _FILE_HEADER_BYTES + _INFO)
     if header_bytes == _INFO:
-        after += 12 if compression == _BITFIELDS else 16
+        after += 12
     for mask in masks:
         run = mask >> _lowest(mask) if mask else 0
         if not mask or mask >> bits or run & (run + 1):
