@@ -51,7 +51,7 @@ def to_rgb(pixels: Pixels) -> Pixels:
         return colours
     # What is not a number is refused by the rule; here it only must not warn.
     share = colours / 65535 if colours.dtype == np.uint16 else np.nan_to_num(colours)
-    return np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.asarray(np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def by_tifffile(content: bytes) -> Pixels | None:
