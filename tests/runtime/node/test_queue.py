@@ -45,6 +45,11 @@ def audited(node: Node, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == kind]
 
 
+def series_lines(node: Node) -> list[dict[str, Any]]:
+    lines = map(json.loads, read_lines(node.store.folder / "results"))
+    return [line for line in lines if line["kind"] == "series"]
+
+
 def test_reports_are_listed_retried_and_skipped(
     start: Start, run: Run, tmp_path: Path, config: NodeConfig
 ) -> None:
@@ -99,9 +104,7 @@ def test_an_image_that_was_set_aside_is_classified_again(
     (new,) = wait_for(lambda: set(node.store.reports.glob("2.25.*.dcm")) - before)
     assert desk.queue().images == ()
     desk.close()
-    lines = map(json.loads, read_lines(node.store.folder / "results"))
-    line = [line for line in lines if line["kind"] == "series"][-1]
-    assert line["report_uid"] == new.stem
+    line = wait_for(lambda: next((one for one in series_lines(node) if one["report_uid"] == new.stem), None))
     assert line["predecessor"] in {path.stem for path in before}
     assert [answer["outcome"] for answer in line["answers"]] == ["classified"]
     assert [event["sop_instance_uid"] for event in audited(node, "reprocess")] == [uid_of(bad)]
