@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from medimg.runtime.backends import Backend, Choice, Probabilities, Tuning, choo
 from medimg.runtime.containers import open_artefact
 from medimg.runtime.cpus import divide, usable_cpus
 from medimg.runtime.errors import BackendError, ImageError, MedimgError, ModelError, UsageError
+from medimg.runtime.gpu_images import GpuDecoder, open_decoder
 from medimg.runtime.images import load_frames, prepare
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.runtime.preprocess import Images
@@ -24,6 +25,8 @@ from medimg.runtime.probabilities import NO_NUMBER, answered, require_columns
 from medimg.runtime.spec import ModelSpec
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"
+Decode: TypeAlias = Literal["cpu", "gpu"]
+"""Where JPEG files are decoded."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class _Decoded:
     image: NDArray[np.uint8] | None
     error: InputError | None = None
     notes: tuple[str, ...] = ()
+    jpeg: bytes | None = None
+    """A file that the GPU is to decode; then `image` is None until it has."""
 
 
 class Classifier:
@@ -85,6 +90,8 @@ class Classifier:
         tuned_for: `throughput` for many images a call of `predict`, `latency` for one at a time.
         dicom_window: another window of DICOM files than the artefact's own: `first`, `window-N` or `min-max`.
         trusted: SHA-256 of records (`.plan.json`) of TensorRT engines that the user vouches for.
+        decode: `gpu` decodes JPEG files on the GPU that answers, as far as its pixels are the CPU's; this
+            machine's processors decode the other files, and with `cpu` all of them.
         server: URL of a server that runs this model, in place of a back end here; see
             `medimg.runtime.backends.with_triton`.
 
@@ -103,6 +110,7 @@ class Classifier:
         tuned_for: Tuning = "throughput",
         dicom_window: str | None = None,
         trusted: Sequence[str] = (),
+        decode: Decode = "cpu",
         server: str | None = None,
     ) -> None:
         self._name = str(model)
@@ -125,6 +133,7 @@ class Classifier:
             self.backend = self.choice.open(artefact, self._division.inference, tuned_for)
         if dicom_window is not None:
             self.spec = self.spec.with_(image=replace(self.spec.image, dicom_window=dicom_window))
+        self._decoder = open_decoder(self.backend.device, self.spec.image) if decode == "gpu" else None
 
     def __enter__(self) -> "Classifier":
         return self
@@ -215,14 +224,15 @@ class Classifier:
             worker_threads(self._division.decoding, "decode") as decoders,
             worker_threads(parallel, "infer") as runners,
         ):
-            files = in_order(
-                decoders, partial(_decode, spec=self.spec), inputs, 2 * self._division.decoding + size
-            )
+            work = partial(_decode, spec=self.spec, decoder=self._decoder)
+            files = in_order(decoders, work, inputs, 2 * self._division.decoding + size)
             groups = _groups(chain.from_iterable(chain.from_iterable(files)), size)
             answers = in_order(runners, partial(self._answer, top_k=top_k), groups, parallel)
             yield from chain.from_iterable(answers)
 
     def _answer(self, group: list[_Decoded], top_k: int) -> list[Prediction]:
+        if self._decoder is not None:
+            group = _decoded_on_gpu(group, self._decoder)
         images = [item.image for item in group if item.image is not None]
         if not images:
             return [_prediction(item) for item in group]
@@ -272,17 +282,34 @@ def best_classes(
     ]
 
 
-def _decode(item: Input, spec: ModelSpec) -> Iterator[list[_Decoded]]:
+def _decoded_on_gpu(group: list[_Decoded], decoder: GpuDecoder) -> list[_Decoded]:
+    """Decode the files of a batch that are left to the GPU, all at once."""
+    images = iter(decoder.decode([item.jpeg for item in group if item.jpeg is not None]))
+    return [item if item.jpeg is None else _of_gpu(item, next(images)) for item in group]
+
+
+def _of_gpu(item: _Decoded, image: NDArray[np.uint8] | None) -> _Decoded:
+    if image is not None:
+        return replace(item, image=image, jpeg=None)
+    reason = f"{item.path}: the GPU cannot decode it: a damaged JPEG, or one for --decode cpu"
+    return _Decoded(item.path, None, None, InputError(ImageError.__name__, reason))
+
+
+def _decode(item: Input, spec: ModelSpec, decoder: GpuDecoder | None) -> Iterator[list[_Decoded]]:
     """Decode a file's first frames at once; those of a long one follow as they are needed."""
-    frames = _frames(item, spec)
+    frames = _frames(item, spec, decoder)
     first = list(islice(frames, FRAMES_AHEAD))
     return chain((first,), ([frame] for frame in frames))
 
 
-def _frames(item: Input, spec: ModelSpec) -> Iterator[_Decoded]:
+def _frames(item: Input, spec: ModelSpec, decoder: GpuDecoder | None) -> Iterator[_Decoded]:
     path = None if isinstance(item, np.ndarray) else str(item)
     notes: list[str] = []
     try:
+        jpeg = None if decoder is None or isinstance(item, np.ndarray) else decoder.read(Path(item))
+        if jpeg is not None:
+            yield _Decoded(path, 0, None, jpeg=jpeg)
+            return
         for number, frame in enumerate(_pixels(item, spec, notes)):
             yield _Decoded(path, number, frame, notes=tuple(notes))
             notes.clear()
@@ -306,7 +333,7 @@ def _groups(items: Iterator[_Decoded], batch_size: int) -> Iterator[list[_Decode
     images = 0
     for item in items:
         group.append(item)
-        images += item.image is not None
+        images += item.image is not None or item.jpeg is not None
         if images == batch_size or len(group) == 4 * batch_size:
             yield group
             group, images = [], 0

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -50,6 +50,13 @@ def cli() -> None:
     metavar="first|window-N|min-max",
     help="Of DICOM files, in place of the one that the model was made for.",
 )
+@click.option(
+    "--decode",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where JPEG files are decoded; gpu needs --device gpu and the extra gpu-decode.",
+)
 @click.option("--output", type=PathArgument, help="Write the answers to FILE, whole or not at all.")
 @click.option(
     "--triton",
@@ -68,6 +75,7 @@ def predict(
     device: str,
     style: str,
     window: str | None,
+    decode: Literal["cpu", "gpu"],
     output: Path | None,
     server: str | None,
     trusted: tuple[str, ...],
@@ -89,6 +97,7 @@ def predict(
         threads=threads,
         tuned_for="latency" if alone else "throughput",
         dicom_window=window,
+        decode=decode,
         trusted=trusted,
         server=server,
     ) as classifier:

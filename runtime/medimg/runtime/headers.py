@@ -127,7 +127,7 @@ def jpeg_frame(content: bytes | bytearray) -> JpegFrame:
         ImageError: it is truncated or damaged, or has more scans than any encoder makes.
     """
     frame = None
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in jpeg_segments(content):
         if marker in _JPEG_FRAMES and start + 6 <= min(end, len(content)):
             bits, rows, columns, samples = struct.unpack_from(">BHHB", content, start)
             frame = JpegFrame(rows, columns, bits, samples, marker, 1)
@@ -144,7 +144,7 @@ def jpeg_frame(content: bytes | bytearray) -> JpegFrame:
 
 def jpeg_orientation(content: bytes | bytearray) -> int:
     """Read the EXIF orientation, 1 to 8; 1, upright, where there is none or it is damaged."""
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in jpeg_segments(content):
         if marker == _APP1 and content[start : start + 6] == b"Exif\0\0":
             return tiff.orientation(bytes(content[start + 6 : end]))
     return 1
@@ -188,7 +188,7 @@ def _is_critical(name: bytes) -> bool:
     return not name[0] & 0x20
 
 
-def _jpeg_segments(content: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(content: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     """Walk the segments up to the first scan: marker, and where the segment's body starts and ends."""
     position = 2
     for _ in range(_MOST_SEGMENTS):

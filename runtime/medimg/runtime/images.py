@@ -109,6 +109,23 @@ def load_frames(
         raise DecoderError(f"{path}: its pixels need more memory than there is") from None
 
 
+def read_jpeg(path: str | Path, limits: Limits | None = None) -> bytes | None:
+    """Read a JPEG file that is whole and within the limits, for a decoder elsewhere; None for other files.
+
+    Raises:
+        ImageError: it cannot be read; the message begins with the path.
+    """
+    limits = limits or Limits.from_environment()
+    try:
+        content = _read_bytes(Path(path), limits)
+        if _magic(content) != "JPEG":
+            return None
+        _check_size(*headers.jpeg_frame(content)[:2], limits)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    return content
+
+
 def read_size(path: Path, rule: ImageRule, limits: Limits | None = None) -> tuple[int, int]:
     """Decode a file's first image and give its rows and columns, as they are before any resize.
 
