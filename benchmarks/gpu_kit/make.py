@@ -183,6 +183,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--real", type=Path, required=True, metavar="MODEL", help="Trained Keras model, small."
     )
+    parser.add_argument("--preprocessing", default="unit", help="Intensity rule of that model.")
     parser.add_argument(
         "--images", type=Path, required=True, metavar="FOLDER", help="Images for the answers."
     )
