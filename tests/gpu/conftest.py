@@ -59,14 +59,14 @@ def images(pictures: Path, onnx_files: dict[str, Path]) -> NDArray[np.uint8]:
     return np.stack([load_image(path, rule) for path in sorted(pictures.rglob("*.png"))])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def needs_tensorrt() -> None:
     found = availability_of("tensorrt")
     if not found.devices:
         pytest.skip("needs TensorRT")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def needs_onnxruntime_cuda() -> None:
     if "gpu:0" not in availability_of("onnxruntime").devices:
         pytest.skip("needs ONNX Runtime with CUDA")

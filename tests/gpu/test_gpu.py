@@ -43,7 +43,7 @@ def on_cpu(onnx_files: dict[str, Path], images: Images) -> dict[str, NDArray[np.
 
 
 @pytest.fixture(scope="module")
-def engines(onnx_files: dict[str, Path]) -> dict[str, EngineFile]:
+def engines(needs_tensorrt: None, onnx_files: dict[str, Path]) -> dict[str, EngineFile]:
     options = BuildOptions(BatchProfile(1, 8, 64))
     return {precision: make_engine(path, options=options) for precision, path in onnx_files.items()}
 

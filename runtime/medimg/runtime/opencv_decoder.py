@@ -11,6 +11,8 @@ from medimg.runtime.stderr_capture import StderrCapture
 
 _CAPTURE: Final = StderrCapture()
 
+# Files are decoded side by side in threads; OpenCV's own threads would get in their way.
+cv2.setNumThreads(1)
 # OpenCV would write its own complaint to standard error beside the one message that a bad file gets.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 

@@ -4,7 +4,6 @@ OpenCV's INTER_LINEAR_EXACT blends two rows and two columns with weights of 1/25
 `resize.onnx` (`tests/runtime/gpu_images/resize_graph.py` makes it), whatever runs it.
 """
 
-from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from medimg.runtime.optional import require
 
 ONE = 256
+_SIZES_KEPT = 256
 
 
 class Blend(NamedTuple):
@@ -26,7 +26,6 @@ class Blend(NamedTuple):
     """In 1/256; the two add up to 256."""
 
 
-@lru_cache(maxsize=256)
 def blend(source: int, target: int) -> Blend:
     """Compute the pixels and weights along an axis of `source` pixels that becomes one of `target` pixels."""
     place = (np.arange(target) + 0.5) * (source / target) - 0.5
@@ -55,6 +54,7 @@ class Resizer:
         options.intra_op_num_threads = 1
         provider = ("CUDAExecutionProvider", {"device_id": str(number)})
         providers: list[Any] = [provider] if device == "cuda" else ["CPUExecutionProvider"]
+        self._blends: dict[tuple[int, int], dict[str, Any]] = {}
         graph = resources.files(__package__).joinpath("resize.onnx").read_bytes()
         self._session = self._runtime.InferenceSession(graph, options, providers)
 
@@ -72,18 +72,30 @@ class Resizer:
         binding = self._session.io_binding()
         shape = (rows, columns, 3)
         binding.bind_input("image", self._device, self._number, np.uint8, shape, address)
-        down, across = blend(rows, self._rows), blend(columns, self._columns)
-        for name, values in (
-            ("y0", down.first),
-            ("y1", down.second),
-            ("x0", across.first),
-            ("x1", across.second),
-            ("wy0", down.first_weight.reshape(-1, 1, 1)),
-            ("wy1", down.second_weight.reshape(-1, 1, 1)),
-            ("wx0", across.first_weight.reshape(-1, 1)),
-            ("wx1", across.second_weight.reshape(-1, 1)),
-        ):
-            binding.bind_cpu_input(name, values)
+        for name, values in self._blend(rows, columns).items():
+            binding.bind_ortvalue_input(name, values)
         binding.bind_output("resized", self._device, self._number)
         self._session.run_with_iobinding(binding)
         return np.asarray(binding.copy_outputs_to_cpu()[0], np.uint8)
+
+    def _blend(self, rows: int, columns: int) -> dict[str, Any]:
+        """Give the graph's other inputs for one size of images, on the device; many are kept."""
+        found = self._blends.get((rows, columns))
+        if found is None:
+            down, across = blend(rows, self._rows), blend(columns, self._columns)
+            arrays = {
+                "y0": down.first,
+                "y1": down.second,
+                "x0": across.first,
+                "x1": across.second,
+                "wy0": down.first_weight.reshape(-1, 1, 1),
+                "wy1": down.second_weight.reshape(-1, 1, 1),
+                "wx0": across.first_weight.reshape(-1, 1),
+                "wx1": across.second_weight.reshape(-1, 1),
+            }
+            place = self._runtime.OrtValue.ortvalue_from_numpy
+            found = {name: place(array, self._device, self._number) for name, array in arrays.items()}
+            if len(self._blends) >= _SIZES_KEPT:
+                self._blends.clear()
+            self._blends[rows, columns] = found
+        return found
