@@ -58,9 +58,18 @@ def varint(message: memoryview, position: int) -> tuple[int, int]:
 
 def field(number: int, value: bytes) -> bytes:
     """Write a length-delimited field."""
-    length, encoded = len(value), bytearray([tag_of(number)])
-    while length > 0x7F:
-        encoded.append(length & 0x7F | 0x80)
-        length >>= 7
-    encoded.append(length)
-    return bytes(encoded) + value
+    return bytes([tag_of(number)]) + _varint(len(value)) + value
+
+
+def number_field(number: int, value: int) -> bytes:
+    """Write a field that holds a number, not negative."""
+    return bytes([tag_of(number, VARINT)]) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
