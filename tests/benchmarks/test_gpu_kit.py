@@ -101,7 +101,7 @@ def _library(parts: list[tuple[int, bytes]]) -> bytes:
 
 
 def _entry(compute: int, code: bytes) -> bytes:
-    packed = pyarrow.compress(code, codec="zstd", asbytes=True)
+    packed: bytes = pyarrow.compress(code, codec="zstd", asbytes=True)
     size = -(-len(packed) // 8) * 8
     header = bytearray(64)
     struct.pack_into("<HHIQI", header, 0, 2, 1, 64, size, len(packed))

@@ -153,7 +153,7 @@ def jpeg_orientation(content: bytes | bytearray) -> int:
 def jpeg_without_applications(content: bytes) -> bytes:
     """Leave out the segments from which libjpeg would take what the colours are."""
     left, position = [], 0
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in jpeg_segments(content):
         if marker in _APPLICATIONS:
             left.append(content[position : start - 4])
             position = end
