@@ -89,7 +89,7 @@ def test_biases_follow_the_pooling() -> None:
     network = Network()
     form = onnx.load_from_string(for_cuda(network.model(chain(network))))
     kinds = [node.op_type for node in form.graph.node]
-    expected = "Pad Conv Add Relu Conv MaxPool Add Relu Conv Conv MaxPool Add Relu"
+    expected = "Conv Add Relu Conv MaxPool Add Relu Conv Conv MaxPool Add Relu"
     assert kinds == expected.split()
     assert all(len(node.input) == 2 for node in form.graph.node if node.op_type == "Conv")
 

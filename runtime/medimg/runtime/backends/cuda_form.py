@@ -1,10 +1,8 @@
 """The same FP16 graph in the form that is fastest with ONNX Runtime on CUDA; made when a session is opened.
 
-On an H200 a third of a VGG16's time went to biases, whose kernel in cuDNN is three times as slow
-as ONNX Runtime's Add; and cuDNN has no fast convolution of three channels. So biases become nodes. Where
-pooling follows, bias and ReLU come after it, on a quarter of the pixels: rounding is monotonic, so the
-largest sum is the sum with the largest, bit by bit. The image gets a fourth channel, of zeros.
-`benchmarks/results/gpu-kit.json` has the figures.
+On an H200 a third of a VGG16's time went to biases, whose kernel in cuDNN is three times as slow as ONNX
+Runtime's Add. So biases become nodes. Where pooling follows, bias and ReLU come after it, on a quarter of the
+pixels: rounding is monotonic, so the largest sum is the sum with the largest, bit by bit.
 
 The session must leave the optimisers of `FUSES` out, which would put the biases back.
 """
@@ -13,16 +11,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from medimg.runtime import protobuf
 
 FUSES = ("ConvAddFusion",)
 """Optimisers of ONNX Runtime that undo this form."""
 _GRAPH, _NODE, _INITIALIZER, _OUTPUT = 7, 1, 5, 12
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
-_FLOAT16, _INT64 = 10, 7
-_CHANNELS = 4
+_FLOAT16 = 10
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,6 @@ def _rewritten(message: memoryview) -> bytes:
             graph.outputs.append(_name(message[body:end]))
         others.append(bytes(message[start:end]))
     graph.nodes = list(_with_biases_apart(graph))
-    graph.nodes = list(_with_a_fourth_channel(graph))
     nodes = [protobuf.field(_NODE, node.encoded()) for node in graph.nodes]
     added = [protobuf.field(_INITIALIZER, tensor.encoded()) for tensor in graph.added]
     return b"".join(nodes + others + added)
@@ -147,30 +141,6 @@ def _pooled(relu: _Node | None, output: str, uses: Counter[str], ahead: dict[str
     return (
         pool is not None and pool.kind == "MaxPool" and uses[relu.outputs[0]] == 1 and len(pool.outputs) == 1
     )
-
-
-def _with_a_fourth_channel(graph: _Graph) -> Iterator[_Node]:
-    """Give each convolution of three channels a fourth of zeros."""
-    for number, node in enumerate(graph.nodes):
-        kernel = graph.tensors.get(node.inputs[1]) if node.kind == "Conv" else None
-        if kernel is None or kernel.data_type != _FLOAT16 or not kernel.raw or kernel.shape[1:2] != (3,):
-            yield node
-            continue
-        values = np.frombuffer(kernel.raw, np.float16).reshape(kernel.shape)
-        widened = np.zeros((kernel.shape[0], _CHANNELS, *kernel.shape[2:]), np.float16)
-        widened[:, : kernel.shape[1]] = values
-        name = f"{kernel.name}/four_channels/{number}"
-        before, after = (
-            [0] * len(kernel.shape),
-            [0, _CHANNELS - kernel.shape[1], *[0] * (len(kernel.shape) - 2)],
-        )
-        pads = np.array([*before, *after], np.int64)
-        graph.added += [
-            _Tensor(name, widened.shape, _FLOAT16, widened.tobytes()),
-            _Tensor(f"{name}/pads", pads.shape, _INT64, pads.tobytes()),
-        ]
-        yield _Node((node.inputs[0], f"{name}/pads"), (f"{name}/image",), "Pad")
-        yield replace(node, inputs=(f"{name}/image", name, *node.inputs[2:]))
 
 
 def _read_node(message: memoryview) -> _Node:
