@@ -89,9 +89,10 @@ def make_trial(
         batches, kind = (lambda: load_batches(chosen.samples, spec.image, BATCH, threads)), "calibration"
     reference = np.concatenate([_reference(source, spec, batch) for batch in batches()])
     if not np.isfinite(reference).all(axis=1).any():
-        raise SourceError(
-            f"{source.origin.path}: Keras gives no number for any of {len(reference)} trial images"
+        named = (
+            f"{images.samples[0].name}: the model gives no number for it" if images else source.origin.path
         )
+        raise SourceError(f"{named}: Keras gives no number for any of {len(reference)} trial images")
     check_answers(spec, reference, str(source.origin.path))
     judges = kind != "synthetic" and validation and spec.task == "multiclass"
     labelled = images if judges and images is not None and images.labels else None
