@@ -23,6 +23,7 @@ from medimg.export.sources.base import (
 from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
+from medimg.runtime.backends.with_onnxruntime import WITHOUT_SATURATION
 from medimg.runtime.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
 from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import NoSpecError
@@ -302,6 +303,8 @@ def _tensor(path: Path, value: ValueInfoProto) -> TensorShape:
 def _session(path: Path, content: bytes, threads: int | None) -> Any:  # noqa: ANN401
     onnxruntime = require("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
+    for name, value in WITHOUT_SATURATION.items():
+        options.add_session_config_entry(name, value)
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4
     try:
