@@ -146,7 +146,7 @@ def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
 ) -> None:
     decoded = 0
 
-    def endless_frames(_path: Path, rule: ImageRule) -> Iterator[NDArray[np.uint8]]:
+    def endless_frames(_path: Path, rule: ImageRule, note: object = None) -> Iterator[NDArray[np.uint8]]:
         nonlocal decoded
         while True:
             decoded += 1
@@ -164,7 +164,7 @@ def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
 def test_frames_before_a_damaged_one_are_answered(
     small_artefact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two_good_frames(path: Path, rule: ImageRule) -> Iterator[NDArray[np.uint8]]:
+    def two_good_frames(path: Path, rule: ImageRule, note: object = None) -> Iterator[NDArray[np.uint8]]:
         for _ in range(2):
             yield np.zeros((rule.rows, rule.columns, 3), np.uint8)
         raise ImageError(f"{path}: a damaged frame")

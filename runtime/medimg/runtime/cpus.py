@@ -45,6 +45,16 @@ def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
     return frozenset(flag for flags in described for flag in flags.split())
 
 
+def saturates_in_int8(root: Path = Path("/")) -> bool:
+    """Tell whether this processor adds products of 8 bits in pairs that saturate: x86 without VNNI or AMX.
+
+    Args:
+        root: where `proc` lies.
+    """
+    flags = cpu_flags(root)
+    return "avx2" in flags and not {"avx_vnni", "avx512_vnni", "amx_int8"} & flags
+
+
 @dataclass(frozen=True)
 class Division:
     """How many threads decode files and how many compute at the same time."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.containers import Artefact
+from medimg.runtime.cpus import saturates_in_int8
 from medimg.runtime.errors import BackendError
 from medimg.runtime.memory import allowance, limited
 from medimg.runtime.probabilities import require_columns
@@ -70,7 +71,8 @@ _WRONG_FILE = {
     True: "{} cannot run a TensorRT engine: leave --backend out, or take the .onnx file",
 }
 NAMES = ("openvino", "onnxruntime")
-"""Those that run ONNX files, in the order in which `auto` prefers them on a CPU: OpenVINO is faster."""
+"""Those that run ONNX files, in the order in which `auto` prefers them on a CPU: OpenVINO is faster. In
+INT8 it is the other way round on processors where OpenVINO's sums saturate."""
 ENGINE_NAMES = ("tensorrt",)
 """Those that run engines."""
 
@@ -163,7 +165,8 @@ def choose_backend(
     """
     if backend != "auto" and backend not in _MODULES:
         raise BackendError(f"no back end {backend!r}: choose from auto, {', '.join(_MODULES)}")
-    names = ENGINE_NAMES if engine else NAMES
+    exact_first = precision == "int8" and saturates_in_int8()
+    names = ENGINE_NAMES if engine else NAMES[::-1] if exact_first else NAMES
     if backend not in ("auto", *names):
         raise BackendError(_WRONG_FILE[engine].format(backend))
     candidates = [availability_of(name) for name in (names if backend == "auto" else (backend,))]
@@ -174,7 +177,7 @@ def choose_backend(
             if engine:
                 reasons += ["engines run in TensorRT"] if backend == "auto" else []
             elif backend == "auto":
-                reasons.append(_why_backend(able, wanted))
+                reasons.append(_why_backend(able, wanted, exact_first=exact_first))
             return Choice(able[0], wanted, ", ".join(reasons))
     remedies = "; ".join(c.remedy or f"{c.name} offers {', '.join(c.devices)}" for c in candidates)
     raise BackendError(f"device {device!r} cannot be had: {remedies}")
@@ -188,8 +191,10 @@ def _why_device(device: str, precision: Precision, backend: str) -> str:
     return "no back end has a GPU here" if backend == "auto" else f"{backend} has no GPU here"
 
 
-def _why_backend(able: list[str], device: str) -> str:
-    return f"{able[0]} is faster" if len(able) > 1 else f"only {able[0]} has {device} here"
+def _why_backend(able: list[str], device: str, *, exact_first: bool) -> str:
+    if len(able) == 1:
+        return f"only {able[0]} has {device} here"
+    return "openvino's int8 saturates on this processor" if exact_first else f"{able[0]} is faster"
 
 
 def _devices(device: str, precision: Precision) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.backends import Availability, Probabilities, Tuning
 from medimg.runtime.containers import Artefact
+from medimg.runtime.cpus import saturates_in_int8
 from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.optional import require
 
@@ -27,6 +28,12 @@ def availability() -> Availability:
     except MissingDependencyError as error:
         return Availability("openvino", None, (), str(error))
     return Availability("openvino", openvino.__version__.split("-")[0], ("cpu",), None)
+
+
+SATURATES = (
+    "this processor has no VNNI, and OpenVINO's int8 sums saturate there: answers may differ from those that "
+    "were proven; --backend onnxruntime gives them"
+)
 
 
 class OpenVinoBackend:
@@ -60,6 +67,7 @@ class OpenVinoBackend:
         for _ in range(self.parallel):
             self._requests.put(self._compiled.create_infer_request())
         self.precision = _matrix_precision(self._compiled)
+        self.notes = (SATURATES,) if self.precision == "int8" and saturates_in_int8() else ()
 
     def infer(self, images: NDArray[np.generic]) -> Probabilities:
         """Run one batch; see `Backend.infer`."""
