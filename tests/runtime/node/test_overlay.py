@@ -14,7 +14,7 @@ from medimg.runtime.errors import ModelError
 from medimg.runtime.node.config import Delivery, DicomDestination
 from medimg.runtime.node.overlay import draw, evidence, overlay_uid
 
-from .conftest import Start, free_port, make_config, make_series, storescu, uid_of, wait_for
+from .conftest import Start, free_port, make_config, make_series, series_of, storescu, uid_of, wait_for
 from .tiny_model import write_tiny_model
 
 DRAWN = Delivery(overlay=True)
@@ -27,11 +27,7 @@ def mapping_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reported(node: Any, series: str) -> str:
     """Wait for a series' report, and give its UID."""
-    return str(wait_for(lambda: node.store.latest_report(series)))
-
-
-def series_of(image: Path) -> str:
-    return str(pydicom.dcmread(image, stop_before_pixels=True).SeriesInstanceUID)
+    return str(wait_for(lambda: node.store.latest_report(series))[0])
 
 
 def test_an_overlay_is_valid_marked_and_bound_to_its_source(
