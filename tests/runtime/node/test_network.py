@@ -73,13 +73,13 @@ def drip(connections: list[socket.socket], content: bytes) -> None:
 @pytest.mark.parametrize("style", ["a byte of a PDU", "small PDUs", "nothing"])
 def test_slow_senders_do_not_keep_others_out(start: Start, tmp_path: Path, style: str) -> None:
     """Every association is theirs, and each sends something more often than the time limit."""
-    receive = Reception(reserve_mb=1, network_timeout_s=1.0, max_associations=4)
+    receive = Reception(reserve_mb=1, network_timeout_s=4.0, max_associations=4)
     node = start(make_config(tmp_path, receive=receive))
     image, port = make_image(tmp_path / "a.dcm"), node.receiver.port
     with associations(port, 4) as held:
         drip(held, b"\x04\x00" + (100_000).to_bytes(4, "big") if style == "a byte of a PDU" else b"")
         assert storescu(port, image).returncode != 0
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while storescu(port, image).returncode != 0:
             assert time.monotonic() < end, "still kept out"
             drip(held, {"a byte of a PDU": b"\0", "small PDUs": data_fragment(b"\0")}.get(style, b""))
@@ -88,7 +88,7 @@ def test_slow_senders_do_not_keep_others_out(start: Start, tmp_path: Path, style
     wait_for(lambda: [line for line in told(node) if "aborted" in line["reason"]])
     cause = "silent" if style == "nothing" else "slow"
     wait_for(lambda: f'reason="{cause}"' in node.counters.text({}))
-    assert any("4 associations are open" in line["reason"] for line in told(node))
+    wait_for(lambda: any("4 associations are open" in line["reason"] for line in told(node)))
 
 
 def pdus(stream: bytes) -> list[bytes]:

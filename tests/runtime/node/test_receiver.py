@@ -268,7 +268,7 @@ def test_the_end_waits_for_the_answer_to_a_release(
 
 
 def test_eight_senders_at_once(start: Start, tmp_path: Path) -> None:
-    node = start()
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1)))
     series = [make_series(tmp_path / str(number), 3) for number in range(8)]
     command = ["storescu", "-aec", "MEDIMG", "127.0.0.1", str(node.receiver.port)]
     sending = [subprocess.Popen([*command, *map(str, images)]) for images in series]
