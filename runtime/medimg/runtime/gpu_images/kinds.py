@@ -64,7 +64,7 @@ def examples(kind: JpegKind) -> Iterator[bytes]:
             yield cv2.imencode(".jpg", np.ascontiguousarray(image), options)[1].tobytes()
 
 
-def _pictures(generator: np.random.Generator, rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
+def _pictures(generator: "np.random.Generator", rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
     down, across = np.mgrid[0:rows, 0:columns]
     noise = generator.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
     yield cv2.GaussianBlur(noise, (0, 0), 2).astype(np.uint8)
