@@ -45,8 +45,18 @@ BACKENDS = ("onnxruntime", "openvino")
 VERBS = {
     "medimg-train": ("", "fit", "tune", "check", "augment", "calibrate", "compress", "evaluate", "simulate"),
     "medimg-export": ("",),
-    "medimg-run": ("", "predict", "archive", "inspect", "doctor")
-    + ("listen", "queue", "audit", "bundle", "sbom"),
+    "medimg-run": (
+        "",
+        "predict",
+        "archive",
+        "inspect",
+        "doctor",
+        "listen",
+        "queue",
+        "audit",
+        "bundle",
+        "sbom",
+    ),
     "medimg-bench": ("", "run", "sweep", "compare"),
 }
 IMPORTS = ("pass", "import numpy, cv2", "import medimg.runtime", "from medimg.runtime import Classifier")
