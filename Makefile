@@ -1,9 +1,10 @@
-# `make test` is everything that CI runs; it needs no root. `make demo` builds its environment and then uses no network.
+# `make test` and `make test-real` are what CI runs; neither needs root. `make demo` builds its environment and then
+# uses no network.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env test lint demo soak bench gpu-check clean
+.PHONY: env test test-real lint demo soak bench gpu-check clean
 
 env: $(VENV)/.installed
 
@@ -13,8 +14,14 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: env lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) -m "not soak and not real"
+
+# What needs the real images, models and DICOM files of the folder MEDIMG_TEST_DATA.
+test-real: env
+	$(PYTEST) -m "real and not soak"
 
 lint: env
 	$(BIN)/ruff format --check

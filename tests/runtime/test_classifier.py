@@ -85,7 +85,7 @@ def test_arrays_give_the_answers_of_their_files(small_artefact: Path, pictures: 
 
 
 def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list[Path]) -> None:
-    taken = 0
+    taken, before = 0, {*threading.enumerate()}
 
     def endless() -> Iterator[Path]:
         nonlocal taken
@@ -101,7 +101,7 @@ def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list
         answers.close()
         batches_ahead = classifier.backend.parallel
     assert taken <= 20 + batches_ahead * 4 + (2 * 2 + 4) + 1
-    assert not [thread for thread in threading.enumerate() if "medimg" in thread.name]
+    assert not {thread for thread in threading.enumerate() if "medimg" in thread.name} - before
 
 
 def test_several_threads_may_use_one_classifier(small_artefact: Path, pictures: list[Path]) -> None:
