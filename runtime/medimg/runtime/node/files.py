@@ -39,9 +39,15 @@ def write_temporary(folder: Path, *pieces: bytes) -> Path:
     return path
 
 
-def write_durable(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, and stays."""
-    write_temporary(path.parent, content).replace(path)
+def write_durable(path: Path, content: bytes, scratch: Path | None = None) -> None:
+    """Write a file that appears whole or not at all, and stays.
+
+    Args:
+        path: its name.
+        content: all of it.
+        scratch: folder of the temporary name, on the same file system; the file's own unless given.
+    """
+    write_temporary(scratch or path.parent, content).replace(path)
     sync_folder(path.parent)
 
 

@@ -244,7 +244,7 @@ class Receiver:
         arrival = self._arrival(event, content, received_at)
         meta = arrivals.file_meta(arrival, event.context.transfer_syntax, event.assoc.requestor.ae_title)
         try:
-            temporary = write_temporary(self._store.images, meta, content)
+            temporary = write_temporary(self._store.folder, meta, content)
             audited = arrivals.describe(arrival, patient_names=self._config.audit.patient_names)
             added = self._store.add(arrival, temporary, audited)
         except (OSError, sqlite3.OperationalError) as error:

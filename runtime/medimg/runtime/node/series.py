@@ -106,7 +106,7 @@ class SeriesReporter:
         path = self._store.report_path(written.report_uid)
         if not path.exists():
             self._write_overlay(written)
-            write_durable(path, written.file)
+            write_durable(path, written.file, self._store.folder)
         self._store.add_report(
             Report(
                 *(written.report_uid, series_key, written.content.predecessor),
@@ -132,7 +132,7 @@ class SeriesReporter:
         if self._overlays and not path.exists():
             overlay = self._overlays.write(written.content, written.report_uid)
             if overlay:
-                write_durable(path, overlay)
+                write_durable(path, overlay, self._store.folder)
 
     def _groups(self, members: Sequence[Member]) -> list[sr.Group]:
         """Put together what one model answered in one way, in an order that depends on nothing else."""

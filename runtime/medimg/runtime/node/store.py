@@ -43,8 +43,8 @@ class Store(Deliveries, WaitingImages):
     def __init__(self, folder: Path, destinations: Sequence[str] = ()) -> None:
         self._arriving: deque[_Entry] = deque()
         super().__init__(folder, destinations)
-        for part in (self.images, self.reports):
-            remove_temporary(part)
+        # Images and reports begin here too, since their own folders take seconds to look through.
+        remove_temporary(self.folder)
 
     # Receiving
 
