@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -191,7 +191,7 @@ def test_waits_double_up_to_the_limit(start: Start, tmp_path: Path) -> None:
     class Down(Sender):
         name = "archive"
 
-        def send(self, reports: Sequence[Pending], note: object) -> None:
+        def send(self, reports: Iterable[Pending], note: object) -> None:
             tries.append(clock)
             raise DeliveryError("down")
 

@@ -377,7 +377,7 @@ def _resolved(plain: dict[str, object], base: Path) -> NodeConfig:
 
 _FIXED = (
     *("folder", "address", "port", "public_key", "status_address", "status_port"),
-    *("deliver", "audit"),
+    "audit",
 )
 """What a running node keeps until its next start."""
 

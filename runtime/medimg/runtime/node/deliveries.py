@@ -49,6 +49,11 @@ class Deliveries(History):
         self._destinations = tuple(destinations)
         super().__init__(folder, is_owner=is_owner)
 
+    def deliver_to(self, destinations: Sequence[str]) -> None:
+        """Queue reports for these destinations from now on."""
+        with self._lock:
+            self._destinations = tuple(destinations)
+
     def add_report(self, report: Report) -> None:
         """Queue a report, whose file is durable, for every destination."""
         line = {"kind": "series", "report_uid": report.report_uid, **report.line}

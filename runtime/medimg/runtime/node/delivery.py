@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,7 +64,7 @@ class Sender(ABC):
     name: str
 
     @abstractmethod
-    def send(self, reports: Sequence[Pending], note: Note) -> None:
+    def send(self, reports: Iterable[Pending], note: Note) -> None:
         """Send reports in order, and tell of each that was answered.
 
         Raises:
@@ -83,7 +83,7 @@ class DicomSender(Sender):
             raise DeliveryError(f"destination {destination.name}: tls needs the certificate of receive.tls")
         self._tls = tls_context(tls, server=False) if destination.tls and tls else None
 
-    def send(self, reports: Sequence[Pending], note: Note) -> None:
+    def send(self, reports: Iterable[Pending], note: Note) -> None:
         """See `Sender.send`."""
         association = self._associate()
         try:
@@ -156,7 +156,7 @@ class HttpSender(Sender):
         self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
         self._authorization()
 
-    def send(self, reports: Sequence[Pending], note: Note) -> None:
+    def send(self, reports: Iterable[Pending], note: Note) -> None:
         """See `Sender.send`."""
         for report in reports:
             try:
@@ -246,24 +246,29 @@ class Deliverer:
         counters: Counters,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sender, self._store, self._rules, self._counters = sender, store, rules, counters
+        self.name = sender.name
+        self._sender: Sender | None = sender
+        self._store, self._rules, self._counters = store, rules, counters
         self._clock = clock
         self.bell = Bell()
         self._wait_s = rules.first_retry_s
         self._not_before = 0.0
 
-    @property
-    def name(self) -> str:
-        """The destination's name."""
-        return self._sender.name
+    def use(self, sender: Sender | None, rules: Delivery) -> None:
+        """Reach the destination otherwise from now on, and try at once.
 
-    def use(self, sender: Sender) -> None:
-        """Reach the same destination otherwise, as with another certificate."""
-        self._sender = sender
+        Args:
+            sender: how it is reached; None where it was removed, and gets nothing.
+            rules: the waits.
+        """
+        self._sender, self._rules = sender, rules
+        self._wait_s, self._not_before = rules.first_retry_s, 0.0
+        self.bell.ring()
 
     def work(self) -> int:
         """Send what is pending, then what was refused and is due; give how many were taken."""
-        if self._clock() < self._not_before:
+        sender = self._sender
+        if sender is None or self._clock() < self._not_before:
             return 0
         reports = self._store.pending(self.name) + self._store.refused(self.name, time.time())
         if not reports:
@@ -281,8 +286,14 @@ class Deliverer:
             self._wait_s = self._rules.first_retry_s
             taken.append(report)
 
+        def wanted() -> Iterator[Pending]:
+            for report in reports:
+                if self._sender is not sender:
+                    return
+                yield report
+
         try:
-            self._sender.send(reports, note)
+            sender.send(wanted(), note)
         except DeliveryError as error:
             self._failed(reports[len(answered)], error)
         return len(taken)

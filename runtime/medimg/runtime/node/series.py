@@ -56,9 +56,9 @@ class SeriesReporter:
         self._touched = dict.fromkeys(store.unreported_series(), clock())
         self._next_look = clock() + _LOOK_S
 
-    def follow(self, rules: Inference, codes: Mapping[str, LabelCode]) -> None:
+    def follow(self, rules: Inference, codes: Mapping[str, LabelCode], overlays: Overlays | None) -> None:
         """Report by other rules from now on."""
-        self._rules, self._codes = rules, codes
+        self._rules, self._codes, self._overlays = rules, codes, overlays
 
     def touch(self, series_key: str) -> None:
         """Note that an image was added."""

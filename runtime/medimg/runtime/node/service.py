@@ -9,7 +9,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medimg.runtime.errors import CheckFailedError, MedimgError
@@ -19,7 +19,7 @@ from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.certificates import earliest_end
 from medimg.runtime.node.config import NodeConfig, merge_reloaded
 from medimg.runtime.node.counters import Counters
-from medimg.runtime.node.delivery import Deliverer, make_senders
+from medimg.runtime.node.delivery import Deliverer, Sender, make_senders
 from medimg.runtime.node.files import make_folder
 from medimg.runtime.node.health import Snapshot, StatusServer, read_token
 from medimg.runtime.node.journal import Journal
@@ -88,12 +88,11 @@ class Node:
         self._adopt_files()
         self._answered = Bell()
         self._worker = Worker(self.store, self.models, config.inference, self.counters, self._answered.ring)
-        overlays = Overlays(self.models) if config.deliver.overlay else None
-        self._series = SeriesReporter(self.store, config.inference, config.codes, overlays, self._on_reported)
-        self._deliverers = [
-            Deliverer(sender, self.store, config.deliver, self.counters)
-            for sender in make_senders(config, self.store)
-        ]
+        self._series = SeriesReporter(
+            self.store, config.inference, config.codes, self._overlays(config), self._on_reported
+        )
+        self._deliverers: dict[str, Deliverer] = {}
+        self._deliver(config, make_senders(config, self.store))
         self._sightings = Sightings(self.store, self.counters)
         self.receiver = Receiver(config, self.store, self.counters, self._sightings, self._on_stored)
         token = read_token(Path(config.status_token)) if config.status_token else None
@@ -113,9 +112,8 @@ class Node:
         self._begin("classify", self._worker.work, self._worker.bell.wait)
         self._begin("lines", self._copy_lines, self._answered.wait)
         self._begin("series", self._series.work, self._pause)
-        for deliverer in self._deliverers:
-            # It waits for others, within limits of its own.
-            self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.bell.wait, is_watched=False)
+        for deliverer in self._deliverers.values():
+            self._begin_delivery(deliverer)
         self._begin("keep", self._keep, self._pause)
         self._begin("check", self._upkeep.check, self._pause, is_watched=False)
         self.receiver.start()
@@ -269,7 +267,8 @@ class Node:
 
     def _on_reported(self) -> None:
         self._catch_up()
-        for deliverer in self._deliverers:
+        # A copy, since a reload may add some.
+        for deliverer in list(self._deliverers.values()):
             deliverer.bell.ring()
 
     def _catch_up(self) -> None:
@@ -331,18 +330,40 @@ class Node:
             return
         self._config, self._status.token, self._certificate = config, token, certificate
         self._worker.rules = config.inference
-        self._series.follow(config.inference, config.codes)
+        self._series.follow(config.inference, config.codes, self._overlays(config))
+        self.store.deliver_to(config.deliver.names())
         self._upkeep.follow(config)
-        for deliverer, sender in zip(self._deliverers, senders, strict=True):
-            deliverer.use(sender)
+        for deliverer in self._deliver(config, senders):
+            self._begin_delivery(deliverer)
         self.store.audit("configuration read")
         if later:
             _LOG.warning("changed, but used from the next start on: %s", ", ".join(later))
 
+    def _overlays(self, config: NodeConfig) -> Overlays | None:
+        return Overlays(self.models) if config.deliver.overlay else None
+
+    def _deliver(self, config: NodeConfig, senders: Sequence[Sender]) -> list[Deliverer]:
+        """Reach destinations as a configuration says; give the deliverers of those that are new.
+
+        One of a destination that was removed stays, without work: should the name come back, no second one
+        sends the same reports beside it.
+        """
+        by_name = {sender.name: sender for sender in senders}
+        for name, deliverer in self._deliverers.items():
+            deliverer.use(by_name.pop(name, None), config.deliver)
+        new = [Deliverer(sender, self.store, config.deliver, self.counters) for sender in by_name.values()]
+        self._deliverers |= {deliverer.name: deliverer for deliverer in new}
+        return new
+
+    def _begin_delivery(self, deliverer: Deliverer) -> None:
+        # It waits for others, within limits of its own.
+        self._begin(f"deliver to {deliverer.name}", deliverer.work, deliverer.bell.wait, is_watched=False)
+
     def _adopt_files(self) -> None:
         """Queue images whose files are in place and whose rows were lost."""
-        names = (path.name for path in self.store.images.glob("*.dcm"))
-        for path in map(self.store.images.joinpath, self.store.unknown_files(names)):
+        with os.scandir(self.store.images) as entries:
+            unknown = self.store.unknown_files(entry.name for entry in entries if entry.name.endswith(".dcm"))
+        for path in map(self.store.images.joinpath, unknown):
             try:
                 arrival = arrivals.read_file_arrival(path, int(self._config.receive.max_instance_mb * 1e6))
             except arrivals.UnusableError as error:

@@ -40,16 +40,16 @@ class Upkeep:
         self._checkpoints = checkpoints
         self.follow(config)
         self._next_check = 0.0
-        for name, count in store.note_absent().items():
+
+    def follow(self, config: NodeConfig) -> None:
+        """Keep what a configuration says from now on, and tell what destinations are no longer in it."""
+        self._keep, self._reserve_bytes = config.retention, 1e6 * config.receive.reserve_mb
+        for name, count in self._store.note_absent().items():
             _LOG.warning(
                 "destination %s is no longer configured: %d reports for it are closed after images_h, or by "
                 "`medimg-run queue skip --destination`",
                 *(name, count),
             )
-
-    def follow(self, config: NodeConfig) -> None:
-        """Keep what a configuration says from now on."""
-        self._keep, self._reserve_bytes = config.retention, 1e6 * config.receive.reserve_mb
 
     def tidy(self) -> None:
         """Fold series that are done, and remove images whose time is over, or for which there is no space."""
