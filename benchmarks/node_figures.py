@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from brain_model import ARTEFACTS, make_model
-from commands import run_script
-from registry import figure
+from commands import run_command, run_script
+from registry import SCRATCH, figure
 
 MINUTES = float(os.environ.get("MEDIMG_NODE_MINUTES", "15"))
 SHORT_MINUTES = min(MINUTES, 3.0)
@@ -51,6 +51,16 @@ def power_loss() -> Any:  # noqa: ANN401  any layout
     make_model()
     image = Path(os.environ["MEDIMG_TEST_DATA"]) / CT
     return run_script("power_loss.py", "--model", ARTEFACTS["int8"], "--image", image, "--kills", str(KILLS))
+
+
+@figure("node-year")
+def year() -> Any:  # noqa: ANN401  any layout
+    """The node's start and hourly cleaning with what a year at 1,200 series an hour leaves in its folder."""
+    artefact = SCRATCH / "node-year" / "k3_vgg16_brain_mri_240_softmax4.onnx"
+    if not artefact.exists():
+        model = Path(os.environ["MEDIMG_TEST_DATA"]) / "models" / artefact.with_suffix(".h5").name
+        run_command("medimg-export", model, "--preprocessing", "unit", "--output", artefact.parent)
+    return run_script("node_year.py", "--model", artefact, "--folder", artefact.parent)
 
 
 def _holds(found: dict[str, Any]) -> bool:

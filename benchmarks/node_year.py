@@ -1,27 +1,49 @@
-"""Measure how a node starts and cleans with the rows of many days in its database.
+"""Measure how a node starts and cleans with all that a year of work leaves in its folder.
 
-    python benchmarks/node_year.py [--days 365] [--series-per-hour 1200] [--files] [--folder DIR]
+    python benchmarks/node_year.py --model model.onnx [--series-per-hour 1200] [--folder DIR]
 
-Every series has 40 images, and its report is delivered to one destination. Series are folded; a day's
-images are there (with --files, as empty files). Rows are written straight into the database, a thousand
-different ones again and again, since only their number and size count. The lock's longest hold is measured
-while an hour's series are folded, an hour's images are removed and an hour's rows are forgotten.
+After a year the folder holds what the default retention leaves: a row and a report for each series of the
+last 90 days, the images of the last day, and a file of lines a day. Every series has 40 images, and one
+destination has its report. Images and reports are empty files; rows are written straight into the database,
+in the order of time, a thousand different ones again and again, since only number and size count.
+
+The start is that of the whole command, until its port answers. Then, with the node's own upkeep, an hour's
+series are folded, an hour's images removed, and an hour's series forgotten; of the store's lock the longest
+hold counts, since images that come wait for it.
 """
 
 import argparse
 import hashlib
 import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medimg.runtime.node.config import NodeConfig, Retention
 from medimg.runtime.node.history import _short
 from medimg.runtime.node.identity import digest
+from medimg.runtime.node.journal import Journal
 from medimg.runtime.node.store import Store
+from medimg.runtime.node.upkeep import Upkeep
 
 IMAGES = 40
+KINDS = 1000
+"""Different contents of rows."""
+HOUR_S, DAY_S = 3600.0, 86400.0
+DONE_S = 600.0
+"""As old are the newest series that are folded."""
+MISSING_S = 300.0
+"""A node that has not started after so long is taken to hang."""
 HEADER = {
     "PatientName": "Test^One",
     "PatientID": "P1",
@@ -33,6 +55,17 @@ HEADER = {
     "AccessionNumber": "ACC1",
     "ReferringPhysicianName": "Ref^Doc",
 }
+CONFIG = """
+folder = "state"
+address = "127.0.0.1"
+port = {port}
+status_port = 0
+[[deliver.dicom]]
+name = "pacs"
+ae_title = "PACS"
+host = "127.0.0.1"
+port = 1
+"""
 
 
 class TimedLock:
@@ -59,6 +92,35 @@ class TimedLock:
             self.longest_processor_s = max(self.longest_processor_s, time.thread_time() - self._used)
             self.longest_s, self.total_s = max(self.longest_s, held_s), self.total_s + held_s
         self._lock.release()
+
+
+@dataclass(frozen=True)
+class Year:
+    """What is there after a year, as the default retention leaves it."""
+
+    now: float
+    """Seconds since 1970 when the newest series was folded."""
+    series_per_hour: float
+
+    @property
+    def interval_s(self) -> float:
+        """Between two series."""
+        return HOUR_S / self.series_per_hour
+
+    @property
+    def folded(self) -> int:
+        """Series of which there is a row, an hour's more than the retention leaves."""
+        return round(Retention().results_days * DAY_S / self.interval_s + self.series_per_hour)
+
+    @property
+    def with_images(self) -> int:
+        """Series whose images are there, an hour's more than the retention leaves."""
+        return round(Retention().images_h * self.series_per_hour + self.series_per_hour)
+
+    @property
+    def under_way(self) -> int:
+        """Series of the last hour, which a node would have folded after ten minutes."""
+        return round(self.series_per_hour)
 
 
 def uid(*parts: object) -> str:
@@ -109,99 +171,170 @@ def add_series(database: Any, series: int, at: float, store: Store) -> str:  # n
     return key
 
 
-def add_folded(store: Store, count: int, now: float, interval_s: float) -> int:
-    """Add series that are folded, oldest first; give the bytes of one's content."""
+def contents_of_rows(store: Store, now: float) -> list[bytes]:
+    """Have the node fold some series; give what it puts into their rows, and forget them."""
     with store._transaction() as database:
-        for series in range(1000):
+        for series in range(KINDS):
             add_series(database, series, now - 1e9, store)
-    store.fold(now, now, 1000)
+    store.fold(now, now, KINDS)
     contents = [row for (row,) in store._rows("SELECT content FROM history")]
+    assert len(contents) == KINDS, "every one of them is done"
     with store._transaction() as database:
         database.execute("DELETE FROM history")
-    day = round(86400 / interval_s)
+    return contents
 
-    def rows() -> Any:  # noqa: ANN401
-        # By key, since SQLite puts rows in order much faster than it sorts them in.
-        for key, number in sorted((digest(number), number) for number in range(count)):
-            age = count - number
+
+def fill(folder: Path, year: Year) -> int:
+    """Make the folder's content; give the bytes of a row's content."""
+    store = Store(folder, ["pacs"])
+    contents = contents_of_rows(store, year.now)
+    with store._transaction() as database:
+        for series in range(year.under_way):
+            key = add_series(database, 10**9 + series, year.now - series * year.interval_s / 6, store)
+            touch(store.image_path(key, uid(10**9 + series, number)) for number in range(IMAGES))
+    store.close()
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for number in range(year.folded):
+            closed_at = year.now - DONE_S - (year.folded - number) * year.interval_s
+            has_images = number >= year.folded - year.with_images
+            key = digest(number)
             yield (
                 *(key, _short(f"s{number}"), _short(f"t{number // 3}"), _short("patient")),
-                *(now - 600 - age * interval_s, "kept" if age < day else "gone", contents[number % 1000]),
+                *(closed_at, "kept" if has_images else "gone", contents[number % KINDS]),
             )
+            touch([folder / "reports" / f"{uid('file', number)}.dcm"])
+            if has_images:
+                names = (f"{key}{digest(number, image)}.dcm" for image in range(IMAGES))
+                touch(folder / "images" / name for name in names)
 
-    with store._transaction() as database:
-        database.executemany("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
-    return sum(map(len, contents)) // len(contents)
+    database = sqlite3.connect(folder / "node.db")
+    for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -1000000"):
+        database.execute(f"PRAGMA {setting}")
+    database.executemany("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
+    database.commit()
+    database.close()
+    return sum(map(len, contents)) // KINDS
 
 
-def timed(step: Any) -> float:  # noqa: ANN401
-    """Give how long a step takes, in seconds."""
+def touch(paths: Iterator[Path] | list[Path]) -> None:
+    """Make empty files."""
+    for path in paths:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+def add_lines(folder: Path, year: Year) -> None:
+    """Make a file of lines for each day that the retention leaves, one line in each."""
+    for stream in ("results", "audit"):
+        days = min(365, round({"results": Retention().lines_days, "audit": Retention().audit_days}[stream]))
+        (folder / stream).mkdir()
+        for day in range(days):
+            line = {"sequence": day + 1, "previous": "0" * 64, "at": year.now - (days - day) * DAY_S}
+            (folder / stream / f"{day:06}.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def start(folder: Path, model: Path) -> dict[str, float]:
+    """Run the command until its port answers, and kill it; give the time, and that of the processor."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    config = folder / "node.toml"
+    config.write_text(CONFIG.format(port=port))
+    if (folder / "state").exists():
+        forget_pages(folder / "state" / "node.db")
+    command = [Path(sys.executable).with_name("medimg-run"), "listen", model, "--config", config]
     began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
+    node = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
+    while not answers(port):
+        if node.poll() is not None or time.perf_counter() - began > MISSING_S:
+            raise SystemExit("the node did not start")
+        time.sleep(0.01)
+    took_s = time.perf_counter() - began
+    node.kill()
+    _, _, used = os.wait4(node.pid, 0)
+    return {"s": took_s, "processor_s": used.ru_utime + used.ru_stime, "memory_mb": used.ru_maxrss / 1e3}
 
 
-def start(folder: Path) -> Store:
-    """Do with the state what a node does when it starts."""
-    store = Store(folder, ["pacs"])
-    store.note_absent()
-    store.unreported_series()
-    store.unknown_files(path.name for path in store.images.glob("*.dcm"))
-    store.counts()
-    return store
+def answers(port: int) -> bool:
+    """Whether something listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
-def measure(folder: Path, count: int, series_per_hour: float, *, with_files: bool) -> dict[str, object]:
-    """Fill a state folder, and measure."""
-    now, interval_s = time.time(), 3600 / series_per_hour
-    store = Store(folder, ["pacs"])
-    began = time.perf_counter()
-    content_bytes = add_folded(store, count, now, interval_s)
-    hot, day = round(3600 / interval_s), round(86400 / interval_s)
-    with store._transaction() as database:
-        for series in range(hot):
-            add_series(database, 10**9 + series, now - series * interval_s / 6, store)
-    if with_files:
-        for (key,) in store._rows("SELECT series_key FROM history WHERE files = 'kept'"):
-            for number in range(IMAGES):
-                (store.images / f"{key}{digest(number)}.dcm").touch()
-    store._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    store.close()
-    filled_s, opened = time.perf_counter() - began, []
-    start_s = timed(lambda: opened.append(start(folder)))
-    (store,) = opened
-    lock = TimedLock()
+def forget_pages(path: Path) -> None:
+    """Have the system forget what it keeps of a file in memory, as after a start of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def clean(folder: Path, year: Year) -> dict[str, Any]:
+    """Do what the node does in an hour to keep its folder small, and time the lock."""
+    forget_pages(folder / "node.db")
+    store, lock = Store(folder, ["pacs"]), TimedLock()
     store._lock = lock  # type: ignore[assignment]
-    steps = {
-        "fold_an_hour": lambda: store.fold(now + 1e6, now + 1e6, hot),
-        "images_of_an_hour": lambda: [
-            store.clean_files(now - 600 - (day - hot) * interval_s) for _ in range(0, hot, 100)
-        ],
-        "log_put_in_place": store.put_in_place,
-        "rows_of_an_hour": lambda: store.clean_rows(now - 600 - (count - hot) * interval_s),
+    results = Journal(folder / "results", "results", store)
+    audit = Journal(folder / "audit", "audit", store)
+    upkeep = Upkeep(store, results, audit, None, NodeConfig(str(folder)))
+
+    def tidy_all() -> None:
+        for _ in range(round(HOUR_S / 10)):
+            upkeep.tidy()
+
+    found = {}
+    steps: dict[str, Callable[[], object]] = {
+        "rows_forgotten": upkeep.forget,
+        "folded_and_images_removed": tidy_all,
         "status": store.counts,
+        "checked": store.check,
     }
-    cleaning = {}
     for name, step in steps.items():
         lock.forget()
-        cleaning[name] = {
-            "s": timed(step),
+        began, series = time.perf_counter(), len_of_history(store)
+        step()
+        found[name] = {
+            "s": time.perf_counter() - began,
+            "rows_fewer": series - len_of_history(store),
             "longest_lock_s": lock.longest_s,
             "of_it_processor_s": lock.longest_processor_s,
             "locked_s": lock.total_s,
         }
-    check_s = timed(store.check)
     store.close()
+    return found
+
+
+def len_of_history(store: Store) -> int:
+    """Count the series that are done."""
+    return int(store._rows("SELECT count(*) FROM history")[0][0])
+
+
+def measure(folder: Path, model: Path, series_per_hour: float) -> dict[str, Any]:
+    """Fill a folder, and measure."""
+    year = Year(time.time(), series_per_hour)
+    state, empty = folder / "state", folder / "empty"
+    empty.mkdir()
+    began = time.perf_counter()
+    content_bytes = fill(state, year)
+    add_lines(state, year)
+    filled_s = time.perf_counter() - began
     return {
-        "days": count * interval_s / 86400,
-        "series": count,
-        "images": count * IMAGES,
-        "content_bytes_a_series": content_bytes,
-        "database_mb": (folder / "node.db").stat().st_size / 1e6,
+        "series_per_hour": series_per_hour,
+        "images_a_series": IMAGES,
+        "days_of_rows": Retention().results_days,
+        "rows_of_series": year.folded,
+        "images": year.with_images * IMAGES,
+        "bytes_a_row": content_bytes,
+        "database_mb": (state / "node.db").stat().st_size / 1e6,
         "filled_s": filled_s,
-        "start_s": start_s,
-        "cleaning": cleaning,
-        "check_beside_the_work_s": check_s,
+        "start": start(folder, model),
+        "start_with_an_empty_folder": start(empty, model),
+        "start_limit_s": 10,
+        "lock_limit_s": 0.2,
+        "hourly": clean(state, year),
     }
 
 
@@ -210,22 +343,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--days", type=float, default=365.0)
-    parser.add_argument("--series", type=int, help="How many are folded, in place of those of --days.")
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--series-per-hour", type=float, default=1200.0)
-    parser.add_argument("--files", action="store_true", help="Make a day's images as empty files.")
     parser.add_argument(
         "--folder", type=Path, help="Where the state is made; a temporary folder unless given."
     )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        count = options.series or round(options.days * 24 * options.series_per_hour)
-        found = measure(Path(name), count, options.series_per_hour, with_files=options.files)
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+        print(json.dumps(measure(Path(name), options.model.resolve(), options.series_per_hour)))
+        # Quicker than what TemporaryDirectory does.
+        shutil.rmtree(Path(name) / "state")
 
 
 if __name__ == "__main__":
