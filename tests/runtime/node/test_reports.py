@@ -47,6 +47,10 @@ def member(number: int, outcome: Any = "classified", model: str = "a" * 64) -> M
     return Member(f"1.2.3.{number}", "1.2.840.10008.5.1.4.1.1.2", outcome, reason, scores, model, 1.5e9)
 
 
+def with_notes(number: int, *notes: str) -> Member:
+    return replace(member(number), reason="\n".join(notes))
+
+
 def content(members: Sequence[Member], predecessor: str | None = None) -> sr.ReportContent:
     groups = []
     for model in sorted({one.model for one in members}):
@@ -86,6 +90,7 @@ CASES = {
         [member(1), member(2, "not applicable"), member(3, "unreadable"), member(4, "set aside")]
     ),
     "two models": content([member(1), member(2, model="b" * 64)]),
+    "notes on images": content([with_notes(1, "a", "ö" * 2000), with_notes(2, "a"), member(3)]),
     "a successor": content([member(1), member(2)], predecessor="1.2.3.4.5"),
 }
 
@@ -127,6 +132,23 @@ def test_a_report_says_model_use_scores_and_operating_point(tmp_path: Path) -> N
     assert evaluations["Operating point: naïve cyst"].meaning == "Not reached (0.7)"
     assert report.PatientName == "Müller^Jané"
     assert (report.PreliminaryFlag, report.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
+
+
+def test_a_report_says_what_must_be_known_of_images(tmp_path: Path) -> None:
+    path = tmp_path / "report.dcm"
+    path.write_bytes(written(CASES["notes on images"]))
+    (group,) = hd.sr.srread(path).content.get_image_measurement_groups()
+    comments = {
+        item.TextValue: [
+            image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for image in item.ContentSequence
+        ]
+        for item in group[0].ContentSequence
+        if item.ValueType == "TEXT" and item.name.meaning == "Comment"
+    }
+    long = f"Note on 1 of 3 images: {'ö' * 2000}"[:1024]
+    assert comments == {"Note on 2 of 3 images: a": ["1.2.3.1", "1.2.3.2"], long: ["1.2.3.1"]}
+    dumped = subprocess.run(["dsrdump", "+U8", path], capture_output=True, text=True, check=False).stdout
+    assert '<contains TEXT:(,,"Comment")="Note on 2 of 3 images: a">' in dumped
 
 
 def test_images_of_any_class_are_reported() -> None:

@@ -68,7 +68,7 @@ class Result:
     scores: tuple[float, ...] | None = None
     """One a class; None unless classified."""
     reason: str | None = None
-    """Why it was not classified."""
+    """Why it was not classified, or what must be known of it all the same, a note a line."""
     line: Mapping[str, object] | None = None
     """Further fields of the results line."""
 
@@ -81,11 +81,17 @@ class Member:
     sop_class: str
     outcome: Outcome
     reason: str | None
+    """As in `Result`."""
     scores: tuple[float, ...] | None
     model: str
     received_at: float
     path: Path | None = None
     """Its file; None once it was removed."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known of an image that was classified all the same."""
+        return tuple((self.reason or "").splitlines()) if self.outcome == "classified" else ()
 
 
 @dataclass(frozen=True)

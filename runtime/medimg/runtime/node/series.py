@@ -165,4 +165,9 @@ def _describe(group: sr.Group) -> dict[str, object]:
     }
     if group.scores is not None:
         described |= {"combined_by": group.combine, **describe_scores(group.scores, group.spec)}
+    if group.notes:
+        described["notes"] = [
+            {"note": note, "instances": [member.sop_uid for member in members]}
+            for note, members in group.notes.items()
+        ]
     return described

@@ -23,6 +23,8 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
 TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"
 _SCHEME = "99MEDIMG"
 _LONGEST_TEXT = 1024
+_MOST_NOTES = 16
+"""Different notes on images that a report repeats."""
 _KNOWN_CLASS = "1.2.840.10008.5.1.4.1.1.7"
 """Stands for the class of an image until highdicom has looked its modules up, which it cannot for all."""
 _NO_UID = "2.25.0"
@@ -40,6 +42,15 @@ class Group:
     scores: tuple[float, ...] | None
     """Of the series, by the rule `combine`; None where the images were not classified."""
     combine: str
+
+    @property
+    def notes(self) -> dict[str, list[Member]]:
+        """What must be known of its images, and of which."""
+        found: dict[str, list[Member]] = {}
+        for member in self.members:
+            for note in member.notes:
+                found.setdefault(note, []).append(member)
+        return dict(sorted(found.items())[:_MOST_NOTES])
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def _content(sr: Any, content: ReportContent) -> Any:  # noqa: ANN401  highdicom
 def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
     members = group.members
     identity = (content.series.series_key, group.model_sha256, members[0].outcome)
-    return sr.MeasurementsAndQualitativeEvaluations(
+    described = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=derived_uid("tracking", *identity), identifier=f"{members[0].outcome} series"
         ),
@@ -186,6 +197,26 @@ def _group(sr: Any, codes: Any, group: Group, content: ReportContent) -> Any:  #
             sr.SourceImageForMeasurementGroup(member.sop_class, member.sop_uid) for member in members
         ],
     )
+    # TID 1501 has no row for them and may be extended.
+    described[0].ContentSequence.extend(_notes(sr, codes, group))
+    return described
+
+
+def _notes(sr: Any, codes: Any, group: Group) -> list[Any]:  # noqa: ANN401
+    """Say what must be known of images that are shown all the same, and name the images."""
+    items = []
+    for note, members in group.notes.items():
+        text = _plain(f"Note on {len(members)} of {len(group.members)} images: {note}")
+        item = sr.TextContentItem(codes.DCM.Comment, text, sr.RelationshipTypeValues.CONTAINS)
+        kind = sr.RelationshipTypeValues.INFERRED_FROM
+        item.ContentSequence = sr.ContentSequence(
+            sr.ImageContentItem(
+                codes.DCM.SourceImage, member.sop_class, member.sop_uid, relationship_type=kind
+            )
+            for member in members
+        )
+        items.append(item)
+    return items
 
 
 def _parameters(group: Group, series: Series) -> list[str]:
@@ -195,7 +226,8 @@ def _parameters(group: Group, series: Series) -> list[str]:
         lines.append("Trained on simulated images")
     if group.scores is not None:
         lines.append(f"Score of the series: {group.combine} of the scores of its images, class by class")
-    lines += sorted({f"{member.outcome}: {member.reason}" for member in group.members if member.reason})[:8]
+    reasons = {member.reason for member in group.members if group.scores is None and member.reason}
+    lines += [f"{group.members[0].outcome}: {reason}" for reason in sorted(reasons)][:8]
     lines += [f"Caution: {contradiction}" for contradiction in series.contradictions]
     return [_plain(line) for line in (*lines, *series.notes)]
 

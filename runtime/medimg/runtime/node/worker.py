@@ -25,6 +25,8 @@ MAX_BATCH = 64
 _MAX_COUNT = 10_000
 """More queued images need not be told apart."""
 _LONGEST_WAIT_S = 3600.0
+_MOST_NOTES = 8
+"""Notes on an image that its report repeats; its results line has all."""
 NOT_DIAGNOSTIC = "Not for diagnostic use"
 
 
@@ -203,7 +205,8 @@ class Worker:
         scores = answers.scores(self.rules.combine)
         answer = {"frames": answers.count, **describe_scores(scores, model.classifier.spec)}
         line = {**_identity(item, model), **answer, **({"notes": answers.notes} if answers.notes else {})}
-        return Result(item.sop_uid, "classified", model.sha256, scores, line=line)
+        notes = "\n".join(answers.notes[:_MOST_NOTES]) or None
+        return Result(item.sop_uid, "classified", model.sha256, scores, notes, line)
 
 
 def _unclassified(item: Waiting, model: Model, outcome: Outcome, reason: str) -> Result:
