@@ -13,10 +13,11 @@ import pytest
 
 from medimg.runtime.node.config import Peer, Reception
 from medimg.runtime.node.counters import Counters
+from medimg.runtime.node.files import write_temporary
 from medimg.runtime.node.service import Node
 from medimg.runtime.node.sightings import TOLD_AGAIN_S, Sightings
 
-from .conftest import Start, certificate, make_config, make_image, storescu, uid_of, wait_for
+from .conftest import Start, certificate, make_config, make_image, make_series, storescu, uid_of, wait_for
 from .test_receiver import recorded_association, stored
 
 
@@ -125,6 +126,24 @@ def test_a_large_image_may_take_longer_than_the_time_limit(
             connection.sendall(content[position : position + 3000])
             time.sleep(0.1)
         wait_for(lambda: stored(node) == {uid_of(image)})
+
+
+def test_a_slow_disk_is_not_the_senders_silence(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender has nothing to say while its image is made durable, however long that takes."""
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, network_timeout_s=1.0)))
+    images = make_series(tmp_path / "series", 2)
+
+    def slow(*arguments: Any) -> Path:
+        time.sleep(1.5)
+        return write_temporary(*arguments)
+
+    monkeypatch.setattr("medimg.runtime.node.receiver.write_temporary", slow)
+    done = storescu(node.receiver.port, *images)
+    assert done.stderr.count("(Success)") == len(images), done.stderr
+    assert not node.counters.total("associations_aborted")
+    assert told(node) == []
 
 
 def test_idle_connections_keep_nobody_out(start: Start, tmp_path: Path) -> None:

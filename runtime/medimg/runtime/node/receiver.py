@@ -217,17 +217,25 @@ class Receiver:
         return SUCCESS if self._is_accepted(event.assoc) else NOT_AUTHORIZED
 
     def _on_store(self, event: Any) -> int:  # noqa: ANN401
+        from medimg.runtime.node import transport
+
         received_at, started = time.time(), time.monotonic()
-        uid = str(event.request.AffectedSOPInstanceUID)[:64]
         try:
             self._receive(event, received_at)
         except Refusal as refusal:
-            self._counters.add("refused", reason=f"{refusal.status:04X}")
-            fields = {"sop_instance_uid": uid, "status": f"{refusal.status:04X}"}
-            self._audit_refusal(_sender(event.assoc), refusal.reason, fields)
+            self._refused(event, refusal)
             return refusal.status
-        self._slow_down(started)
-        return SUCCESS
+        else:
+            self._slow_down(started)
+            return SUCCESS
+        finally:
+            transport.listen_anew(event.assoc)
+
+    def _refused(self, event: Any, refusal: Refusal) -> None:  # noqa: ANN401
+        self._counters.add("refused", reason=f"{refusal.status:04X}")
+        uid = str(event.request.AffectedSOPInstanceUID)[:64]
+        fields = {"sop_instance_uid": uid, "status": f"{refusal.status:04X}"}
+        self._audit_refusal(_sender(event.assoc), refusal.reason, fields)
 
     def _receive(self, event: Any, received_at: float) -> None:  # noqa: ANN401
         """Make one image durable."""

@@ -234,6 +234,12 @@ def blame(association: Any, cause: str, reason: object) -> None:  # noqa: ANN401
     connection.refusal = connection.refusal or (cause, str(reason))
 
 
+def listen_anew(association: Any) -> None:  # noqa: ANN401
+    """Let a peer's silence begin now: while it waited for an answer it had nothing to say."""
+    association.dul.socket.heard_at = time.monotonic()
+    association.dul._idle_timer.restart()
+
+
 class _Handler(RequestHandler):  # type: ignore[misc]
     def _create_association(self) -> Any:  # noqa: ANN401
         association = super()._create_association()
