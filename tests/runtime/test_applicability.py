@@ -66,10 +66,10 @@ def test_what_is_not_stated_is_not_allowed_and_pictures_state_nothing(tmp_path: 
         require_applicable(tmp_path / "c.dcm", allowed)
 
 
-def test_a_classifier_answers_for_the_others(small_artefact: Path, tmp_path: Path) -> None:
+def test_a_classifier_answers_for_the_others(ready_artefact: Path, tmp_path: Path) -> None:
     paths = [scan(tmp_path / "ct.dcm"), scan(tmp_path / "dx.dcm", "DX"), tmp_path / "a.png"]
     cv2.imwrite(str(paths[2]), np.zeros((8, 8), np.uint8))
-    with Classifier(small_artefact) as classifier:
+    with Classifier(ready_artefact) as classifier:
         classifier.spec = classifier.spec.with_(allowed=Allowed(modality=("DX",)))
         refused, *answered = classifier.predict(paths)
         assert refused.error

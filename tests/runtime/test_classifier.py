@@ -38,8 +38,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_answers_do_not_depend_on_the_batch(small_artefact: Path, pictures: list[Path], backend: str) -> None:
-    with Classifier(small_artefact, backend=backend) as classifier:
+def test_answers_do_not_depend_on_the_batch(ready_artefact: Path, pictures: list[Path], backend: str) -> None:
+    with Classifier(ready_artefact, backend=backend) as classifier:
         by_size = {
             size: [p.top_k for p in classifier.predict(pictures, batch_size=size)] for size in (1, 3, 11, 64)
         }
@@ -49,10 +49,10 @@ def test_answers_do_not_depend_on_the_batch(small_artefact: Path, pictures: list
             assert alone[0].score == pytest.approx(together[0].score, abs=1e-6)
 
 
-def test_back_ends_agree(small_artefact: Path, pictures: list[Path]) -> None:
+def test_back_ends_agree(ready_artefact: Path, pictures: list[Path]) -> None:
     scores: list[NDArray[np.float32]] = []
     for backend in NAMES:
-        with Classifier(small_artefact, backend=backend, device="cpu") as classifier:
+        with Classifier(ready_artefact, backend=backend, device="cpu") as classifier:
             assert (classifier.backend.name, classifier.backend.precision) == (backend, "fp32")
             answers = classifier.predict(pictures)
             scores.append(np.array([[best.score for best in answer.top_k] for answer in answers], np.float32))
@@ -60,12 +60,12 @@ def test_back_ends_agree(small_artefact: Path, pictures: list[Path]) -> None:
 
 
 def test_order_is_the_inputs_and_bad_files_are_results(
-    small_artefact: Path, pictures: list[Path], tmp_path: Path
+    ready_artefact: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     empty = tmp_path / "empty.png"
     empty.touch()
     inputs = [pictures[2], empty, pictures[0], tmp_path / "absent.png", pictures[1]]
-    with Classifier(small_artefact) as classifier:
+    with Classifier(ready_artefact) as classifier:
         answers = list(classifier.predict(inputs, batch_size=2))
     assert [answer.path for answer in answers] == [str(path) for path in inputs]
     assert [answer.error is None for answer in answers] == [True, False, True, False, True]
@@ -74,9 +74,9 @@ def test_order_is_the_inputs_and_bad_files_are_results(
     assert str(empty) in answers[1].error.message
 
 
-def test_arrays_give_the_answers_of_their_files(small_artefact: Path, pictures: list[Path]) -> None:
+def test_arrays_give_the_answers_of_their_files(ready_artefact: Path, pictures: list[Path]) -> None:
     arrays = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in pictures]
-    with Classifier(small_artefact) as classifier:
+    with Classifier(ready_artefact) as classifier:
         from_files = [answer.top_k for answer in classifier.predict(pictures)]
         from_arrays = [
             answer.top_k for answer in classifier.predict(array for array in arrays if array is not None)
@@ -84,7 +84,7 @@ def test_arrays_give_the_answers_of_their_files(small_artefact: Path, pictures: 
     assert from_arrays == from_files
 
 
-def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list[Path]) -> None:
+def test_inputs_are_read_as_they_are_needed(ready_artefact: Path, pictures: list[Path]) -> None:
     taken, before = 0, {*threading.enumerate()}
 
     def endless() -> Iterator[Path]:
@@ -93,7 +93,7 @@ def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list
             taken += 1
             yield pictures[0]
 
-    with Classifier(small_artefact, threads=2) as classifier:
+    with Classifier(ready_artefact, threads=2) as classifier:
         answers = classifier.predict(endless(), batch_size=4)
         for _ in range(20):
             next(answers)
@@ -104,8 +104,8 @@ def test_inputs_are_read_as_they_are_needed(small_artefact: Path, pictures: list
     assert not {thread for thread in threading.enumerate() if "medimg" in thread.name} - before
 
 
-def test_several_threads_may_use_one_classifier(small_artefact: Path, pictures: list[Path]) -> None:
-    with Classifier(small_artefact) as classifier:
+def test_several_threads_may_use_one_classifier(ready_artefact: Path, pictures: list[Path]) -> None:
+    with Classifier(ready_artefact) as classifier:
         expected = [answer.top_k for answer in classifier.predict(pictures)]
         with ThreadPoolExecutor(4) as threads:
             found = list(
@@ -123,26 +123,26 @@ def test_several_threads_may_use_one_classifier(small_artefact: Path, pictures: 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("tuned_for", ["latency", "throughput"])
 def test_tuning_changes_no_answer(
-    small_artefact: Path, pictures: list[Path], backend: str, tuned_for: Tuning
+    ready_artefact: Path, pictures: list[Path], backend: str, tuned_for: Tuning
 ) -> None:
-    with Classifier(small_artefact, backend=backend) as classifier:
+    with Classifier(ready_artefact, backend=backend) as classifier:
         expected = [answer.top_k for answer in classifier.predict(pictures)]
-    with Classifier(small_artefact, backend=backend, tuned_for=tuned_for) as classifier:
+    with Classifier(ready_artefact, backend=backend, tuned_for=tuned_for) as classifier:
         found = [answer.top_k for answer in classifier.predict(pictures)]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_a_closed_classifier_says_so(small_artefact: Path, pictures: list[Path], backend: str) -> None:
-    with Classifier(small_artefact, backend=backend) as classifier:
+def test_a_closed_classifier_says_so(ready_artefact: Path, pictures: list[Path], backend: str) -> None:
+    with Classifier(ready_artefact, backend=backend) as classifier:
         pass
     with pytest.raises(BackendError, match="closed"):
         list(classifier.predict(pictures))
 
 
 def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
-    small_artefact: Path, monkeypatch: pytest.MonkeyPatch
+    ready_artefact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = 0
 
@@ -153,7 +153,7 @@ def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
             yield np.zeros((rule.rows, rule.columns, 3), np.uint8)
 
     monkeypatch.setattr(classifier_module, "load_frames", endless_frames)
-    with Classifier(small_artefact, threads=1) as classifier:
+    with Classifier(ready_artefact, threads=1) as classifier:
         answers = classifier.predict([Path("long.dcm")], batch_size=4)
         frames = [next(answers).frame for _ in range(40)]
         batches_ahead = classifier.backend.parallel
@@ -162,7 +162,7 @@ def test_frames_of_a_long_file_are_decoded_as_they_are_needed(
 
 
 def test_frames_before_a_damaged_one_are_answered(
-    small_artefact: Path, monkeypatch: pytest.MonkeyPatch
+    ready_artefact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def two_good_frames(path: Path, rule: ImageRule, note: object = None) -> Iterator[NDArray[np.uint8]]:
         for _ in range(2):
@@ -170,15 +170,15 @@ def test_frames_before_a_damaged_one_are_answered(
         raise ImageError(f"{path}: a damaged frame")
 
     monkeypatch.setattr(classifier_module, "load_frames", two_good_frames)
-    with Classifier(small_artefact) as classifier:
+    with Classifier(ready_artefact) as classifier:
         answers = list(classifier.predict([Path("a.dcm")]))
     assert [answer.frame for answer in answers] == [0, 1, None]
     assert answers[2].error is not None
     assert answers[2].error.message == "a.dcm: a damaged frame"
 
 
-def test_top_k_is_limited_to_the_classes(small_artefact: Path, pictures: list[Path]) -> None:
-    with Classifier(small_artefact) as classifier:
+def test_top_k_is_limited_to_the_classes(ready_artefact: Path, pictures: list[Path]) -> None:
+    with Classifier(ready_artefact) as classifier:
         (answer,) = classifier.predict(pictures[:1], top_k=50)
         with pytest.raises(UsageError, match="top_k 0"):
             next(classifier.predict(pictures[:1], top_k=0))
@@ -196,8 +196,8 @@ def test_best_classes_equal_a_full_sort(images: int, classes: int, top_k: int, s
     assert [[best.label for best in row] for row in found] == [[labels[i] for i in row] for row in expected]
 
 
-def test_a_changed_byte_is_refused_before_a_back_end_sees_it(small_artefact: Path, tmp_path: Path) -> None:
-    content = bytearray(small_artefact.read_bytes())
+def test_a_changed_byte_is_refused_before_a_back_end_sees_it(ready_artefact: Path, tmp_path: Path) -> None:
+    content = bytearray(ready_artefact.read_bytes())
     content[len(content) // 3] ^= 1
     changed = tmp_path / "changed.onnx"
     changed.write_bytes(content)
@@ -205,8 +205,8 @@ def test_a_changed_byte_is_refused_before_a_back_end_sees_it(small_artefact: Pat
         Classifier(changed)
 
 
-def test_files_that_are_no_artefacts_are_refused(small_artefact: Path, tmp_path: Path) -> None:
-    artefact = open_onnx(small_artefact)
+def test_files_that_are_no_artefacts_are_refused(ready_artefact: Path, tmp_path: Path) -> None:
+    artefact = open_onnx(ready_artefact)
     stripped = tmp_path / "stripped.onnx"
     stripped.write_bytes(
         artefact.content[: artefact.content.rindex(b"\x72", 0, artefact.content.index(b"medimg\x12"))]
@@ -222,9 +222,9 @@ def test_files_that_are_no_artefacts_are_refused(small_artefact: Path, tmp_path:
 
 
 def test_unspecified_preprocessing_is_refused(
-    small_artefact: Path, pictures: list[Path], tmp_path: Path
+    ready_artefact: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    artefact = open_onnx(small_artefact)
+    artefact = open_onnx(ready_artefact)
     start = artefact.content.rindex(b"\x72", 0, artefact.content.index(b"medimg\x12"))
     unknown = tmp_path / "unknown.onnx"
     unknown.write_bytes(
@@ -244,7 +244,7 @@ def test_unspecified_preprocessing_is_refused(
     ],
 )
 def test_a_device_that_cannot_be_had_is_an_error(
-    small_artefact: Path, choice: dict[str, str], message: str
+    ready_artefact: Path, choice: dict[str, str], message: str
 ) -> None:
     with pytest.raises(BackendError, match=message):
-        Classifier(small_artefact, **choice)  # type: ignore[arg-type]
+        Classifier(ready_artefact, **choice)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from medimg.runtime.backends import NAMES
 from medimg.runtime.codec import json_text
 from medimg.runtime.commandline import write_json
 from medimg.runtime.doctor import examine
@@ -45,9 +46,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_good_images_are_answered_and_each_bad_one_has_its_reason(
-    run: Run, small_artefact: Path, folder: Path
+    run: Run, ready_artefact: Path, folder: Path
 ) -> None:
-    done = run("medimg-run", "predict", small_artefact, folder, "--format", "jsonl")
+    done = run("medimg-run", "predict", ready_artefact, folder, "--format", "jsonl")
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     names = [str(Path(line["path"]).relative_to(folder)) for line in lines]
@@ -70,23 +71,23 @@ def test_good_images_are_answered_and_each_bad_one_has_its_reason(
 
 
 def test_formats_agree_and_output_is_written_whole(
-    run: Run, small_artefact: Path, folder: Path, tmp_path: Path
+    run: Run, ready_artefact: Path, folder: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "answers.csv"
-    done = run("medimg-run", "predict", small_artefact, folder, "--format", "csv", "--output", target)
+    done = run("medimg-run", "predict", ready_artefact, folder, "--format", "csv", "--output", target)
     assert done.stdout == ""
     rows = list(csv.DictReader(io.StringIO(target.read_text())))
     assert [row["rank"] for row in rows if row["path"].endswith("b.png")] == ["1", "2", "3"]
     assert len([row for row in rows if row["error"]]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "inputs"]
 
-    table = run("medimg-run", "predict", small_artefact, folder / "b.png").stdout
+    table = run("medimg-run", "predict", ready_artefact, folder / "b.png").stdout
     assert rows[1]["label"] in table.splitlines()[1]
 
 
-def test_paths_come_from_standard_input(run: Run, small_artefact: Path, folder: Path) -> None:
+def test_paths_come_from_standard_input(run: Run, ready_artefact: Path, folder: Path) -> None:
     listed = f"{folder / 'b.png'}\n{folder / 'deeper' / 'd.png'}\n"
-    done = run("medimg-run", "predict", small_artefact, "-", "--format", "jsonl", stdin=listed)
+    done = run("medimg-run", "predict", ready_artefact, "-", "--format", "jsonl", stdin=listed)
     assert done.returncode == 0
     assert [Path(json.loads(line)["path"]).name for line in done.stdout.splitlines()] == ["b.png", "d.png"]
 
@@ -100,9 +101,9 @@ def test_paths_come_from_standard_input(run: Run, small_artefact: Path, folder: 
     ],
 )
 def test_unusable_input_is_exit_2_and_one_message(
-    run: Run, small_artefact: Path, folder: Path, arguments: tuple[str, ...], reason: str
+    run: Run, ready_artefact: Path, folder: Path, arguments: tuple[str, ...], reason: str
 ) -> None:
-    filled = [argument.format(artefact=small_artefact, folder=folder) for argument in arguments]
+    filled = [argument.format(artefact=ready_artefact, folder=folder) for argument in arguments]
     done = run("medimg-run", "predict", *filled)
     assert done.returncode == 2
     assert reason in done.stderr
@@ -110,14 +111,27 @@ def test_unusable_input_is_exit_2_and_one_message(
     assert done.stderr.count("error:") == 1
 
 
-def test_inspect_tells_what_the_file_is(run: Run, small_artefact: Path) -> None:
-    shown = run("medimg-run", "inspect", small_artefact).stdout
+def test_inspect_tells_what_the_file_is(run: Run, ready_artefact: Path) -> None:
+    shown = run("medimg-run", "inspect", ready_artefact).stdout
     assert "cyst, normal, solid" in shown
     assert "caffe (BGR)" in shown
-    fields = json.loads(run("medimg-run", "inspect", small_artefact, "--json", "-").stdout)
+    fields = json.loads(run("medimg-run", "inspect", ready_artefact, "--json", "-").stdout)
     assert fields["schema"] == 1
     assert fields["verification"]["images_from"] == "synthetic"
+    assert ModelSpec.from_json(json.dumps(fields)) == ModelSpec.read(ready_artefact)
+
+
+@pytest.mark.long
+def test_an_exported_file_is_answered_and_inspected(run: Run, small_artefact: Path, folder: Path) -> None:
+    """The other tests' file is written by themselves, so that they need no framework."""
+    asked = ("medimg-run", "predict", small_artefact, folder / "b.png", "--format", "jsonl")
+    answers = [json.loads(run(*asked, "--backend", name).stdout)["top_k"] for name in NAMES]
+    for first, second in zip(*answers, strict=True):
+        assert first["label"] == second["label"]
+        assert first["score"] == pytest.approx(second["score"], abs=1e-5)
+    fields = json.loads(run("medimg-run", "inspect", small_artefact, "--json", "-").stdout)
     assert ModelSpec.from_json(json.dumps(fields)) == ModelSpec.read(small_artefact)
+    assert fields["verification"]["max_abs_diff"] < 1e-4
 
 
 def test_doctor_finds_both_back_ends(run: Run) -> None:
@@ -135,12 +149,12 @@ def test_doctor_says_how_threads_are_divided(run: Run) -> None:
     assert "1 threads decode beside 1 of inference" in done.stdout
 
 
-def test_predict_says_what_it_picked_and_why(small_artefact: Path, folder: Path, run: Run) -> None:
-    left = run("medimg-run", "predict", small_artefact, folder / "b.png")
+def test_predict_says_what_it_picked_and_why(ready_artefact: Path, folder: Path, run: Run) -> None:
+    left = run("medimg-run", "predict", ready_artefact, folder / "b.png")
     assert "openvino on cpu, fp32 (auto: " in left.stderr
     assert "openvino is faster)" in left.stderr
     named = run(
-        *("medimg-run", "predict", small_artefact, folder / "b.png"),
+        *("medimg-run", "predict", ready_artefact, folder / "b.png"),
         *("--backend", "onnxruntime", "--device", "cpu"),
     )
     assert named.stderr.splitlines()[0] == "onnxruntime on cpu, fp32"
@@ -184,13 +198,13 @@ def test_doctor_sees_two_distributions_of_one_module(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_streams_and_names_of_any_kind(
-    small_artefact: Path, folder: Path, command: str, status: int, seen: str, told: str
+    ready_artefact: Path, folder: Path, command: str, status: int, seen: str, told: str
 ) -> None:
     picture = (folder / "b.png").read_bytes()
     for name in (b"caf\xe9.png", "日本語.png".encode()):
         (folder / os.fsdecode(name)).write_bytes(picture)
     program = Path(sys.executable).with_name("medimg-run")
-    line = re.sub("(predict|inspect)", rf"{program} \1", command).replace("MODEL", str(small_artefact))
+    line = re.sub("(predict|inspect)", rf"{program} \1", command).replace("MODEL", str(ready_artefact))
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False)
     assert seen in done.stdout
@@ -203,9 +217,9 @@ def test_json_is_taken_by_any_reader() -> None:
     assert json.loads(text) == {"a\\udcff": [None, None, None, 1.5, "b\\ud800"]}
 
 
-def test_a_closed_pipe_ends_without_a_complaint(small_artefact: Path, folder: Path) -> None:
+def test_a_closed_pipe_ends_without_a_complaint(ready_artefact: Path, folder: Path) -> None:
     program = Path(sys.executable).with_name("medimg-run")
-    command = f"{program} predict {small_artefact} {folder}/b.png {folder}/b.png | true"
+    command = f"{program} predict {ready_artefact} {folder}/b.png {folder}/b.png | true"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
     )
@@ -249,18 +263,18 @@ def in_terminal(*command: str | Path) -> str:
     return seen.decode()
 
 
-def test_a_terminal_shows_answers_without_a_bar_between_them(small_artefact: Path, folder: Path) -> None:
-    seen = in_terminal("medimg-run", "predict", small_artefact, folder)
+def test_a_terminal_shows_answers_without_a_bar_between_them(ready_artefact: Path, folder: Path) -> None:
+    seen = in_terminal("medimg-run", "predict", ready_artefact, folder)
     lines = seen.splitlines()
     assert str(folder / "b.png") in lines
     assert "%" not in seen
     assert "\x1b" not in seen
 
 
-def test_a_terminal_shows_progress_beside_a_file(small_artefact: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_progress_beside_a_file(ready_artefact: Path, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.csv"
     options = ("--output", target, "--format", "csv")
-    seen = in_terminal("medimg-run", "predict", small_artefact, folder, *options)
+    seen = in_terminal("medimg-run", "predict", ready_artefact, folder, *options)
     assert "5/5" in seen
     assert "100%" in seen
     assert "files/s" in seen

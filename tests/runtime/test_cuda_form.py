@@ -105,8 +105,8 @@ def test_what_is_an_output_keeps_its_place() -> None:
         assert np.array_equal(found, expected)
 
 
-def test_metadata_stays(small_artefact: Path) -> None:
-    content = small_artefact.read_bytes()
+def test_metadata_stays(ready_artefact: Path) -> None:
+    content = ready_artefact.read_bytes()
     form = onnx.load_from_string(for_cuda(content))
     assert form.metadata_props == onnx.load_from_string(content).metadata_props
 

@@ -31,7 +31,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_files_that_vanish_meanwhile_have_their_reason(small_artefact: Path, pictures: Path) -> None:
+def test_files_that_vanish_meanwhile_have_their_reason(ready_artefact: Path, pictures: Path) -> None:
     def vanishing() -> Iterator[Path]:
         for number, path in enumerate(walk_images([pictures])):
             if number == 3:
@@ -40,7 +40,7 @@ def test_files_that_vanish_meanwhile_have_their_reason(small_artefact: Path, pic
                 (pictures / "39.png").touch()
             yield path
 
-    with Classifier(small_artefact) as classifier:
+    with Classifier(ready_artefact) as classifier:
         answers = list(classifier.predict(vanishing()))
     assert [Path(str(answer.path)).name for answer in answers] == [f"{number:02}.png" for number in range(40)]
     assert [answer.error is None for answer in answers] == [True] * 20 + [False] * 20
@@ -48,10 +48,10 @@ def test_files_that_vanish_meanwhile_have_their_reason(small_artefact: Path, pic
     assert reasons == {"No such file or directory", "is empty"}
 
 
-def test_a_full_disk_leaves_no_part_of_the_output(small_artefact: Path, pictures: Path) -> None:
+def test_a_full_disk_leaves_no_part_of_the_output(ready_artefact: Path, pictures: Path) -> None:
     target = pictures.parent / "answers.jsonl"
     done = subprocess.run(
-        [PROGRAM, "predict", small_artefact, pictures, "--format", "jsonl", "--output", target],
+        [PROGRAM, "predict", ready_artefact, pictures, "--format", "jsonl", "--output", target],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -61,10 +61,10 @@ def test_a_full_disk_leaves_no_part_of_the_output(small_artefact: Path, pictures
     assert [path.name for path in pictures.parent.iterdir()] == ["pictures"]
 
 
-def test_a_full_disk_behind_standard_output_is_reported(small_artefact: Path, pictures: Path) -> None:
+def test_a_full_disk_behind_standard_output_is_reported(ready_artefact: Path, pictures: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [PROGRAM, "predict", small_artefact, pictures],
+            [PROGRAM, "predict", ready_artefact, pictures],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2
@@ -73,12 +73,12 @@ def test_a_full_disk_behind_standard_output_is_reported(small_artefact: Path, pi
     assert "ignored" not in done.stderr
 
 
-def test_an_interrupted_run_keeps_what_is_done(small_artefact: Path, pictures: Path) -> None:
+def test_an_interrupted_run_keeps_what_is_done(ready_artefact: Path, pictures: Path) -> None:
     listed = "\n".join(str(path) for path in sorted(pictures.iterdir())) + "\n"
     # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the command.
     heeding = ["env", "--default-signal=INT"]
     options = ["-", "--format", "jsonl", "--batch-size", "1"]
-    command = [*heeding, str(PROGRAM), "predict", str(small_artefact), *options]
+    command = [*heeding, str(PROGRAM), "predict", str(ready_artefact), *options]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -101,13 +101,13 @@ def test_an_interrupted_run_keeps_what_is_done(small_artefact: Path, pictures: P
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.soak)])
 def test_a_changed_artefact_never_reaches_a_back_end(
-    small_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    ready_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     def reached(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a back end was opened")
 
     monkeypatch.setattr(backends.Choice, "open", reached)
-    content = small_artefact.read_bytes()
+    content = ready_artefact.read_bytes()
     generator = np.random.default_rng(0)
     changed = tmp_path / "changed.onnx"
     for _ in range(count):

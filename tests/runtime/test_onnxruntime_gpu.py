@@ -22,8 +22,8 @@ from medimg.runtime.errors import BackendError, GpuMemoryError
 
 
 @pytest.fixture
-def artefact(small_artefact: Path) -> Artefact:
-    return open_onnx(small_artefact)
+def artefact(ready_artefact: Path) -> Artefact:
+    return open_onnx(ready_artefact)
 
 
 def session_of(artefact: Artefact, **entries: str) -> Any:

@@ -33,10 +33,10 @@ def test_threads_that_use_it_first_together_do_not_hang() -> None:
 
 @pytest.mark.parametrize("processors", [1, 64])
 def test_threads_are_pinned_only_where_the_process_has_the_whole_machine(
-    small_artefact: Path, processors: int, monkeypatch: pytest.MonkeyPatch
+    ready_artefact: Path, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a part of it, two processes would both pin themselves to the first processors and share those."""
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    backend = OpenVinoBackend(open_artefact(small_artefact), 1, "latency")
+    backend = OpenVinoBackend(open_artefact(ready_artefact), 1, "latency")
     assert backend._compiled.get_property("ENABLE_CPU_PINNING") is (processors == 1)
     backend.close()

@@ -137,7 +137,7 @@ def test_without_its_package_it_says_which(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_predictions_are_those_of_the_processors(
-    small_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = [content for kind in ALL for content in examples(kind)][::5]
     paths = [tmp_path / f"{number:02}.jpg" for number in range(len(contents))]
@@ -148,25 +148,25 @@ def test_predictions_are_those_of_the_processors(
     )
     (tmp_path / "cut.jpg").write_bytes(contents[0][: len(contents[0]) // 2])
     inputs = [*paths, tmp_path / "picture.png", tmp_path / "cut.jpg", tmp_path / "missing.jpg"]
-    with Classifier(small_artefact) as alone:
+    with Classifier(ready_artefact) as alone:
         expected = list(alone.predict(inputs, batch_size=4))
     codec = Codec()
     monkeypatch.setattr(classifier, "open_decoder", lambda _device, _rule: make_decoder(codec))
-    with Classifier(small_artefact, decode="gpu") as with_card:
+    with Classifier(ready_artefact, decode="gpu") as with_card:
         proofs = codec.decoded
         assert list(with_card.predict(inputs, batch_size=4)) == expected
     assert codec.decoded == proofs + len(paths)
 
 
 def test_a_file_that_the_card_refuses_is_an_error_of_that_file(
-    small_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = list(examples(GREY))[:2]
     for name, content in (("a.jpg", first), ("b.jpg", second)):
         (tmp_path / name).write_bytes(content)
     codec = Codec()
     monkeypatch.setattr(classifier, "open_decoder", lambda _device, _rule: make_decoder(codec))
-    with Classifier(small_artefact, decode="gpu") as with_card:
+    with Classifier(ready_artefact, decode="gpu") as with_card:
         codec.refuses = first
         refused, answered = with_card.predict([tmp_path / "a.jpg", tmp_path / "b.jpg"])
     assert refused.error is not None
