@@ -230,7 +230,7 @@ def torment(folder: Path, model: Path, kills: int, seed: int) -> dict[str, Any]:
         time.sleep(moments.uniform(0.5, 5.0))
         node.end(signal.SIGKILL)
     node.start()
-    time.sleep(2.0)
+    wait_until_all_was_seen(senders, archive, service)
     for sender in senders:
         sender.is_ending = True
     for sender in senders:
@@ -253,6 +253,15 @@ def torment(folder: Path, model: Path, kills: int, seed: int) -> dict[str, Any]:
         "exit_status": status,
         "problems": problems,
     }
+
+
+def wait_until_all_was_seen(senders: list[Sender], archive: Archive, service: Service) -> None:
+    """Go on until images were taken, a report was refused and a post redirected, on a slow machine too."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if archive.refused and service.redirected and any(sender.acknowledged for sender in senders):
+            return
+        time.sleep(0.1)
 
 
 def wait_until_done(folder: Path) -> bool:

@@ -324,7 +324,10 @@ def play(kills: int, senders: int, seed: int, model: Path, image: Path) -> dict[
             time.sleep(generator.uniform(0.05, 2.0))
             node.lose_power()
             node.start()
-        time.sleep(2)
+        end = time.monotonic() + 120
+        before = sum(len(sender.acknowledged) for sender in sending)
+        while sum(len(sender.acknowledged) for sender in sending) < before + 10 and time.monotonic() < end:
+            time.sleep(0.1)
         for sender in sending:
             sender.stopping.set()
         for sender in sending:

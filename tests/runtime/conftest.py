@@ -57,6 +57,8 @@ def _network(spec: ModelSpec) -> bytes:
         helper.make_node("MatMul", ["dense_active", "classes"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
+    for node in nodes:
+        node.name = f"{node.output[0]}/{node.op_type}"
     graph = helper.make_graph(
         nodes,
         "ready",

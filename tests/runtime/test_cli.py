@@ -45,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
+@pytest.mark.long
 def test_good_images_are_answered_and_each_bad_one_has_its_reason(
     run: Run, ready_artefact: Path, folder: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_good_images_are_answered_and_each_bad_one_has_its_reason(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_formats_agree_and_output_is_written_whole(
     run: Run, ready_artefact: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_formats_agree_and_output_is_written_whole(
     assert rows[1]["label"] in table.splitlines()[1]
 
 
+@pytest.mark.long
 def test_paths_come_from_standard_input(run: Run, ready_artefact: Path, folder: Path) -> None:
     listed = f"{folder / 'b.png'}\n{folder / 'deeper' / 'd.png'}\n"
     done = run("medimg-run", "predict", ready_artefact, "-", "--format", "jsonl", stdin=listed)
@@ -92,6 +95,7 @@ def test_paths_come_from_standard_input(run: Run, ready_artefact: Path, folder: 
     assert [Path(json.loads(line)["path"]).name for line in done.stdout.splitlines()] == ["b.png", "d.png"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -111,6 +115,7 @@ def test_unusable_input_is_exit_2_and_one_message(
     assert done.stderr.count("error:") == 1
 
 
+@pytest.mark.long
 def test_inspect_tells_what_the_file_is(run: Run, ready_artefact: Path) -> None:
     shown = run("medimg-run", "inspect", ready_artefact).stdout
     assert "cyst, normal, solid" in shown
@@ -134,6 +139,7 @@ def test_an_exported_file_is_answered_and_inspected(run: Run, small_artefact: Pa
     assert fields["verification"]["max_abs_diff"] < 1e-4
 
 
+@pytest.mark.long
 def test_doctor_finds_both_back_ends(run: Run) -> None:
     done = run("medimg-run", "doctor", "--json", "-")
     assert done.returncode == 0
@@ -144,11 +150,13 @@ def test_doctor_finds_both_back_ends(run: Run) -> None:
     assert plain["division"] == {"decoding": plain["threads"], "inference": plain["threads"]}
 
 
+@pytest.mark.long
 def test_doctor_says_how_threads_are_divided(run: Run) -> None:
     done = run("medimg-run", "doctor", "--threads", "1")
     assert "1 threads decode beside 1 of inference" in done.stdout
 
 
+@pytest.mark.long
 def test_predict_says_what_it_picked_and_why(ready_artefact: Path, folder: Path, run: Run) -> None:
     left = run("medimg-run", "predict", ready_artefact, folder / "b.png")
     assert "openvino on cpu, fp32 (auto: " in left.stderr
@@ -167,6 +175,7 @@ def test_doctor_sees_two_distributions_of_one_module(monkeypatch: pytest.MonkeyP
     assert conflict.startswith("onnxruntime and onnxruntime-gpu provide onnxruntime: pip uninstall")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "status", "seen", "told"),
     [
@@ -217,6 +226,7 @@ def test_json_is_taken_by_any_reader() -> None:
     assert json.loads(text) == {"a\\udcff": [None, None, None, 1.5, "b\\ud800"]}
 
 
+@pytest.mark.long
 def test_a_closed_pipe_ends_without_a_complaint(ready_artefact: Path, folder: Path) -> None:
     program = Path(sys.executable).with_name("medimg-run")
     command = f"{program} predict {ready_artefact} {folder}/b.png {folder}/b.png | true"
@@ -263,6 +273,7 @@ def in_terminal(*command: str | Path) -> str:
     return seen.decode()
 
 
+@pytest.mark.long
 def test_a_terminal_shows_answers_without_a_bar_between_them(ready_artefact: Path, folder: Path) -> None:
     seen = in_terminal("medimg-run", "predict", ready_artefact, folder)
     lines = seen.splitlines()
@@ -271,6 +282,7 @@ def test_a_terminal_shows_answers_without_a_bar_between_them(ready_artefact: Pat
     assert "\x1b" not in seen
 
 
+@pytest.mark.long
 def test_a_terminal_shows_progress_beside_a_file(ready_artefact: Path, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.csv"
     options = ("--output", target, "--format", "csv")

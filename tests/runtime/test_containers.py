@@ -61,6 +61,7 @@ def test_an_artefact_is_read_back_and_is_onnx_to_onnx(tmp_path: Path) -> None:
     assert fields == json.loads(artefact.spec.to_json())
 
 
+@pytest.mark.long
 def test_every_changed_bit_is_refused(tmp_path: Path) -> None:
     content = embed_in_onnx(PLAIN, SPEC)
     for place in range(len(content)):
@@ -202,6 +203,7 @@ def test_a_spec_of_many_long_labels_fits(suffix: str, tmp_path: Path) -> None:
     assert ModelSpec.read(path).labels == spec.labels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_damaged_keras_files(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"

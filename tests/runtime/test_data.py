@@ -432,6 +432,7 @@ COSTLY = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("content", "reason"), COSTLY.values(), ids=COSTLY.keys())
 def test_small_pickles_that_would_cost_much(content: bytes, reason: str, cifar: Callable[..., Path]) -> None:
     started = time.process_time()
@@ -517,6 +518,7 @@ def test_medmnist_of_an_unknown_name_has_numbered_classes(tmp_path: Path) -> Non
     assert read_data(surplus).labels == ("0", "1", "2")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_large_archive_is_not_held_in_memory(save: Callable[..., None], tmp_path: Path) -> None:
     path, images = tmp_path / "a.npz", np.zeros((5000, 256, 256), np.uint8)

@@ -244,6 +244,7 @@ def has_peer(path: Path) -> bool:
     return not by_rule and unreadable_reason(path) is None and path.name not in NEITHER_READS
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("path", [path for path in PACKAGED if has_peer(path)], ids=lambda path: path.name)
 def test_every_file_of_pydicom_is_shown_as_dcmtk_or_gdcm_shows_it(path: Path, tmp_path: Path) -> None:
@@ -255,6 +256,7 @@ def is_plain_grey(path: Path) -> bool:
     return "MONOCHROME" in dataset.PhotometricInterpretation and "PixelPaddingValue" not in dataset
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize(
     "path", [path for path in PACKAGED if has_peer(path) and is_plain_grey(path)], ids=lambda path: path.name
@@ -891,7 +893,9 @@ def worker_pids() -> list[int]:
     return [pid for pid in pids if b"gdcm_frames" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_a_crash_in_the_middle_of_a_run_costs_one_file_its_answer() -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.soak)])
+def test_a_crash_in_the_middle_of_a_run_costs_one_file_its_answer(count: int) -> None:
     """Workers are killed at random while four threads decode."""
     content = BY_NAME["JPEG-LL.dcm"].read_bytes()
     (expected,) = decode(content)
@@ -910,13 +914,13 @@ def test_a_crash_in_the_middle_of_a_run_costs_one_file_its_answer() -> None:
     killer.start()
     try:
         with ThreadPoolExecutor(4) as threads:
-            results = list(threads.map(lambda _: outcome(content, "first"), range(200)))
+            results = list(threads.map(lambda _: outcome(content, "first"), range(count)))
     finally:
         stop.set()
         killer.join()
     assert all(np.array_equal(result[0], expected) for result in results if result)
     assert killed
-    assert 200 - len(killed) <= sum(map(bool, results)) <= 200
+    assert count - len(killed) <= sum(map(bool, results)) <= count
 
 
 def test_a_file_without_preamble_is_known_by_its_elements(tmp_path: Path) -> None:

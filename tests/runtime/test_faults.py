@@ -48,6 +48,7 @@ def test_files_that_vanish_meanwhile_have_their_reason(ready_artefact: Path, pic
     assert reasons == {"No such file or directory", "is empty"}
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_no_part_of_the_output(ready_artefact: Path, pictures: Path) -> None:
     target = pictures.parent / "answers.jsonl"
     done = subprocess.run(
@@ -61,6 +62,7 @@ def test_a_full_disk_leaves_no_part_of_the_output(ready_artefact: Path, pictures
     assert [path.name for path in pictures.parent.iterdir()] == ["pictures"]
 
 
+@pytest.mark.long
 def test_a_full_disk_behind_standard_output_is_reported(ready_artefact: Path, pictures: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -73,6 +75,7 @@ def test_a_full_disk_behind_standard_output_is_reported(ready_artefact: Path, pi
     assert "ignored" not in done.stderr
 
 
+@pytest.mark.long
 def test_an_interrupted_run_keeps_what_is_done(ready_artefact: Path, pictures: Path) -> None:
     listed = "\n".join(str(path) for path in sorted(pictures.iterdir())) + "\n"
     # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the command.

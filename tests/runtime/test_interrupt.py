@@ -36,6 +36,7 @@ def as_nohup() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", ROOMS)
 @pytest.mark.parametrize("when", [AT_AN_IMPORT, AT_THE_END], ids=["import", "end"])
 def test_one_line_and_no_traceback(room: str, when: str) -> None:
@@ -43,6 +44,7 @@ def test_one_line_and_no_traceback(room: str, when: str) -> None:
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
+@pytest.mark.long
 def test_an_ignored_interrupt_stays_ignored() -> None:
     done = start("runtime", AT_AN_IMPORT + AT_THE_END, as_nohup)
     assert (done.returncode, done.stderr) == (0, "")

@@ -103,6 +103,7 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_by_name(tmp_path: Path, name: str) -> None:
     make, message = BOMBS[name]
@@ -152,6 +153,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 600), marks=pytest.mark.soak)])
 def test_damaged_files_are_read_or_are_one_message(tmp_path: Path, seeds: range) -> None:
     content, refused = weights(tmp_path / "good.h5").read_bytes(), dict[str, str]()
@@ -182,6 +184,7 @@ def fills(_text: str) -> None:
     bytearray(2**40)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "message"), [("loops", "longer than 1 s"), ("crashes", "SIGSEGV"), ("fills", "MiB of memory")]
 )

@@ -140,12 +140,13 @@ def test_the_interval_covers_the_truth_about_95_times_in_100() -> None:
     assert 0.935 <= np.mean(covered) <= 0.965
 
 
-def test_with_several_images_a_patient_the_interval_covers_the_truth_about_as_often() -> None:
+@pytest.mark.parametrize("runs", [50, pytest.param(200, marks=pytest.mark.soak)])
+def test_with_several_images_a_patient_the_interval_covers_the_truth_about_as_often(runs: int) -> None:
     generator = np.random.default_rng(6)
     patients, images, lost_share, gained_share = 80, 10, 0.1, 0.05
     owners = [f"{number // images}" for number in range(patients * images)]
     covered = []
-    for _ in range(200):
+    for _ in range(runs):
         # All images of a patient are lost, gained, or neither.
         kind = generator.choice(3, patients, p=[lost_share, gained_share, 1 - lost_share - gained_share])
         reference, other = np.repeat(kind != 1, images), np.repeat(kind != 0, images)

@@ -29,6 +29,8 @@ from medimg.runtime.errors import DataError, UsageError
 
 from .conftest import assert_same, read_rows
 
+pytestmark = pytest.mark.long
+
 PROGRAM = Path(sys.executable).with_name("medimg-run")
 Make = Callable[[int, int], Path]
 Predicted = Callable[[Path], list[Prediction]]

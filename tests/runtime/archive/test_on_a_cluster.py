@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from medimg.runtime.archive.run import NO_REPORTS
 from medimg.runtime.classifier import Prediction
 
 from .conftest import assert_same, read_rows
+
+pytestmark = pytest.mark.long
 
 PROGRAM = Path(sys.executable).with_name("medimg-run")
 STORE_BYTES = 80 * 2**20
@@ -25,7 +28,10 @@ HEALTH = {
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without processors, and two raylets of one each."""
+    """A head without processors, and two raylets of one each.
+
+    Ray asserts that what it kills is gone after a second or so, which a busy machine does not keep.
+    """
     for name, value in NO_REPORTS.items():
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
@@ -35,7 +41,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for _ in range(2):
         cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     yield cluster
-    cluster.shutdown()
+    while cluster.worker_nodes or cluster.head_node:
+        with suppress(AssertionError):
+            cluster.shutdown()
 
 
 def begin(cluster: Any, model: Path, pictures: Path, output: Path) -> "subprocess.Popen[str]":
@@ -71,7 +79,8 @@ def test_a_killed_driver_and_a_lost_machine_cost_no_row(
 
     running = begin(cluster, model, pictures, output)
     wait_for_partitions(output, made + 3, running)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    with suppress(AssertionError):
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     assert len(list(output.glob("part-*.parquet"))) < 16
     printed, said = running.communicate()
     assert running.returncode == 0, said

@@ -74,7 +74,7 @@ def compare_many(seeds: range) -> None:
 
 
 def test_generated_files_are_shown_as_the_standard_says() -> None:
-    compare_many(range(160))
+    compare_many(range(80))
 
 
 @pytest.mark.soak
@@ -135,6 +135,7 @@ def compare_with_dcmtk(seeds: range, folder: Path) -> None:
     assert compared > len(seeds) / 3
 
 
+@pytest.mark.long
 def test_generated_files_are_shown_as_dcmtk_shows_them(tmp_path: Path) -> None:
     compare_with_dcmtk(range(40), tmp_path)
 

@@ -39,6 +39,8 @@ from .conftest import (
     wait_for,
 )
 
+pytestmark = pytest.mark.long
+
 QUICK = Delivery(first_retry_s=0.2, max_retry_s=0.4, timeout_s=5.0)
 
 

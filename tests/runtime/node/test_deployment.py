@@ -15,6 +15,8 @@ from medimg.runtime.node.config import NodeConfig, read_config
 
 from .conftest import ROOT, free_port, make_image, wait_for
 
+pytestmark = pytest.mark.long
+
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 
 

@@ -19,6 +19,8 @@ from medimg.runtime.node.store import Store
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
 
+pytestmark = pytest.mark.long
+
 LATER = 1e12
 
 

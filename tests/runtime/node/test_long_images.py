@@ -18,6 +18,8 @@ from medimg.runtime.node.service import Node
 
 from .conftest import Start, kept_file, make_config, make_image, make_series, storescu, uid_of, wait_for
 
+pytestmark = pytest.mark.long
+
 
 def make_loop(path: Path, frames: int, tags: dict[str, Any] | None = None) -> Path:
     """Write an ultrasound loop of tiny frames."""

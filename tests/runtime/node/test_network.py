@@ -20,6 +20,8 @@ from medimg.runtime.node.sightings import TOLD_AGAIN_S, Sightings
 from .conftest import Start, certificate, make_config, make_image, make_series, storescu, uid_of, wait_for
 from .test_receiver import recorded_association, stored
 
+pytestmark = pytest.mark.long
+
 
 def told(node: Node) -> list[dict[str, Any]]:
     """What the audit log says of refusals."""
@@ -78,7 +80,7 @@ def test_slow_senders_do_not_keep_others_out(start: Start, tmp_path: Path, style
     node = start(make_config(tmp_path, receive=receive))
     image, port = make_image(tmp_path / "a.dcm"), node.receiver.port
     with associations(port, 4) as held:
-        drip(held, b"\x04\x00" + (100_000).to_bytes(4, "big") if style == "a byte of a PDU" else b"")
+        drip(held, b"\x04\x00" + (20_000).to_bytes(4, "big") if style == "a byte of a PDU" else b"")
         assert storescu(port, image).returncode != 0
         end = time.monotonic() + 60
         while storescu(port, image).returncode != 0:

@@ -42,6 +42,8 @@ from .test_audit import make_keys
 from .test_service import running
 from .tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.long
+
 
 def make_certificate(path: Path, begins_in: timedelta, ends_in: timedelta) -> None:
     """Write a self-signed certificate, and its key beside it, with any validity."""

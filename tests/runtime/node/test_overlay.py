@@ -17,6 +17,8 @@ from medimg.runtime.node.overlay import draw, evidence, overlay_uid
 from .conftest import Start, free_port, make_config, make_series, series_of, storescu, uid_of, wait_for
 from .tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.long
+
 DRAWN = Delivery(overlay=True)
 
 

@@ -18,6 +18,8 @@ from medimg.runtime.node.service import Node
 
 from .conftest import Start, make_config, make_image, storescu, uid_of, wait_for
 
+pytestmark = pytest.mark.long
+
 SERIES, STUDY = "1.2.3.4.5", "1.2.3.4"
 SAME = {"StudyInstanceUID": STUDY}
 

@@ -16,6 +16,8 @@ from medimg.runtime.node.service import Node
 
 from .conftest import Run, Start, free_port, make_config, make_image, make_series, storescu, uid_of, wait_for
 
+pytestmark = pytest.mark.long
+
 CONFIG = """
 folder = "state"
 [[deliver.dicom]]

@@ -30,6 +30,8 @@ from .conftest import (
     wait_for,
 )
 
+pytestmark = pytest.mark.long
+
 
 def answers(done: "subprocess.CompletedProcess[str]") -> list[str]:
     """Give the node's answers as storescu shows them."""

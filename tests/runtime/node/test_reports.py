@@ -32,6 +32,8 @@ from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, Operat
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
 from .tiny_model import LABELS, write_tiny_model
 
+pytestmark = pytest.mark.long
+
 SPEC = ModelSpec(
     ("naïve cyst", "x" * 100),
     ImageRule(32, 32),

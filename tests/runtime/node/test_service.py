@@ -35,6 +35,8 @@ from .conftest import (
 )
 from .tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.long
+
 CONFIG = """
 folder = "state"
 address = "127.0.0.1"
