@@ -1,6 +1,8 @@
 """What the tests of all rooms share: the real data, the installed commands, and one trained model."""
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,12 @@ hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOMS = {
+    "medimg-run": "runtime",
+    "medimg-export": "export",
+    "medimg-train": "train",
+    "medimg-bench": "benchmarks",
+}
 
 # What takes longest starts first, so that the two workers of `make test` end together.
 LONGEST = ("brain", "tests/export/", "tests/train/", "tests/")
@@ -85,6 +93,28 @@ def run() -> Run:
             text=True,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command as `run` does, but in this process: where a process of its own would show no more."""
+
+    def call(*command: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        arguments = [str(argument) for argument in command]
+        entry = importlib.import_module(f"medimg.{ROOMS[arguments[0]]}.__main__")
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", arguments)
+            if cwd is not None:
+                patch.chdir(cwd)
+            with pytest.raises(SystemExit) as ended:
+                entry.main()
+        signal.signal(signal.SIGINT, on_interrupt)
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
 
     return call
 

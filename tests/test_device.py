@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+pytestmark = pytest.mark.long
 
 
 def python_3_10() -> str:
@@ -27,28 +31,23 @@ def python_3_10() -> str:
     raise AssertionError("no Python 3.10: install it, or uv or pyenv which bring it")
 
 
+def pip(device: Path, *arguments: str) -> list[str]:
+    """Command of this environment's pip on that one: making one there takes longer than what is installed."""
+    return [sys.executable, "-m", "pip", "--python", str(device / "python"), *arguments]
+
+
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """The `bin` folder of an environment with the wheel, its base dependencies and ONNX Runtime."""
     folder = tmp_path_factory.mktemp("device") / "env"
-    subprocess.run([python_3_10(), "-m", "venv", folder], env=CLEAN, check=True)
-    install = [
-        str(folder / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        str(wheel),
-        "onnxruntime>=1.23,<1.32",
-    ]
-    subprocess.run(install, env=CLEAN, check=True)
+    subprocess.run([python_3_10(), "-m", "venv", "--without-pip", folder], env=CLEAN, check=True)
+    install = ["install", "--quiet", "--no-compile", str(wheel), "onnxruntime>=1.23,<1.32"]
+    subprocess.run(pip(folder / "bin", *install), env=CLEAN, check=True)
     return folder / "bin"
 
 
 def test_device_predicts_without_tensorflow(device: Path, small_artefact: Path, tmp_path: Path) -> None:
-    listed = subprocess.run(
-        [str(device / "pip"), "list", "--format=json"], env=CLEAN, capture_output=True, check=True
-    )
+    listed = subprocess.run(pip(device, "list", "--format=json"), env=CLEAN, capture_output=True, check=True)
     installed = {package["name"] for package in json.loads(listed.stdout)}
     assert {"medimg", "numpy", "opencv-python-headless", "click", "onnxruntime"} <= installed
     assert installed.isdisjoint({"tensorflow", "keras", "onnx", "tf2onnx", "openvino"})

@@ -1,5 +1,6 @@
 """What importing and asking for help load, and what the wheel holds."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -49,7 +50,6 @@ COMMANDS = {
     "medimg-train": (("fit",), ("tune",), ("check",), ("calibrate",), ("evaluate",), ("simulate",)),
     "medimg-bench": (("run",), ("sweep",), ("compare",)),
 }
-HELP = [(command, verb) for command, verbs in COMMANDS.items() for verb in ((), *verbs)]
 PACKAGES = {
     "medimg-run": "runtime",
     "medimg-export": "export",
@@ -81,15 +81,25 @@ def test_runtime_imports_nothing_outside_the_allow_list() -> None:
     assert unexpected == set()
 
 
-@pytest.mark.parametrize(("command", "verb"), HELP, ids=[" ".join((c, *v)) for c, v in HELP])
-@pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_import_no_framework(command: str, verb: tuple[str, ...], flag: str) -> None:
-    if flag == "--version" and verb:
-        verb = ()
-    code = f"import sys\nfrom medimg.{PACKAGES[command]}.__main__ import main\nmain()"
-    loaded, printed = loaded_modules(code, *verb, flag)
+ASK = """
+import sys
+from medimg.{package}.__main__ import main
+from medimg.{package}.cli import cli
+for arguments in {verbs!r}:
+    cli.main([*arguments, "--help"], standalone_mode=False)
+sys.argv[1:] = ["--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_version_import_no_framework(command: str) -> None:
+    """Help of the command and of all its verbs, one after the other in one process, and its version."""
+    asked = list(dict.fromkeys([(), *COMMANDS[command]]))
+    loaded, printed = loaded_modules(ASK.format(package=PACKAGES[command], verbs=asked))
     assert loaded.isdisjoint(FRAMEWORKS)
-    assert ("Usage:" if flag == "--help" else "medimg, version") in printed
+    assert printed.count("Usage:") == len(asked)
+    assert "medimg, version" in printed
 
 
 def test_wheel_installs_medimg_alone(wheel: Path) -> None:
@@ -106,13 +116,9 @@ def test_wheel_installs_medimg_alone(wheel: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Distribution]:
-    """What `pip install 'medimg[cpu]'` brings, by name."""
-    folder = tmp_path_factory.mktemp("cpu")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--ignore-installed"]
-    subprocess.run([*install, "--prefix", str(folder), f"{wheel}[cpu]"], check=True, capture_output=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    return {canonicalize_name(item.name): item for item in distributions(path=[str(packages)])}
+def installed() -> dict[str, Distribution]:
+    """What is installed here, by name: all that `pip install 'medimg[cpu]'` brings is."""
+    return {canonicalize_name(item.name): item for item in distributions()}
 
 
 def needed(name: str, installed: dict[str, Distribution], seen: set[str]) -> set[str]:
@@ -130,9 +136,28 @@ def needed(name: str, installed: dict[str, Distribution], seen: set[str]) -> set
     ("extra", "limit_mb"),
     [((), 230), (("onnxruntime",), 300), (("openvino",), 410), (("onnxruntime", "openvino"), 480)],
 )
-def test_installed_size(installed: dict[str, Distribution], extra: tuple[str, ...], limit_mb: float) -> None:
+def test_installed_size(
+    installed: dict[str, Distribution], wheel: Path, extra: tuple[str, ...], limit_mb: float
+) -> None:
     names = set().union(*(needed(name, installed, set()) for name in ("medimg", *extra)))
-    files = (file.locate() for name in names for file in installed[name].files or ())
-    size_mb = sum(Path(str(file)).stat().st_size for file in set(files)) / 1e6
+    # This tree's own files are those of the wheel.
+    others = (file for name in names - {"medimg"} for file in installed[name].files or ())
+    files = {Path(str(file.locate())) for file in others if file.suffix != ".pyc"}
+    with zipfile.ZipFile(wheel) as archive:
+        own = sum(member.file_size for member in archive.infolist())
+    size_mb = (own + sum(file.stat().st_size for file in files)) / 1e6
     assert {"numpy", "opencv-python-headless", "click"} <= names
     assert 100 < size_mb <= limit_mb, sorted(names)
+
+
+@pytest.mark.soak
+def test_pip_brings_what_was_counted(installed: dict[str, Distribution], wheel: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    resolve = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    command = [*resolve, "--report", str(report), f"{wheel}[cpu]"]
+    subprocess.run(command, check=True, capture_output=True)
+    brought = {
+        canonicalize_name(item["metadata"]["name"]) for item in json.loads(report.read_text())["install"]
+    }
+    counted = (needed(name, installed, set()) for name in ("medimg", "onnxruntime", "openvino"))
+    assert brought == set().union(*counted)

@@ -2,10 +2,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 FRAMEWORKS = (
     "tensorflow",
     "keras",
@@ -38,8 +40,9 @@ def test_a_run_prints_a_table_and_writes_json(tiny_artefact: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
-def test_json_on_standard_output_stands_alone(tiny_artefact: Path) -> None:
-    found = bench("run", tiny_artefact, "--duration", "0.2", "--scenario", "single-stream", "--json", "-")
+def test_json_on_standard_output_stands_alone(run_here: Run, tiny_artefact: Path) -> None:
+    options = ("--duration", "0.2", "--scenario", "single-stream", "--json", "-")
+    found = run_here("medimg-bench", "run", tiny_artefact, *options)
     plain = json.loads(found.stdout)
     assert [run["scenario"] for run in plain["runs"]] == ["single-stream"]
     assert plain["warnings"] == [
@@ -47,8 +50,10 @@ def test_json_on_standard_output_stands_alone(tiny_artefact: Path) -> None:
     ]
 
 
-def test_threads_are_obeyed(tiny_artefact: Path) -> None:
-    found = bench("run", tiny_artefact, "--duration", "0.2", "--threads", "1", "--json", "-")
+def test_threads_are_obeyed(run_here: Run, tiny_artefact: Path) -> None:
+    found = run_here(
+        "medimg-bench", "run", tiny_artefact, "--duration", "0.2", "--threads", "1", "--json", "-"
+    )
     assert json.loads(found.stdout)["threads"] == 1
 
 
@@ -75,14 +80,15 @@ def test_threads_are_obeyed(tiny_artefact: Path) -> None:
     ],
 )
 def test_bad_input_ends_with_one_message_and_status_2(
-    tiny_artefact: Path, tmp_path: Path, arguments: list[str], message: str
+    run_here: Run, tiny_artefact: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "text.onnx").write_text("this is no model")
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "readme.png").write_text("this is no image")
-    found = bench("run", *(item.format(model=tiny_artefact) for item in arguments), cwd=tmp_path)
+    words = [item.format(model=tiny_artefact) for item in arguments]
+    found = run_here("medimg-bench", "run", *words, cwd=tmp_path)
     assert found.returncode == 2, found.stderr
     assert message in found.stderr
     assert "Traceback" not in found.stderr

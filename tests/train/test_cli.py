@@ -16,7 +16,7 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "simulated ultrasound images" in done.stdout
-    options = "--arch vgg-bn --dense-units 8 --image-size 32 --epochs 1 --output model.h5 --json fit.json"
+    options = "--arch cnn --filters 4 --image-size 32 --epochs 1 --output model.h5 --json fit.json"
     done = run("medimg-train", "fit", "images", *options.split(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "next:" in done.stdout
@@ -61,8 +61,8 @@ def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
         ("simulate . --train 0", "cannot simulate 0"),
     ],
 )
-def test_wrong_use_is_one_message(run: Run, arguments: str, message: str, tmp_path: Path) -> None:
-    done = run("medimg-train", *arguments.split(), cwd=tmp_path)
+def test_wrong_use_is_one_message(run_here: Run, arguments: str, message: str, tmp_path: Path) -> None:
+    done = run_here("medimg-train", *arguments.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import (
     Parent,
     fit_options,
+    known_spec,
     read_parent,
     reference,
     require_images,
@@ -99,6 +100,7 @@ def compress(
         require_writable(plot)
     if output.exists() and model.exists() and output.samefile(model):
         raise UsageError(f"{output}: is the original itself: name another file")
+    known_spec(model, options)
     start_keras(threads, options.seed)
     # It takes many networks, each asked a few times, for a loop that compiles one again and again.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

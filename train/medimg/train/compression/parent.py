@@ -52,6 +52,31 @@ class Parent:
     """What smaller models take."""
 
 
+def known_spec(model: Path, options: CompressOptions) -> ModelSpec | None:
+    """Look at a model's file before Keras starts, and give its spec; None where it has none.
+
+    Raises:
+        ModelError: it is not there, or its preprocessing is unspecified.
+        UsageError: it is no Keras file, or the options do not say what its missing spec would.
+    """
+    if model.suffix not in SUFFIXES:
+        raise UsageError(f"{model}: an exported artefact is not compressed: give the Keras file")
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+    try:
+        spec = ModelSpec.read(model)
+    except NoSpecError:
+        if options.preprocessing is None:
+            raise UsageError(
+                f"{model}: carries no spec, so say how its images were scaled, by --preprocessing caffe, "
+                "torch, tf, unit or raw"
+            ) from None
+        return None
+    if spec.intensity.rule == "unspecified":
+        raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
+    return spec
+
+
 def read_parent(model: Path, data: Path, options: CompressOptions, threads: int) -> tuple[Parent, DataSet]:
     """Read a model, and the data with the model's labels.
 
@@ -59,13 +84,9 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
         ChainError: it cannot be compressed.
         DataError: the data cannot be understood, or hold a class that the model does not know.
         ModelError: it cannot be used.
-        UsageError: it carries no spec, and the options do not say what is needed of one.
+        UsageError: as in `known_spec`.
     """
-    if model.suffix not in SUFFIXES:
-        raise UsageError(f"{model}: an exported artefact is not compressed: give the Keras file")
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
-    spec = _spec(model)
+    spec = known_spec(model, options)
     prove(model, threads)
     chain = read_chain(load_float32(model), str(model))
     several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
@@ -93,23 +114,9 @@ def fit_options(options: CompressOptions, held_out: HeldOut | None, *, multilabe
     )
 
 
-def _spec(model: Path) -> ModelSpec | None:
-    try:
-        spec = ModelSpec.read(model)
-    except NoSpecError:
-        return None
-    if spec.intensity.rule == "unspecified":
-        raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
-    return spec
-
-
 def _made_spec(chain: Chain, dataset: DataSet, options: CompressOptions, name: str) -> ModelSpec:
     """Make the spec of a model of other origin, whose classes are those of the data, in their order."""
-    if options.preprocessing is None:
-        raise UsageError(
-            f"{name}: carries no spec, so say how its images were scaled, by --preprocessing caffe, torch, "
-            "tf, unit or raw"
-        )
+    assert options.preprocessing is not None
     rows, columns, channels = chain.shape
     classes = 2 if chain.classes == 1 else chain.classes
     if classes != len(dataset.labels):
