@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-# `make test` tries the same examples each time, `make soak` others.
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+# `make test` tries the same examples each time, `make soak` others; neither is a test of speed.
+SETTINGS: Any = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", **SETTINGS)
+hypothesis.settings.register_profile("repeatable", derandomize=True, **SETTINGS)
 hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -401,5 +402,7 @@ def test_ctrl_c_in_the_first_moments(tiny_model: Path, tmp_path: Path, delay_s: 
             process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode in (130, 1, -signal.SIGINT, 0)
-    # On a busy machine Python itself may still be starting, and has its own way to say it.
-    assert "Traceback" not in said or "medimg/runtime" not in said
+    # On a busy machine Python itself may still be starting, or about to learn what Ctrl-C shall do: it has
+    # its own way to say it.
+    modules = {*re.findall(r"medimg/runtime/(\w+)", said)}
+    assert "Traceback" not in said or modules <= {"__init__", "__main__", "interrupt"}, said
