@@ -107,6 +107,7 @@ def test_a_worker_that_crashes_or_hangs_costs_one_answer(
     assert worker_pid(pool) != before
 
 
+@pytest.mark.long
 def test_time_is_that_of_the_processor_and_grows_with_the_answer(pool: DecoderPool) -> None:
     patient = DecoderPool("pool_task", limit_s=0.5, patience=60)
     with pytest.raises(ImageError, match=r"took longer than 0\.5 s of processor time and was stopped"):
@@ -116,6 +117,7 @@ def test_time_is_that_of_the_processor_and_grows_with_the_answer(pool: DecoderPo
     patient.close()
 
 
+@pytest.mark.long
 def test_a_busy_machine_changes_no_answer(pool: DecoderPool) -> None:
     """The worker is stopped for longer than its limit, as where others have the processors."""
     patient = DecoderPool("pool_task", limit_s=0.5, patience=60)
@@ -253,6 +255,7 @@ if sys.argv[1] != "ended":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["ended", "killed", "killed at work"])
 def test_workers_end_with_their_parent(end: str, pool: DecoderPool, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -42,6 +42,12 @@ from medimg.runtime.images import load_frames, load_image, prepare, read_patient
 from medimg.runtime.limits import Limits
 from medimg.runtime.spec import ImageRule
 
+
+def is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 PACKAGED = [
     path
     for folder in (
@@ -49,7 +55,7 @@ PACKAGED = [
         Path(str(files("data_store"))) / "data",
     )
     for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.read_bytes()[128:132] == b"DICM"
+    if path.is_file() and is_dicom(path)
 ]
 BY_NAME = {path.name: path for path in PACKAGED}
 RULE = ImageRule(64, 48)
@@ -225,18 +231,21 @@ def options_for(dataset: Dataset, window: Window) -> list[str]:
     return ["--use-window", "1"] if dataset.get("WindowCenter") is not None else []
 
 
-def compare_with_peers(path: Path, folder: Path, window: Window = "first") -> None:
+def compare_with_peers(path: Path, folder: Path, *windows: Window) -> None:
     """Compare the first and the last frame with dcmtk, by way of gdcm where it is needed."""
     if shutil.which("dcmj2pnm") is None or shutil.which("gdcmconv") is None:
         pytest.skip("dcmj2pnm and gdcmconv of the Debian packages dcmtk and libgdcm-tools are not installed")
-    shown = decode(path.read_bytes(), window)
-    options = options_for(pydicom.dcmread(path, force=True), window)
-    for number in sorted({1, len(shown)}):
-        theirs = dcmtk_shows(path, options, number, folder)
-        if theirs is None and (raw := decompressed_by_gdcm(path, folder)):
-            theirs = dcmtk_shows(raw, options, number, folder)
-        assert theirs is not None, "neither dcmtk nor gdcm reads it"
-        assert np.abs(shown[number - 1].astype(int) - theirs).max() <= 1
+    source = path
+    for window in windows:
+        shown = decode(path.read_bytes(), window)
+        options = options_for(pydicom.dcmread(path, force=True), window)
+        for number in sorted({1, len(shown)}):
+            theirs = dcmtk_shows(source, options, number, folder)
+            if theirs is None and source == path and (raw := decompressed_by_gdcm(path, folder)):
+                source = raw
+                theirs = dcmtk_shows(source, options, number, folder)
+            assert theirs is not None, "neither dcmtk nor gdcm reads it"
+            assert np.abs(shown[number - 1].astype(int) - theirs).max() <= 1
 
 
 def has_peer(path: Path) -> bool:
@@ -244,25 +253,18 @@ def has_peer(path: Path) -> bool:
     return not by_rule and unreadable_reason(path) is None and path.name not in NEITHER_READS
 
 
+def windows_of(path: Path) -> list[Window]:
+    dataset = header(path)
+    is_plain_grey = "MONOCHROME" in dataset.PhotometricInterpretation and "PixelPaddingValue" not in dataset
+    return ["first", "min-max"] if is_plain_grey else ["first"]
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("path", [path for path in PACKAGED if has_peer(path)], ids=lambda path: path.name)
 def test_every_file_of_pydicom_is_shown_as_dcmtk_or_gdcm_shows_it(path: Path, tmp_path: Path) -> None:
-    compare_with_peers(path, tmp_path)
-
-
-def is_plain_grey(path: Path) -> bool:
-    dataset = header(path)
-    return "MONOCHROME" in dataset.PhotometricInterpretation and "PixelPaddingValue" not in dataset
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-@pytest.mark.parametrize(
-    "path", [path for path in PACKAGED if has_peer(path) and is_plain_grey(path)], ids=lambda path: path.name
-)
-def test_every_grey_file_is_stretched_as_dcmtk_stretches_it(path: Path, tmp_path: Path) -> None:
-    compare_with_peers(path, tmp_path, "min-max")
+    """Grey ones also stretched from their least value to their largest."""
+    compare_with_peers(path, tmp_path, *windows_of(path))
 
 
 @pytest.mark.real
@@ -272,10 +274,8 @@ def test_every_file_of_other_projects_is_shown_as_dcmtk_or_gdcm_shows_it(
     paths = [path for path in sorted((real_data / "dicom").glob("*/*.dcm")) if path.name not in FOREIGN]
     assert len(paths) == 30
     for path in paths:
-        if has_peer(path):
-            compare_with_peers(path, tmp_path)
-        if is_plain_grey(path):
-            compare_with_peers(path, tmp_path, "min-max")
+        windows = windows_of(path) if has_peer(path) else windows_of(path)[1:]
+        compare_with_peers(path, tmp_path, *windows)
 
 
 @pytest.mark.real

@@ -17,6 +17,7 @@ answers = st.integers(1, 60).flatmap(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(answers)
 def test_evaluation_is_scikit_learn_s(pair: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:

@@ -217,6 +217,7 @@ def test_a_window_that_is_none_is_an_error(window: str) -> None:
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["caffe", "torch", "tf"])
 def test_named_rules_are_those_of_keras(mode: Any) -> None:
     from keras.applications import imagenet_utils

@@ -102,6 +102,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_server_answers_as_this_machine_does(
     protocol: str, server: dict[str, str], model: Path, pictures: Path, run: Run
@@ -147,6 +148,7 @@ def test_a_url_needs_a_protocol_and_a_host(url: str, model: Path) -> None:
         Classifier(model, server=url)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_server_that_is_not_there_is_one_message(
     protocol: str, model: Path, pictures: Path, run: Run

@@ -78,18 +78,7 @@ def test_answers_are_those_of_predict_and_bad_files_are_rows(
     assert (counts["files"], counts["images"], counts["errors"]) == (73, 73, {"ImageError": 2})
     assert sum(counts["classes"].values()) == sum(counts["scores"]) == 73
     assert {row["model_sha256"] for row in read_rows(output)} == {file_sha256(model)}
-
-    whole = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    assert len(whole) == 3
-    damaged = bytearray(whole["part-00000.parquet"])
-    damaged[200] ^= 1
-    (output / "part-00000.parquet").write_bytes(damaged)
-    (output / "part-00002.parquet").unlink()
-    (output / ".part-00002.123.parquet").write_bytes(b"PAR1")
-    again = archive(*command)
-    assert "41 files in" in again.stdout
-    assert "32 were there before" in again.stdout
-    assert {path.name: path.read_bytes() for path in output.iterdir() if "part" in path.name} == whole
+    assert len(list(output.glob("part-*"))) == 3
 
     other = archive(model, pictures, "--output", output, "--top-k", "1")
     assert other.returncode == 2

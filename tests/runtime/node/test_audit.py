@@ -113,6 +113,7 @@ def test_a_wrong_key_is_refused_in_words(tmp_path: Path) -> None:
         Checkpoints(tmp_path, key, 1.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", [False, True])
 def test_what_a_node_logs(start: Start, tmp_path: Path, named: bool) -> None:
     private, public = make_keys(tmp_path)

@@ -40,6 +40,7 @@ def refuses(folder: Path, public: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "state")
 
 
+@pytest.mark.long
 def test_a_node_runs_a_signed_bundle(start: Start, bundle: tuple[Path, Path], tmp_path: Path) -> None:
     folder, public = bundle
     manifest = verify_bundle(folder, public)
@@ -104,6 +105,7 @@ def test_two_artefacts_need_a_choice(bundle: tuple[Path, Path], tmp_path: Path) 
     assert verify_bundle(bundle[0], public)["artefact"] == "other.onnx"
 
 
+@pytest.mark.long
 def test_the_bill_of_materials_names_packages_and_model(tiny_model: Path) -> None:
     from cyclonedx.model.bom import Bom
 

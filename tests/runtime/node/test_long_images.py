@@ -37,7 +37,7 @@ def outcomes(node: Node) -> dict[str, tuple[str, str | None]]:
 
 def test_others_are_answered_between_the_frames_of_a_long_image(start: Start, tmp_path: Path) -> None:
     node = start()
-    loop = make_loop(tmp_path / "loop.dcm", 3000)
+    loop = make_loop(tmp_path / "loop.dcm", 2000)
     assert storescu(node.receiver.port, loop).returncode == 0
     wait_for(lambda: node._worker._long._open)
     images = make_series(tmp_path / "series", 4)

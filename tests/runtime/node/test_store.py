@@ -176,6 +176,7 @@ def test_files_are_numbered_by_sequence(
     assert len(list(read_lines(tmp_path / "audit"))) == 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "removed"])
 def test_a_lost_database_is_made_anew_from_the_files(start: Start, tmp_path: Path, damage: str) -> None:
     config = make_config(tmp_path)
