@@ -14,7 +14,7 @@ import numpy as np
 from brain_model import ARTEFACTS, make_model
 from commands import BIN, read_json
 from medimg.runtime.archive.run import NO_REPORTS
-from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.machine.cpus import usable_cpus
 from memory import Cost, run_measured
 from registry import SCRATCH, figure
 from speed_images import many_paths, write_pictures

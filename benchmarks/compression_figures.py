@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from commands import read_json, run_command
 from medimg.benchmarks.environment import now, read_environment
-from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import written_whole
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import read_data
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.files.plain import to_plain
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ModelSpec
 from own_split import write_split
 from registry import REAL_SETS, ROOT, SCRATCH, commit, figure
 from training_figures import fine_tuned
 
 if TYPE_CHECKING:
-    from medimg.train.answers import Answers
     from medimg.train.compression.result import Gate
+    from medimg.train.evaluation.answers import Answers
 
 NAME = "compression"
 SETTINGS = {"brain-mri": ("--epochs", "8", "--augment", "xray"), "pneumoniamnist": ("--epochs", "3")}
@@ -269,7 +269,7 @@ def _together(name: str, ratio: str) -> dict[str, Any]:
     """Judge the models of all seeds together."""
 
     def asked(model: Path, data: Path) -> "Answers":
-        from medimg.train.answers import ask
+        from medimg.train.evaluation.answers import ask
         from medimg.train.progress import Progress
 
         test, spec = read_data(data).part("test"), ModelSpec.read(model)
@@ -372,7 +372,7 @@ def _rows_of_seeds(name: str, runs: list[dict[str, Any]], together: dict[str, An
 
 def verdict(gate: dict[str, Any], max_drop: float = MAX_DROP) -> str:
     """Judge by the default bound what was measured under a wide one."""
-    from medimg.runtime.metrics import judge_drop
+    from medimg.runtime.statistics.metrics import judge_drop
 
     both = (
         judge_drop(gate["accuracy_drop"], gate["accuracy_drop_ci95"][1], max_drop),

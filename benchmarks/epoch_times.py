@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
-from medimg.train.division import Division, divide
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.train.data.array_store import open_store
+from medimg.train.data.division import Division, divide
+from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.keras_setup import Policy
-from medimg.train.options import FitOptions, Job
-from medimg.train.preparation import Prepared, prepare
 from medimg.train.progress import Progress
-from medimg.train.store import open_store
 
 FEW = 96
 """Images of the slowest training, that of all blocks."""
@@ -70,17 +70,17 @@ def _some(dataset: DataSet, images: int) -> DataSet:
 
 def _epoch_s(prepared: Prepared, job: Job, phase: int) -> float:
     """Train, and give the median of the epochs after the first."""
-    from medimg.train.finetune import train
+    from medimg.train.fitting.finetune import train
 
     return statistics.median(epoch.seconds for epoch in train(prepared, job).phases[phase].epochs[1:])
 
 
 def _without_cache_s(prepared: Prepared, job: Job) -> float:
     """Train the same head in the usual way: every image goes through the frozen base in every epoch."""
-    from medimg.train.batches import Batches
-    from medimg.train.finetune import image_transform
-    from medimg.train.networks import POOL, build, copy_weights
-    from medimg.train.phases import Plan, run_phase
+    from medimg.train.data.batches import Batches
+    from medimg.train.fitting.finetune import image_transform
+    from medimg.train.fitting.phases import Plan, run_phase
+    from medimg.train.networks.build import POOL, build, copy_weights
 
     assert prepared.base is not None
     network = build(job.options, prepared.classes, prepared.policy)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from commands import read_json
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
+from medimg.runtime.machine.cpus import usable_cpus
 from memory import Cost, run_measured
 from registry import ROOT, SCRATCH, figure
 

@@ -29,11 +29,11 @@ from commands import BIN, CommandFailedError, as_typed, read_json, run_command, 
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.codec import to_plain
 from medimg.runtime.commandline import write_json
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
-from medimg.runtime.metrics import accuracy, paired_drop_ci95, top1_agreement
+from medimg.runtime.files.plain import to_plain
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.statistics.metrics import accuracy, paired_drop_ci95, top1_agreement
 from registry import FIGURES, REAL_SETS, ROOT, Figure, commit, figure
 from training_figures import fine_tuned, trained_by
 

@@ -11,17 +11,17 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import read_data
-from medimg.runtime.spec import JpegRule
-from medimg.train.base import PretrainedBase
-from medimg.train.cache import DecodedImages, cache_images
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import JpegRule
+from medimg.train.data.array_store import open_store
+from medimg.train.data.decoded_images import DecodedImages, cache_images
+from medimg.train.data.parts import Part, Parts
+from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_setup import choose_policy, start_keras
-from medimg.train.networks import POOL
-from medimg.train.options import FitOptions, Job
-from medimg.train.parts import Part, Parts
+from medimg.train.networks.build import POOL
 from medimg.train.progress import Progress
-from medimg.train.store import open_store
 
 
 def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> NDArray[np.bool_]:

@@ -25,15 +25,15 @@ from medimg.benchmarks.percentiles import summarise
 from medimg.runtime.backends import Probabilities, availability_of
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.commandline import write_json
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import load_batches, read_data
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.cuda import Cuda, Device, Resources
 from medimg.runtime.engines.make import make_engine
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import MedimgError
-from medimg.runtime.metrics import top1_agreement
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.machine.cuda import Cuda, Device, Resources
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics.metrics import top1_agreement
 
 SCHEMA = 1
 SUFFIXES = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}

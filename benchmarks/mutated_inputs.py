@@ -31,11 +31,11 @@ import pydicom
 from numpy.typing import NDArray
 
 from figures import write_figure
-from medimg.runtime.codec import to_plain
 from medimg.runtime.errors import ImageError
-from medimg.runtime.headers import PNG_SIGNATURE
-from medimg.runtime.images import load_frames
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.files.plain import to_plain
+from medimg.runtime.images.headers import PNG_SIGNATURE
+from medimg.runtime.images.load import load_frames
+from medimg.runtime.model.spec import ImageRule
 from registry import Figure
 
 NAME = "mutated-inputs"

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from medimg.runtime.data import DataSet, Sample, read_data, stratified_split
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.model.spec import ImageRule
 
 TEST_SHARE = 1 / 2
 
@@ -27,7 +27,7 @@ def without_copies(dataset: DataSet) -> DataSet:
     """Leave out every image whose picture, nearly so, stands earlier."""
     import numpy as np
 
-    from medimg.train.duplicates import NEAR_BITS, picture_hash
+    from medimg.train.data.duplicates import NEAR_BITS, picture_hash
 
     kept: list[Sample] = []
     hashes = np.empty((0, 4), np.uint64)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, Sample, load_batches, read_data
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ImageRule
 
 Batches = Iterator[NDArray[Any]]
 
@@ -56,7 +56,7 @@ def by_medimg(model: Path, samples: tuple[Sample, ...], rule: ImageRule, out: Pa
     from medimg.export.equalize import equalize
     from medimg.export.int8 import EQUALIZING_IMAGES
     from medimg.export.to_int8 import to_int8
-    from medimg.runtime.containers import open_onnx
+    from medimg.runtime.model.containers import open_onnx
 
     clock = Clock()
     network = graph.check(onnx.load_from_string(open_onnx(model).content))

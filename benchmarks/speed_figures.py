@@ -17,10 +17,10 @@ from brain_model import ARTEFACTS, MODEL, make_model
 from commands import BIN, run_script
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier, Input
-from medimg.runtime.cpus import usable_cpus
-from medimg.runtime.images import load_image
-from medimg.runtime.metrics import paired_drop_ci95
-from medimg.runtime.spec import ImageRule, JpegRule
+from medimg.runtime.images.load import load_image
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ImageRule, JpegRule
+from medimg.runtime.statistics.metrics import paired_drop_ci95
 from memory import run_measured
 from registry import SCRATCH, figure
 from speed_images import many_paths, real_pictures, write_enlarged_set, write_pictures

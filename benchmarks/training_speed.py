@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import run_script
-from medimg.runtime.cpus import usable_cpus
+from medimg.runtime.machine.cpus import usable_cpus
 from registry import figure
 
 IMAGES = "images/brain-mri"

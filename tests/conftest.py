@@ -55,8 +55,8 @@ def _group(item: pytest.Item) -> str:
 
 
 def _has_gpu() -> bool:
-    from medimg.runtime.engines.cuda import Cuda
     from medimg.runtime.errors import MedimgError
+    from medimg.runtime.machine.cuda import Cuda
 
     try:
         return Cuda().count() > 0
@@ -137,8 +137,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Keras classifier of 32 px with a spec, for tests of everything but accuracy."""
     import keras
 
-    from medimg.runtime.containers import write_spec
-    from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+    from medimg.runtime.model.containers import write_spec
+    from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 
     keras.utils.set_random_seed(0)
     layers = keras.layers

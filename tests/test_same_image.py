@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, Sample
-from medimg.runtime.spec import ImageRule
-from medimg.train.cache import cache_images
-from medimg.train.options import FitOptions, Job
+from medimg.runtime.model.spec import ImageRule
+from medimg.train.data.array_store import ArrayStore
+from medimg.train.data.decoded_images import cache_images
+from medimg.train.fitting.options import FitOptions, Job
 from medimg.train.progress import Progress
-from medimg.train.store import ArrayStore
 
 SIZE = 32
 

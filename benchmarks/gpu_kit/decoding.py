@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from medimg.runtime.gpu_images import GpuDecoder
+    from medimg.runtime.images.gpu import GpuDecoder
 
 Add = Callable[[str, object], None]
 COPIES, DAMAGED, BATCH = 4, 300, 64
@@ -26,9 +26,9 @@ def measure_decoding(paths: Sequence[Path], scratch: Path, add: Add) -> None:
         add: keeps a figure.
     """
     from gpu_kit.steps import timed
-    from medimg.runtime.gpu_images import open_decoder
-    from medimg.runtime.images import load_image
-    from medimg.runtime.spec import ImageRule
+    from medimg.runtime.images.gpu import open_decoder
+    from medimg.runtime.images.load import load_image
+    from medimg.runtime.model.spec import ImageRule
 
     rule = ImageRule(224, 224)
     decoder = open_decoder("gpu:0", rule)
@@ -52,8 +52,8 @@ def measure_decoding(paths: Sequence[Path], scratch: Path, add: Add) -> None:
 def _damaged(decoder: "GpuDecoder", contents: Sequence[bytes], scratch: Path) -> dict[str, int]:
     """Flip bits within the scan of files; count how card and processors answer."""
     from medimg.runtime.errors import ImageError
-    from medimg.runtime.images import load_image
-    from medimg.runtime.spec import ImageRule
+    from medimg.runtime.images.load import load_image
+    from medimg.runtime.model.spec import ImageRule
 
     generator = np.random.default_rng(0)
     counted: Counter[str] = Counter()

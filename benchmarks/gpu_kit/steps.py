@@ -174,7 +174,7 @@ def memory(report: Report, seconds: float) -> None:
     import resource
 
     from medimg.runtime import Classifier
-    from medimg.runtime.engines.cuda import Cuda
+    from medimg.runtime.machine.cuda import Cuda
 
     cuda, paths = Cuda(), sorted((KIT / IMAGES).glob("*.jpg")) * 32
     with Classifier(artefact("vgg16.fp16.onnx"), device="gpu:0") as classifier:
@@ -242,8 +242,8 @@ def _drawn(values: dict[str, Any]) -> Drawn:
 
 def kit_images(rows: int, columns: int) -> NDArray[np.uint8]:
     """Decode the kit's images: `(images, rows, columns, 3)` uint8 RGB."""
-    from medimg.runtime.images import load_image
-    from medimg.runtime.spec import ImageRule
+    from medimg.runtime.images.load import load_image
+    from medimg.runtime.model.spec import ImageRule
 
     rule = ImageRule(rows, columns)
     return np.stack([load_image(path, rule) for path in sorted((KIT / IMAGES).glob("*.jpg"))])

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import ModelSpec
 from peers.timed import print_timed
 
 

@@ -22,7 +22,7 @@ from medimg.benchmarks.exports import markdown_table
 from medimg.benchmarks.table import digits
 from medimg.runtime.backends import availability
 from medimg.runtime.data import read_data
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from registry import ROOT, SCRATCH, figure
 
 DOCS = ROOT / "docs" / "benchmarks.md"

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 
 # The scripts outside the wheel import one another by name, as Python does for a script's own folder.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -25,7 +25,7 @@ def tiny_artefact(tmp_path_factory: pytest.TempPathFactory, tiny_spec: ModelSpec
     """A real ONNX classifier of a few weights, with the contract's input, output and medimg entry."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from medimg.runtime.containers import embed_in_onnx
+    from medimg.runtime.model.containers import embed_in_onnx
 
     weights = np.random.default_rng(0).normal(size=(3, 3, 1, 1)).astype(np.float32)
     nodes = [

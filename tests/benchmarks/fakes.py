@@ -18,8 +18,8 @@ from medimg.benchmarks.percentiles import summarise
 from medimg.benchmarks.pipeline import Pipeline
 from medimg.benchmarks.queries import make_queries
 from medimg.benchmarks.results import STAGES, Benchmark, Run, ScenarioName, Validity, WarmUp
-from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
 
 MACHINE = Environment(
     started="2026-01-01T00:00:00+00:00",

@@ -95,7 +95,7 @@ def test_as_good_is_what_the_page_says(found: dict[str, object], as_good: bool) 
 
 def test_an_image_of_several_seeds_is_drawn_with_all_that_was_said_of_it() -> None:
     from medimg.runtime.data import Sample
-    from medimg.train.answers import Answers
+    from medimg.train.evaluation.answers import Answers
 
     def answers(right: int) -> Answers:
         """Of a hundred images so many are right, the first ones."""

@@ -20,8 +20,8 @@ from medimg.benchmarks.sensors import (
     open_gpu,
 )
 from medimg.runtime.errors import MissingDependencyError
-from medimg.runtime.telemetry.nvml import GpuSample
-from medimg.runtime.telemetry.tegrastats import parse_line
+from medimg.runtime.machine.nvml import GpuSample
+from medimg.runtime.machine.tegrastats import parse_line
 
 CPU = "sys/devices/system/cpu"
 RAPL = "sys/class/powercap"

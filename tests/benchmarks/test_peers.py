@@ -15,7 +15,7 @@ from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import make_queries
 from medimg.benchmarks.results import ScenarioName
 from medimg.benchmarks.system import System
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from peers import table
 
 

@@ -15,10 +15,10 @@ from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.results import STAGES
 from medimg.benchmarks.table import show
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.codec import to_plain
-from medimg.runtime.containers import embed_in_onnx, open_onnx
 from medimg.runtime.errors import BackendError, DataError, MissingDependencyError, ModelError, UsageError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.files.plain import to_plain
+from medimg.runtime.model.containers import embed_in_onnx, open_onnx
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 
 RUN_KEYS = [
     "scenario",

@@ -16,8 +16,8 @@ from medimg.benchmarks.queries import make_queries
 from medimg.benchmarks.results import STAGES, ScenarioName
 from medimg.benchmarks.system import System
 from medimg.runtime.errors import BackendError, UsageError
-from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
 
 FOLLOWING: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline")
 ALL: tuple[ScenarioName, ...] = (*FOLLOWING, "server")

@@ -19,9 +19,9 @@ from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep import find_artefacts, run_sweep
 from medimg.benchmarks.sweep_exports import render, show_sweep, to_csv, to_markdown
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
-from medimg.runtime.containers import embed_in_onnx, open_onnx
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import Verification
+from medimg.runtime.model.containers import embed_in_onnx, open_onnx
+from medimg.runtime.model.spec import Verification
 
 BENCHMARK = result(run_of(np.full(50, 1.0)))
 

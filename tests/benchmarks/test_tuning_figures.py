@@ -3,7 +3,7 @@ from pathlib import Path
 import tuning_figures
 from medimg.runtime.data import read_data
 from medimg.train import FitOptions, simulate
-from medimg.train.search_space import read_space
+from medimg.train.tuning.search_space import read_space
 
 
 def test_both_sides_get_the_same_division(tmp_path: Path) -> None:

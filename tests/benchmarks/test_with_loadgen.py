@@ -23,8 +23,8 @@ from medimg.benchmarks.results import ScenarioName, Validity
 from medimg.benchmarks.system import System
 from medimg.benchmarks.validity import upper_bound
 from medimg.runtime.errors import BackendError
-from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
 
 ALL: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline", "server")
 SERVICE_S = 0.002

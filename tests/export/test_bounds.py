@@ -9,7 +9,7 @@ import pytest
 from medimg.export import pipeline
 from medimg.export.bounds import within_allowance
 from medimg.export.errors import SourceError
-from medimg.runtime import memory
+from medimg.runtime.machine import memory
 
 
 def probe_often(folder: Path) -> None:

@@ -18,7 +18,7 @@ from medimg.runtime.archive.worker import numbered
 from medimg.runtime.classifier import Classifier, InputError, Prediction
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 
 NUMBERS = tuple(str(number) for number in range(12))
 TEXT = tuple(sorted(NUMBERS))

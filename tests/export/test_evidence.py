@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medimg.export.errors import PreprocessingError
 from medimg.export.evidence import SCALINGS, Evidence, find_preprocessing
 from medimg.runtime.data import DataSet, Sample
-from medimg.runtime.spec import ColorOrder, ImageRule, Intensity, IntensityName, ResizeRule
+from medimg.runtime.model.spec import ColorOrder, ImageRule, Intensity, IntensityName, ResizeRule
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 CLASSES = 5

@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from medimg.export.errors import SourceError
 from medimg.export.sources import load_source
-from medimg.runtime import memory
+from medimg.runtime.machine import memory
 
 FLOAT = TensorProto.FLOAT
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]

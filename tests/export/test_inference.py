@@ -26,10 +26,10 @@ from medimg.export.synthetic import synthetic_images
 from medimg.export.to_fp16 import to_fp16
 from medimg.export.to_onnx import convert
 from medimg.runtime.backends import Probabilities, choose_backend
-from medimg.runtime.containers import Artefact
 from medimg.runtime.errors import MedimgError, UsageError
-from medimg.runtime.probabilities import as_probabilities, with_temperature
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks.probabilities import as_probabilities, with_temperature
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
 Tensor = Any

@@ -15,7 +15,7 @@ import pytest
 from medimg.export import export_model
 from medimg.export.errors import SourceError
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 
 pytestmark = pytest.mark.real
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"

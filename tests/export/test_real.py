@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime import metrics
 from medimg.runtime.backends import NAMES
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, load_batches, read_data
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics import metrics
 
 pytestmark = pytest.mark.real
 AGREEMENT_OF_INT8 = 0.96

@@ -19,7 +19,7 @@ from medimg.export import graph
 from medimg.export.errors import SourceError
 from medimg.export.sources import Request, load_source
 from medimg.export.sources.framework import FrameworkSource
-from medimg.runtime.model_process import sense
+from medimg.runtime.model.process import sense
 
 LAYERS = keras.layers
 SIZE = (16, 16, 3)

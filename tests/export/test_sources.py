@@ -21,8 +21,8 @@ from medimg.export.errors import SourceError
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.sources import Request, Source, load_source
 from medimg.runtime.errors import UsageError
-from medimg.runtime.keras_files.configuration import foreign, without_training
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.keras_files.configuration import foreign, without_training
+from medimg.runtime.model.spec import ModelSpec
 
 LAYERS = keras.layers
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")

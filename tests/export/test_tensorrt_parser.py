@@ -16,15 +16,15 @@ import pytest
 
 from medimg.export import export_model
 from medimg.export.to_int8 import lint
-from medimg.runtime.containers import embed_in_onnx, open_onnx, write_spec
 from medimg.runtime.engines import builder, library
 from medimg.runtime.engines.builder import BuildOptions, Built
 from medimg.runtime.engines.layers import Executed, compare
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import BackendError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
-from medimg.train import networks
-from medimg.train.options import ARCHS, FitOptions
+from medimg.runtime.model.containers import embed_in_onnx, open_onnx, write_spec
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.train.fitting.options import ARCHS, FitOptions
+from medimg.train.networks import build as networks
 
 pytestmark = [
     # It keeps the calls of the timing cache, and says that they do nothing in it.

@@ -15,11 +15,11 @@ from tritonclient.grpc import model_config_pb2
 
 from medimg.export import to_triton
 from medimg.export.to_triton import ServingOptions, build_repository
-from medimg.runtime.containers import embed_in_onnx, file_sha256, open_onnx
 from medimg.runtime.engines.golden import Golden, write_golden
-from medimg.runtime.engines.plan import BatchProfile, EngineRecord, write_plan
 from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.containers import embed_in_onnx, file_sha256, open_onnx
+from medimg.runtime.model.plan import BatchProfile, EngineRecord, write_plan
+from medimg.runtime.model.spec import Intensity
 
 Run = Callable[..., Any]
 TINY = runpy.run_path(str(Path(__file__).parents[1] / "runtime" / "node" / "tiny_model.py"))

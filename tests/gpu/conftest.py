@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.backends import availability_of
-from medimg.runtime.engines.plan import BatchProfile
-from medimg.runtime.images import load_image
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.images.load import load_image
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import ModelSpec
 
 SUFFIXES = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 LABELS = ("cyst", "normal", "solid")

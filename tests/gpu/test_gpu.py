@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from medimg.runtime import Classifier
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.engines.make import EngineFile, make_engine
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import BackendError, IntegrityError, UsageError
-from medimg.runtime.metrics import top1_agreement
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.statistics.metrics import top1_agreement
 
 pytestmark = pytest.mark.gpu
 Images = NDArray[np.uint8]

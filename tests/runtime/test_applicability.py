@@ -9,10 +9,10 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 
 from medimg.benchmarks.queries import read_queries
-from medimg.runtime.applicability import require_applicable
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import DataError, ImageError, ModelError, NotApplicableError
-from medimg.runtime.spec import Allowed, ImageRule
+from medimg.runtime.model.applicability import require_applicable
+from medimg.runtime.model.spec import Allowed, ImageRule
 
 
 def scan(path: Path, modality: str | None = "CT", body_part: str | None = "CHEST") -> Path:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from medimg.runtime import classifier as classifier_module
 from medimg.runtime.backends import NAMES, Tuning
 from medimg.runtime.classifier import Classifier, best_classes
-from medimg.runtime.containers import embed_in_onnx, open_onnx
 from medimg.runtime.errors import (
     BackendError,
     ImageError,
@@ -24,7 +23,8 @@ from medimg.runtime.errors import (
     NoSpecError,
     UsageError,
 )
-from medimg.runtime.spec import ImageRule, Intensity
+from medimg.runtime.model.containers import embed_in_onnx, open_onnx
+from medimg.runtime.model.spec import ImageRule, Intensity
 
 
 @pytest.fixture(scope="module")

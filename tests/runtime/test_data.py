@@ -20,11 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medimg.runtime import data_medmnist
-from medimg.runtime.data import DataSet, Sample, Task, load_batches, read_data, stratified_split, walk_images
+from medimg.runtime.data import (
+    DataSet,
+    Sample,
+    Task,
+    load_batches,
+    read_data,
+    stratified_split,
+    walk_images,
+)
+from medimg.runtime.data import medmnist as medmnist_module
 from medimg.runtime.errors import DataError, ImageError
-from medimg.runtime.images import load_image, prepare
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images.load import load_image, prepare
+from medimg.runtime.model.spec import ImageRule
 
 RULE = ImageRule(8, 10)
 
@@ -453,7 +461,7 @@ def test_an_array_that_lies_about_its_shape(cifar: Callable[..., Path]) -> None:
 def test_damaged_cifar_batches_have_a_reason(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from medimg.runtime.data_cifar import read_batch
+    from medimg.runtime.data.cifar import read_batch
 
     content = bytearray(cifar_batch([0, 1], python2=False, data=ZEROS[:, :3072]))
     skeleton = [index for index, byte in enumerate(content) if byte != 0]
@@ -543,7 +551,7 @@ def own_memory() -> int:
 
 
 def test_large_archives_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_medmnist, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(medmnist_module, "MAX_BYTES_IN_MEMORY", 0)
     path = medmnist(tmp_path / "a.npz", train_images=GREYS, train_labels=BINARY)
     shown = [sample.load(ImageRule(28, 28))[..., 0] for sample in read_data(path).samples]
     np.testing.assert_array_equal(np.stack(shown), GREYS)
@@ -643,13 +651,13 @@ def test_archives_that_would_cost_much(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(data_medmnist._Array, "read", lambda *_: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(medmnist_module._Array, "read", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(DataError, match=reason):
         read_data(packed(tmp_path / "a.npz", **members), task=task)
 
 
 def test_an_archive_for_which_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_medmnist, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(medmnist_module, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(DataError, match="No space left on device"):
         read_data(medmnist(tmp_path / "a.npz", train_images=GREYS, train_labels=BINARY))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from medimg.runtime.decoder_pool import DecoderPool
 from medimg.runtime.errors import ImageError
+from medimg.runtime.images.decoder_pool import DecoderPool
 
 TASK = """
 import os, signal, time
@@ -273,6 +273,6 @@ def test_workers_end_with_their_parent(end: str, pool: DecoderPool, tmp_path: Pa
 
 def test_a_worker_imports_little() -> None:
     """What a worker holds is the standard library and its task."""
-    code = "import sys, medimg.runtime.decoder_worker, medimg.runtime.gdcm_frames\nprint(*sys.modules)"
+    code = "import sys; from medimg.runtime.images import decoder_worker, gdcm_frames; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"numpy", "cv2", "pydicom"}.isdisjoint(done.stdout.split())

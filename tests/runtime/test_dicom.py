@@ -34,13 +34,13 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from medimg.runtime import dicom
-from medimg.runtime.dicom import files as dicom_files
-from medimg.runtime.dicom import frames
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames, load_image, prepare, read_patient, read_size
-from medimg.runtime.limits import Limits
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images import dicom
+from medimg.runtime.images.dicom import files as dicom_files
+from medimg.runtime.images.dicom import frames
+from medimg.runtime.images.limits import Limits
+from medimg.runtime.images.load import load_frames, load_image, prepare, read_patient, read_size
+from medimg.runtime.model.spec import ImageRule
 
 
 def is_dicom(path: Path) -> bool:

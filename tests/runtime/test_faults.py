@@ -16,7 +16,7 @@ import pytest
 from medimg.runtime import backends
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import ModelError
-from medimg.runtime.paths import walk_images
+from medimg.runtime.files.paths import walk_images
 
 PROGRAM = Path(sys.executable).with_name("medimg-run")
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from medimg.runtime import memory
 from medimg.runtime.backends import NAMES, choose_backend
-from medimg.runtime.containers import embed_in_onnx, open_onnx
 from medimg.runtime.errors import BackendError, ModelError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.machine import memory
+from medimg.runtime.model.containers import embed_in_onnx, open_onnx
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 
 SPEC = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("unit"))
 TRUE = numpy_helper.from_array(np.array(True), "true")

@@ -22,8 +22,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames, read_size
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images.load import load_frames, read_size
+from medimg.runtime.model.spec import ImageRule
 
 Pixels = NDArray[Any]
 Random = np.random.Generator

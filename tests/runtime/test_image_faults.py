@@ -18,10 +18,10 @@ import pytest
 import tifffile
 
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames, load_image, read_patient, read_size
-from medimg.runtime.limits import Limits
-from medimg.runtime.spec import ImageRule
-from medimg.runtime.stderr_capture import StderrCapture
+from medimg.runtime.images.limits import Limits
+from medimg.runtime.images.load import load_frames, load_image, read_patient, read_size
+from medimg.runtime.images.stderr_capture import StderrCapture
+from medimg.runtime.model.spec import ImageRule
 
 ANY_SIZE = ImageRule(32, 32)
 SMOOTH = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8), (0, 0), 2)
@@ -146,7 +146,7 @@ def test_each_strip_gives_all_its_pixels_or_an_error(codec: str, damage: str, tm
 @pytest.mark.parametrize("size", [1, 2, 3, 63, 64, 65, 4097, 100_000])
 @pytest.mark.parametrize("codec", [5, 32773])
 def test_strips_of_any_size_are_unpacked(codec: int, size: int) -> None:
-    from medimg.runtime import tiff_codecs
+    from medimg.runtime.images import tiff_codecs
 
     encode = imagecodecs.lzw_encode if codec == 5 else imagecodecs.packbits_encode
     data = [np.random.default_rng(seed).integers(0, 9, size, np.uint8).tobytes() for seed in range(3)]
@@ -269,8 +269,8 @@ def test_channels_and_bytes_a_sample_count_as_pixels_do(tmp_path: Path) -> None:
 def test_decoding_floats_takes_little_more_than_they_do(tmp_path: Path) -> None:
     path = written(tmp_path, "a.tif", flat_tiff(2048, 3, 32))
     code = (
-        "import resource, sys; from medimg.runtime.images import load_image; "
-        "from medimg.runtime.spec import ImageRule; peak = lambda: resource.getrusage(0).ru_maxrss; "
+        "import resource, sys; from medimg.runtime.images.load import load_image; "
+        "from medimg.runtime.model.spec import ImageRule; peak = lambda: resource.getrusage(0).ru_maxrss; "
         "before = peak(); load_image(sys.argv[1], ImageRule(32, 32)); print(peak() - before)"
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)

@@ -21,9 +21,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import ImageError, UsageError
-from medimg.runtime.images import load_frames, load_image, prepare
-from medimg.runtime.limits import Limits
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images.limits import Limits
+from medimg.runtime.images.load import load_frames, load_image, prepare
+from medimg.runtime.model.spec import ImageRule
 
 ROWS, COLUMNS = 40, 60
 SAME_SIZE = ImageRule(ROWS, COLUMNS)

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from medimg.runtime.bounded import Bounds, call
 from medimg.runtime.errors import ModelError
-from medimg.runtime.keras_files import reading
-from medimg.runtime.keras_files.configuration import parse
+from medimg.runtime.machine.bounded import Bounds, call
+from medimg.runtime.model.keras_files import reading
+from medimg.runtime.model.keras_files.configuration import parse
 
 MB = 2**20
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from medimg.runtime import metrics
+from medimg.runtime.statistics import metrics
 
 LABELS = ("cyst", "normal", "solid")
 answers = st.integers(1, 60).flatmap(

@@ -9,9 +9,9 @@ import pytest
 from medimg.runtime.backends import with_tensorrt
 from medimg.runtime.doctor import Findings, examine
 from medimg.runtime.engines import library
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.errors import MissingDependencyError
-from medimg.runtime.nvidia import look
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.machine.nvidia import look
 
 DRIVER = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:07:19 UTC 2026
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)

@@ -17,8 +17,8 @@ from medimg.runtime.backends.with_onnxruntime import (
     _run_bound,
     require_shapes_alone_on_cpu,
 )
-from medimg.runtime.containers import Artefact, open_onnx
 from medimg.runtime.errors import BackendError, GpuMemoryError
+from medimg.runtime.model.containers import Artefact, open_onnx
 
 
 @pytest.fixture

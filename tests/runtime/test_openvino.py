@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medimg.runtime.backends.with_openvino import OpenVinoBackend
-from medimg.runtime.containers import open_artefact
+from medimg.runtime.model.containers import open_artefact
 
 PROGRAM = """
 import sys, threading

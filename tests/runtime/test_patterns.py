@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medimg.runtime import patterns
 from medimg.runtime.data import DataSet, Sample
+from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError
-from medimg.runtime.patients import with_patients
-from medimg.runtime.patterns import fault_of_pattern, find_parts
+from medimg.runtime.files import patterns
+from medimg.runtime.files.patterns import fault_of_pattern, find_parts
 
 
 @given(pattern=st.text("ab(?P<patient>.*+[]{}1,9\\|^$)", max_size=30))

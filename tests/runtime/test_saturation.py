@@ -6,8 +6,8 @@ import pytest
 
 from medimg.runtime import backends
 from medimg.runtime.backends import choose_backend
-from medimg.runtime.cpus import saturates_in_int8
-from medimg.runtime.spec import Precision
+from medimg.runtime.machine.cpus import saturates_in_int8
+from medimg.runtime.model.spec import Precision
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.scratch import remove_left_behind, temporary_folder
+from medimg.runtime.files.scratch import remove_left_behind, temporary_folder
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_folder_is_private_and_goes_at_the_end(place: Path) -> None:
 
 def test_what_a_killed_run_left_goes_and_what_a_living_one_uses_stays(place: Path) -> None:
     code = (
-        "import time; from medimg.runtime.scratch import temporary_folder\n"
+        "import time; from medimg.runtime.files.scratch import temporary_folder\n"
         "with temporary_folder('test') as folder:\n"
         "    (folder / 'patient').touch(); print(flush=True); time.sleep(60)"
     )

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.describe import describe
 from medimg.runtime.errors import ModelError
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import (
+from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.model.describe import describe
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import (
     SCHEMA,
     Allowed,
     ColorOrder,

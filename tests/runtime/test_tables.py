@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medimg.runtime.errors import DataError
-from medimg.runtime.tables import table_rows
+from medimg.runtime.files.tables import table_rows
 
 _CELL = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medimg.runtime.errors import BackendError, MissingDependencyError, UsageError
-from medimg.runtime.telemetry.nvml import Gpu, GpuSample, Nvml
-from medimg.runtime.telemetry.tegrastats import TegraSample, parse_line, watch
+from medimg.runtime.machine.nvml import Gpu, GpuSample, Nvml
+from medimg.runtime.machine.tegrastats import TegraSample, parse_line, watch
 
 LINES = (Path(__file__).parent / "fakes" / "tegrastats.txt").read_text().splitlines()
 RECORDED = {board: line for board, _, line in (text.partition(": ") for text in LINES)}

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medimg.runtime.errors import UsageError
+from medimg.runtime.files.text_files import read_labels, read_text, read_toml
 from medimg.runtime.node.config import read_config
-from medimg.runtime.text_files import read_labels, read_text, read_toml
 
 NAME = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=9)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.writing import replaced, require_writable
+from medimg.runtime.files.writing import replaced, require_writable
 
 
 def write(path: Path, content: bytes = b"new") -> None:
@@ -95,7 +95,7 @@ def test_a_device_stays_one(name: str, tmp_path: Path) -> None:
 def test_an_open_file_is_written_to_and_not_replaced(name: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")
     program = (
-        "import sys; from pathlib import Path; from medimg.runtime.writing import replaced\n"
+        "import sys; from pathlib import Path; from medimg.runtime.files.writing import replaced\n"
         "print('before', flush=True)\n"
         f"with replaced(Path({name!r})) as temporary: temporary.write_text('new\\n')\n"
         "print('after')"

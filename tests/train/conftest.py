@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, Task, read_data
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 from medimg.train import FitOptions, FitResult, Usage, fit, simulate
-from medimg.train.answers import Answers, one_hot
+from medimg.train.evaluation.answers import Answers, one_hot
 from medimg.train.keras_files import save
-from medimg.train.network_options import NetworkOptions
+from medimg.train.networks.options import NetworkOptions
 
 COLORS = ("red", "green", "blue")
 

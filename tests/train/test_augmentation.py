@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.preprocess import Images
-from medimg.train.augmentation import (
+from medimg.runtime.model.preprocess import Images
+from medimg.train.data.augmentation import (
     NO_AUGMENTATION,
     PRESETS,
     Augmentation,
@@ -15,7 +15,7 @@ from medimg.train.augmentation import (
     augment,
     read_augmentation,
 )
-from medimg.train.contact_sheet import write_contact_sheet
+from medimg.train.data.contact_sheet import write_contact_sheet
 
 
 @pytest.fixture(scope="module")

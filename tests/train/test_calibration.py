@@ -10,11 +10,11 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from medimg.runtime.containers import write_spec
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
+from medimg.runtime.model.containers import write_spec
+from medimg.runtime.model.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
 from medimg.train import FitResult, Usage, calibrate, evaluate
-from medimg.train.evaluation_summary import WIDTH, calibration_lines
+from medimg.train.evaluation.summary import WIDTH, calibration_lines
 from medimg.train.keras_files import load_float32, rewrite_spec
 
 Run = Callable[..., "CompletedProcess[str]"]
@@ -108,7 +108,7 @@ def test_the_test_part_chooses_nothing_unless_told(model: Path, colored: Path) -
 def test_without_a_part_val_the_images_are_those_that_fit_held_out(model: Path, colored: Path) -> None:
     from medimg.runtime.data import read_data
     from medimg.train import FitOptions
-    from medimg.train.division import divide
+    from medimg.train.data.division import divide
 
     lines = [line for line in colored.read_text().splitlines() if ",val," not in line]
     table = colored.with_name("without-val.csv")

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, UsageError
-from medimg.train.cache import DecodedImages, cache_images
-from medimg.train.checking import check
 from medimg.train.cli import cli
-from medimg.train.duplicates import NEAR_BITS, Duplicates, find_duplicates, fingerprints, picture_hash
-from medimg.train.options import FitOptions, Job
+from medimg.train.data.array_store import ArrayStore
+from medimg.train.data.check import check
+from medimg.train.data.decoded_images import DecodedImages, cache_images
+from medimg.train.data.duplicates import NEAR_BITS, Duplicates, find_duplicates, fingerprints, picture_hash
+from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.summary import data_lines
 from medimg.train.progress import Progress
-from medimg.train.simulation import simulate_image
-from medimg.train.store import ArrayStore
-from medimg.train.summary import data_lines
+from medimg.train.simulation.simulate import simulate_image
 
 SIZE = 64
 OPTIONS = FitOptions(image_size=SIZE)

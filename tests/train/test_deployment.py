@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from medimg.runtime.data import read_data
-from medimg.train import FitOptions, TuneOptions, deployment, tuning_trials
-from medimg.train.deployment import Deployment, Judges, measure, time_singles, write_judges
+from medimg.train import FitOptions, TuneOptions
+from medimg.train.data.parts import Part
 from medimg.train.errors import DeploymentError
-from medimg.train.parts import Part
-from medimg.train.tuning_trials import TrialRunner, validation_figures
+from medimg.train.tuning import deployment
+from medimg.train.tuning import trials as tuning_trials
+from medimg.train.tuning.deployment import Deployment, Judges, measure, time_singles, write_judges
+from medimg.train.tuning.trials import TrialRunner, validation_figures
 
 LABELS = ("cyst", "normal", "solid")
 

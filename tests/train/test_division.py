@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medimg.runtime.data import DataSet, Sample, Split, read_data
+from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.patients import with_patients
-from medimg.train.balance import balanced_order, class_weights, image_weights
-from medimg.train.division import divide, read_division, read_labelled
-from medimg.train.options import FitOptions
-from medimg.train.secondary_capture import write_secondary_capture
+from medimg.train.data.balance import balanced_order, class_weights, image_weights
+from medimg.train.data.division import divide, read_division, read_labelled
+from medimg.train.fitting.options import FitOptions
+from medimg.train.simulation.secondary_capture import write_secondary_capture
 
 
 def picture(path: Path, level: int = 50) -> Path:

@@ -8,9 +8,9 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
 from medimg.train import FitResult, evaluate
-from medimg.train.answers import ask
+from medimg.train.evaluation.answers import ask
 from medimg.train.keras_files import load_float32, save
 from medimg.train.progress import Progress
 

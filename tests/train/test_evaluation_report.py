@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.bootstrap import Estimate, Resamples
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
-from medimg.train.answers import Answers
-from medimg.train.evaluation import ModelEvaluation, count
-from medimg.train.evaluation_report import PATIENT_IMAGES, mistake_blocks, render
-from medimg.train.evaluation_summary import COLLAPSED, WIDTH, evaluation_lines
-from medimg.train.heatmaps import NO_POOLED_HEAD, Maps
-from medimg.train.operating_points import choose_point, measure_point
-from medimg.train.reliability import measure_reliability
-from medimg.train.scores import score
-from medimg.train.subgroups import measure_subgroups
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.statistics.bootstrap import Estimate, Resamples
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.evaluate import ModelEvaluation, count
+from medimg.train.evaluation.heatmaps import NO_POOLED_HEAD, Maps
+from medimg.train.evaluation.operating_points import choose_point, measure_point
+from medimg.train.evaluation.reliability import measure_reliability
+from medimg.train.evaluation.report import PATIENT_IMAGES, mistake_blocks, render
+from medimg.train.evaluation.scores import score
+from medimg.train.evaluation.subgroups import measure_subgroups
+from medimg.train.evaluation.summary import COLLAPSED, WIDTH, evaluation_lines
 
 Made = Callable[..., Answers]
 HOSTILE = "<img src=x onerror=document.title='owned'> $x$"

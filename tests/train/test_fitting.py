@@ -7,14 +7,14 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from medimg.train import FitOptions, FitResult, fit
-from medimg.train.answers import keras_answer
-from medimg.train.division import divide
+from medimg.train.data.division import divide
 from medimg.train.errors import DivergedError, WeightsError
+from medimg.train.evaluation.answers import keras_answer
+from medimg.train.fitting.options import Arch
+from medimg.train.fitting.summary import fit_lines
 from medimg.train.keras_files import load_float32
-from medimg.train.options import Arch
-from medimg.train.summary import fit_lines
 
 
 @pytest.fixture(params=["scratch", "fine_tuned"])
@@ -53,8 +53,8 @@ def test_printed_figures_are_those_of_the_saved_model(result: FitResult, simulat
 
 
 def test_training_moves_what_each_phase_may_move(fine_tuned: FitResult, base_weights: Path) -> None:
-    from medimg.train.networks import build
-    from medimg.train.weights import load_weights
+    from medimg.train.networks.build import build
+    from medimg.train.networks.weights import load_weights
 
     before = build(fine_tuned.options, 4, "float32")
     load_weights(before, base_weights)

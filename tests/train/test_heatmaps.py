@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import Intensity, ModelSpec
-from medimg.train.answers import Answers
-from medimg.train.heatmaps import NO_POOLED_HEAD, found_maps, keras_maps
-from medimg.train.mistakes import overlay, worst_mistakes
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import Intensity, ModelSpec
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.heatmaps import NO_POOLED_HEAD, found_maps, keras_maps
+from medimg.train.evaluation.mistakes import overlay, worst_mistakes
 
 Made = Callable[..., Answers]
 UNIT = Intensity.named("unit")

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from medimg.runtime.errors import ModelError
-from medimg.train import keras_process
-from medimg.train.calibration import calibrate
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import read_parent
 from medimg.train.errors import WeightsError
-from medimg.train.evaluation import evaluate
+from medimg.train.evaluation import keras_process
+from medimg.train.evaluation.calibrate import calibrate
+from medimg.train.evaluation.evaluate import evaluate
 from medimg.train.keras_files import load_float32
-from medimg.train.weights import load_weights
+from medimg.train.networks.weights import load_weights
 
 Verb = Callable[[Path, Path], object]
 VERBS: dict[str, Verb] = {

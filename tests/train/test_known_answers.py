@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import Intensity
 from medimg.train.errors import WeightsError
 from medimg.train.keras_setup import Policy
-from medimg.train.known_answers import KNOWN_ANSWERS, base_features, fixed_image
-from medimg.train.network_options import NetworkOptions
-from medimg.train.networks import build
-from medimg.train.weights import load_weights
+from medimg.train.networks.build import build
+from medimg.train.networks.known_answers import KNOWN_ANSWERS, base_features, fixed_image
+from medimg.train.networks.options import NetworkOptions
+from medimg.train.networks.weights import load_weights
 
 
 def plain_features(weights: Path) -> NDArray[np.float64]:

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from medimg.train.networks import POOL, build, last_frozen, view
-from medimg.train.options import FitOptions
-from medimg.train.weights import load_weights
+from medimg.train.fitting.options import FitOptions
+from medimg.train.networks.build import POOL, build, last_frozen, view
+from medimg.train.networks.weights import load_weights
 
 
 @pytest.mark.parametrize("arch", ["vgg16", "vgg-bn", "cnn"])

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import OperatingPoint
-from medimg.train.answers import Answers
-from medimg.train.operating_points import choose_point, measure_point
+from medimg.runtime.model.spec import OperatingPoint
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.operating_points import choose_point, measure_point
 
 Made = Callable[..., Answers]
 

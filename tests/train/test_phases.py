@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from medimg.train.batches import Batches, as_float
-from medimg.train.options import FitOptions, Job, Schedule
-from medimg.train.parts import Part
-from medimg.train.phases import Plan, run_phase
+from medimg.train.data.array_store import ArrayStore
+from medimg.train.data.batches import Batches, as_float
+from medimg.train.data.parts import Part
+from medimg.train.fitting.options import FitOptions, Job, Schedule
+from medimg.train.fitting.phases import Plan, run_phase
 from medimg.train.progress import Progress
-from medimg.train.store import ArrayStore
 
 PLAN = Plan("test", epochs=6, patience=6, learning_rate=0.05)
 

@@ -12,7 +12,7 @@ import pytest
 
 from figures import RESULTS
 from medimg.runtime.data import read_data
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 
 pytestmark = [pytest.mark.real, pytest.mark.soak]
 LARGEST_SHORTFALL = 0.03

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as peer
 
-from medimg.runtime.bootstrap import Resamples
 from medimg.runtime.errors import DataError
-from medimg.runtime.probabilities import with_temperature
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
-from medimg.train.answers import Answers
-from medimg.train.reliability import BINS, Reliability, fit_temperature, measure_reliability
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.runtime.tasks.probabilities import with_temperature
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.reliability import BINS, Reliability, fit_temperature, measure_reliability
 
 Made = Callable[..., Answers]
 

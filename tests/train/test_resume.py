@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from medimg.runtime.errors import UsageError
 from medimg.train import FitOptions, FitResult, fit, simulate
-from medimg.train.augmentation import read_augmentation
-from medimg.train.checkpoint import Checkpoint, Variables, training_folder
+from medimg.train.data.augmentation import read_augmentation
 from medimg.train.errors import DivergedError
-from medimg.train.journal import Epoch, Phase
+from medimg.train.fitting.checkpoint import Checkpoint, Variables, training_folder
+from medimg.train.fitting.journal import Epoch, Phase
 from medimg.train.keras_files import load_float32
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as peer
 
-from medimg.runtime.bootstrap import Resamples
-from medimg.train.answers import Answers
-from medimg.train.scores import Ranking, score
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.scores import Ranking, score
 
 Made = Callable[..., Answers]
 

@@ -4,9 +4,9 @@ import pytest
 
 from medimg.runtime.errors import UsageError
 from medimg.train import FitOptions
-from medimg.train.network_options import ARCHS
-from medimg.train.options import Arch
-from medimg.train.search_space import Choice, Range, SearchSpace, default_space, read_space
+from medimg.train.fitting.options import Arch
+from medimg.train.networks.options import ARCHS
+from medimg.train.tuning.search_space import Choice, Range, SearchSpace, default_space, read_space
 
 BASE = FitOptions(arch="cnn", image_size=32)
 

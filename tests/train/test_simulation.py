@@ -7,10 +7,10 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
-from medimg.runtime.images import load_image
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images.load import load_image
+from medimg.runtime.model.spec import ImageRule
 from medimg.train import simulate
-from medimg.train.simulation import LESIONS, is_simulated, simulate_image
+from medimg.train.simulation.simulate import LESIONS, is_simulated, simulate_image
 
 RULE = ImageRule(64, 64)
 

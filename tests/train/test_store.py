@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import UsageError
-from medimg.train.store import ArrayStore, Stored, key_of, open_store
+from medimg.train.data.array_store import ArrayStore, Stored, key_of, open_store
 
 MIB = 2**20
 
@@ -190,7 +190,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_uses_is_not(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import sys, time; from medimg.train.store import open_store\n"
+        "import sys, time; from medimg.train.data.array_store import open_store\n"
         "with open_store(None): print(flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

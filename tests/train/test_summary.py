@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from medimg.train import FitResult
-from medimg.train.summary import fit_lines
+from medimg.train.fitting.summary import fit_lines
 
 
 @pytest.mark.parametrize("made", ["scratch", "fine_tuned"])

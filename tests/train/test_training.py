@@ -14,16 +14,16 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from medimg.train import FitOptions, fit
-from medimg.train.augmentation import read_augmentation
-from medimg.train.base import PretrainedBase
-from medimg.train.division import divide
+from medimg.train.data.array_store import open_store
+from medimg.train.data.augmentation import read_augmentation
+from medimg.train.data.division import divide
+from medimg.train.fitting.options import Job
+from medimg.train.fitting.preparation import Prepared, prepare
+from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_files import load_float32
-from medimg.train.options import Job
-from medimg.train.preparation import Prepared, prepare
 from medimg.train.progress import Progress
-from medimg.train.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def rebuilt(prepared: Prepared, options: FitOptions) -> Prepared:
 def test_a_head_is_trained_without_the_base_to_the_same_numbers(
     pooling: str, prepared: Prepared, job: Job
 ) -> None:
-    from medimg.train.finetune import assemble, train
-    from medimg.train.fitting import judge
+    from medimg.train.fitting.finetune import assemble, train
+    from medimg.train.fitting.fit import judge
 
     trial = with_(job, pooling=pooling, dense_units=6, activation="gelu")
     first = train(prepared, trial)
@@ -75,7 +75,7 @@ def test_a_head_is_trained_without_the_base_to_the_same_numbers(
     assert [phase.epochs for phase in first.phases] == [phase.epochs for phase in again.phases]
     np.testing.assert_array_equal(first.validation_probabilities(), again.validation_probabilities())
     network = assemble(first, prepared)
-    from medimg.train.finetune import image_transform
+    from medimg.train.fitting.finetune import image_transform
 
     images = image_transform(trial.options)(prepared.images.validation.inputs)
     np.testing.assert_allclose(
@@ -87,7 +87,7 @@ def test_a_head_is_trained_without_the_base_to_the_same_numbers(
 
 @pytest.mark.parametrize("blocks", [2, 5])
 def test_only_the_blocks_asked_for_are_unfrozen(blocks: int, prepared: Prepared, job: Job) -> None:
-    from medimg.train.finetune import assemble, train
+    from medimg.train.fitting.finetune import assemble, train
 
     trial = with_(
         job, fine_tune_epochs=1, epochs=1, unfreeze_blocks=blocks, optimizer="sgd", fine_tune_rate=1e-7
@@ -104,7 +104,7 @@ def test_only_the_blocks_asked_for_are_unfrozen(blocks: int, prepared: Prepared,
 
 
 def test_a_penalty_keeps_the_head_small(prepared: Prepared, job: Job) -> None:
-    from medimg.train.finetune import train
+    from medimg.train.fitting.finetune import train
 
     def size(**penalty: float) -> float:
         trained = train(prepared, with_(job, epochs=10, learning_rate=1e-2, **penalty))
@@ -114,7 +114,7 @@ def test_a_penalty_keeps_the_head_small(prepared: Prepared, job: Job) -> None:
 
 
 def test_frozen_layers_see_copies_by_turns(prepared: Prepared, job: Job) -> None:
-    from medimg.train.finetune import train
+    from medimg.train.fitting.finetune import train
 
     changes = {"augment": read_augmentation("ultrasound"), "augment_copies": 3}
     assert prepared.base is not None
@@ -140,7 +140,7 @@ def test_frozen_layers_see_copies_by_turns(prepared: Prepared, job: Job) -> None
 def test_options_that_the_images_were_not_prepared_for(
     changes: dict[str, object], message: str, prepared: Prepared, job: Job
 ) -> None:
-    from medimg.train.finetune import train
+    from medimg.train.fitting.finetune import train
 
     with pytest.raises(UsageError, match=message):
         train(prepared, with_(job, **changes))

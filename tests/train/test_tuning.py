@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from medimg.train import FitOptions, TuneOptions, TuneResult, tune
 from medimg.train.errors import TuningError
-from medimg.train.tuning_result import TrialResult
+from medimg.train.tuning.result import TrialResult
 
 BASE = FitOptions(
     arch="cnn", image_size=32, filters=8, blocks=2, epochs=1, batch_size=8, precision_policy="float32"
@@ -72,7 +72,7 @@ def test_the_best_trial_is_the_saved_model(tuned: TuneResult) -> None:
 
 
 def test_the_command_shown_trains_with_the_same_options(tuned: TuneResult, simulated: Path) -> None:
-    from medimg.train.augmentation import read_augmentation
+    from medimg.train.data.augmentation import read_augmentation
     from medimg.train.verbs.fit import fit
     from medimg.train.verbs.fit_flags import FIT_FIELDS
 
@@ -88,8 +88,8 @@ def test_the_command_shown_trains_with_the_same_options(tuned: TuneResult, simul
 
 
 def test_options_become_words_and_come_back() -> None:
-    from medimg.train.augmentation import read_augmentation
-    from medimg.train.tuning_summary import fit_arguments
+    from medimg.train.data.augmentation import read_augmentation
+    from medimg.train.tuning.summary import fit_arguments
     from medimg.train.verbs.fit import fit
     from medimg.train.verbs.fit_flags import FIT_FIELDS
 
@@ -140,7 +140,7 @@ def test_a_search_is_not_written_over(tuned: TuneResult, simulated: Path, space:
 
 
 def test_a_failing_trial_is_recorded_and_not_fatal(simulated: Path, tmp_path: Path) -> None:
-    from medimg.train.tuning_summary import tune_lines
+    from medimg.train.tuning.summary import tune_lines
 
     (tmp_path / "space.toml").write_text("[learning_rate]\nchoices = [0.001, 1e30]")
     tuning = TuneOptions(tuner="grid", max_trials=5)

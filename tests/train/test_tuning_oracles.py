@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from medimg.runtime.errors import UsageError
-from medimg.train import FitOptions, TuneOptions, tuning_oracles
-from medimg.train.options import Job
+from medimg.train import FitOptions, TuneOptions
+from medimg.train.data.array_store import ArrayStore
+from medimg.train.fitting.options import Job
 from medimg.train.progress import Progress
-from medimg.train.search_space import Choice, Range, SearchSpace
-from medimg.train.store import ArrayStore
-from medimg.train.tuning_options import TUNERS, TunerName
-from medimg.train.tuning_result import TrialResult
+from medimg.train.tuning import oracles as tuning_oracles
+from medimg.train.tuning.options import TUNERS, TunerName
+from medimg.train.tuning.result import TrialResult
+from medimg.train.tuning.search_space import Choice, Range, SearchSpace
 
 BASE = FitOptions(arch="cnn", image_size=32, epochs=4)
 SPACE = SearchSpace({"dropout": Range(0.0, 0.6), "batch_size": Choice((8, 16)), "l2": Range(1e-6, 1, "log")})

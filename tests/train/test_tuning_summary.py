@@ -5,10 +5,10 @@ from xml.etree import ElementTree
 import pytest
 
 from medimg.train import FitOptions, TuneOptions, TuneResult
-from medimg.train.search_space import Choice, SearchSpace, default_space
-from medimg.train.tuning_picture import draw
-from medimg.train.tuning_result import TrialResult, ranked
-from medimg.train.tuning_summary import UNUSABLE, WIDTH, tune_lines
+from medimg.train.tuning.picture import draw
+from medimg.train.tuning.result import TrialResult, ranked
+from medimg.train.tuning.search_space import Choice, SearchSpace, default_space
+from medimg.train.tuning.summary import UNUSABLE, WIDTH, tune_lines
 
 SPACE = SearchSpace({**default_space(FitOptions()).parameters, "dense_units": Choice(("none", 64, 256))})
 VALUES = {

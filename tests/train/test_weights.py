@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from medimg.runtime.containers import file_sha256
+from medimg.runtime.model.containers import file_sha256
 from medimg.train import imagenet_weights as find_imagenet_weights
 from medimg.train.errors import WeightsError
-from medimg.train.networks import Network, build
-from medimg.train.options import FitOptions
-from medimg.train.weights import load_weights
+from medimg.train.fitting.options import FitOptions
+from medimg.train.networks.build import Network, build
+from medimg.train.networks.weights import load_weights
 
 WEIGHTS_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 

@@ -20,10 +20,10 @@ from medimg.benchmarks.results import Benchmark, DriverName, Knee, Run, Scenario
 from medimg.benchmarks.sensors import Processor, open_gpu
 from medimg.runtime.backends import Backend, Tuning
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import UsageError
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
 
 BATCH_SIZES: Mapping[ScenarioName, tuple[int, ...]] = {
     "single-stream": (1,),

@@ -8,7 +8,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
-from medimg.runtime.writing import require_writable
+from medimg.runtime.files.writing import require_writable
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 DEFAULT_SCENARIOS = ("single-stream", "offline")

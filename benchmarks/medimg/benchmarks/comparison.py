@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.benchmarks.results import SCHEMA, Benchmark, Run, ScenarioName
-from medimg.runtime.codec import from_plain
 from medimg.runtime.errors import DataError, ModelError
+from medimg.runtime.files.plain import from_plain
 from medimg.runtime.optional import require
 
 Judgement: TypeAlias = Literal["faster", "slower", "cannot tell"]

@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeAlias
 
-from medimg.runtime.cpus import cpu_name
 from medimg.runtime.doctor import examine
-from medimg.runtime.system_files import system_text
+from medimg.runtime.machine.cpus import cpu_name
+from medimg.runtime.machine.system_files import system_text
 
 LoadAverage: TypeAlias = tuple[float, float, float]
 """Over 1, 5 and 15 minutes."""

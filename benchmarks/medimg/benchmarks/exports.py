@@ -9,7 +9,7 @@ from medimg.benchmarks.percentiles import SHARES
 from medimg.benchmarks.results import SCHEMA, STAGES, Benchmark
 from medimg.benchmarks.table import digits, facts
 from medimg.runtime.commandline import write_json, write_text
-from medimg.runtime.text import csv_cell, printable
+from medimg.runtime.files.text import csv_cell, printable
 
 _LATENCIES = (*SHARES, "max", "mean")
 

@@ -12,9 +12,9 @@ from medimg.benchmarks.results import Validity
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import best_classes
 from medimg.runtime.data import Sample
-from medimg.runtime.preprocess import Images
-from medimg.runtime.probabilities import require_numbers
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks.probabilities import require_numbers
 
 TOP_K = 5
 """Classes a query answers with, as `medimg-run predict` does unless told otherwise."""

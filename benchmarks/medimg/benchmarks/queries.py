@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 
 from medimg.benchmarks.results import ImagesFrom
-from medimg.runtime.applicability import require_applicable
 from medimg.runtime.data import Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
-from medimg.runtime.preprocess import Images
-from medimg.runtime.spec import Allowed, ImageRule
+from medimg.runtime.model.applicability import require_applicable
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import Allowed, ImageRule
 
 MAX_IMAGES = 512
 """Of a larger set so many are used, chosen by a seed."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from medimg.benchmarks.sweep_results import SweepRow
 from medimg.benchmarks.table import digits
-from medimg.runtime.metrics import paired_drop_ci95
+from medimg.runtime.statistics.metrics import paired_drop_ci95
 
 WORTH_SAYING = 1.5
 """Times that one back end must be faster than another on the same file to be named."""

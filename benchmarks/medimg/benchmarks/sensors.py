@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.errors import BackendError, MissingDependencyError
-from medimg.runtime.system_files import system_text
-from medimg.runtime.telemetry import tegrastats
-from medimg.runtime.telemetry.nvml import GpuSample, Nvml
-from medimg.runtime.telemetry.tegrastats import TegraSample
+from medimg.runtime.machine import tegrastats
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.machine.nvml import GpuSample, Nvml
+from medimg.runtime.machine.system_files import system_text
+from medimg.runtime.machine.tegrastats import TegraSample
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")

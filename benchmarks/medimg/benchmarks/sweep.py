@@ -14,12 +14,12 @@ from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
 from medimg.runtime.backends import ENGINE_NAMES, NAMES
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.containers import PLAN_SUFFIX, read_spec
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.errors import DataError, MedimgError, NoSpecError, UsageError
-from medimg.runtime.probabilities import require_numbers
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.containers import PLAN_SUFFIX, read_spec
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks.probabilities import require_numbers
 
 SUFFIXES = (".onnx", PLAN_SUFFIX)
 ACCURACY_BATCH = 8

@@ -11,8 +11,8 @@ from medimg.benchmarks.exports import markdown_table, markdown_text
 from medimg.benchmarks.sweep_results import Sweep, SweepRow
 from medimg.benchmarks.table import WIDTH, digits
 from medimg.runtime.commandline import write_json, write_text
+from medimg.runtime.files.text import csv_cell, printable
 from medimg.runtime.report import Figure, Section, Table, page
-from medimg.runtime.text import csv_cell, printable
 
 SCHEMA = 1
 MARKERS = "os^Dv"

@@ -8,7 +8,7 @@ from medimg.benchmarks.comparison import BenchmarkComparison
 from medimg.benchmarks.monitor import MachineLog
 from medimg.benchmarks.percentiles import too_few
 from medimg.benchmarks.results import STAGES, Benchmark, Run
-from medimg.runtime.text import printable
+from medimg.runtime.files.text import printable
 
 IMAGES = {
     "files": "images: {} files, decoded in every query",

@@ -18,8 +18,8 @@ from medimg.benchmarks.load import Load
 from medimg.benchmarks.pipeline import Measurement
 from medimg.benchmarks.results import ScenarioName, Validity
 from medimg.benchmarks.system import System
+from medimg.runtime.files.scratch import temporary_folder
 from medimg.runtime.optional import require
-from medimg.runtime.scratch import temporary_folder
 
 PREFIX = "mlperf_log_"
 _NAMES: Mapping[ScenarioName, str] = {

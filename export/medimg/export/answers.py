@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from medimg.runtime.backends import Probabilities, choose_backend
-from medimg.runtime.containers import Artefact
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.spec import ModelSpec
 
 
 def answers(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medimg.export.errors import SourceError
-from medimg.runtime.memory import allowance, limited
+from medimg.runtime.machine.memory import allowance, limited
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 from medimg.export.errors import CalibrationError
 from medimg.export.graph import INPUT, is_float_node
 from medimg.runtime.optional import require
-from medimg.runtime.probabilities import NO_NUMBER
+from medimg.runtime.tasks.probabilities import NO_NUMBER
 
 BINS = 2048
 LEVELS = 128

@@ -9,10 +9,10 @@ import numpy as np
 from medimg.export.errors import CalibrationError
 from medimg.export.options import NOT_CLASSES
 from medimg.export.result import CalibrationImage
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ImageRule
 
 WANTED = (
     "about 300 images of the kind that the model will see are wanted: point --calibration at its training "

@@ -10,8 +10,8 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.errors import MissingDependencyError
-from medimg.runtime.text import printable
-from medimg.runtime.text_files import read_labels, read_toml
+from medimg.runtime.files.text import printable
+from medimg.runtime.files.text_files import read_labels, read_toml
 
 if TYPE_CHECKING:
     from medimg.export.result import ExportResult
@@ -232,9 +232,9 @@ def cli(
     """
     from medimg.export.to_tensorrt import is_exported
     from medimg.export.to_triton import ServingOptions
-    from medimg.runtime.containers import PLAN_SUFFIX
     from medimg.runtime.engines.builder import BuildOptions
-    from medimg.runtime.engines.plan import BatchProfile
+    from medimg.runtime.model.containers import PLAN_SUFFIX
+    from medimg.runtime.model.plan import BatchProfile
 
     engine = BuildOptions(BatchProfile(*profile), workspace_mib, version_compatible)
     serving = ServingOptions(triton_backend, engine.profile, queue_delay_us, instances)

@@ -14,18 +14,11 @@ from numpy.typing import NDArray
 
 from medimg.export.errors import PreprocessingError
 from medimg.export.sources.base import Source
-from medimg.runtime import metrics
 from medimg.runtime.data import DataSet, load_batches
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.probabilities import as_probabilities
-from medimg.runtime.spec import (
-    ColorOrder,
-    Head,
-    ImageRule,
-    Intensity,
-    IntensityName,
-    ResizeRule,
-)
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import ColorOrder, Head, ImageRule, Intensity, IntensityName, ResizeRule
+from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks.probabilities import as_probabilities
 
 SCALINGS: tuple[IntensityName, ...] = ("caffe", "torch", "tf", "unit", "raw")
 FIRST_IMAGES = 48

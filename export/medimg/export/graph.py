@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from medimg.export import simplify
 from medimg.export.errors import SourceError
 from medimg.export.to_onnx import NETWORK_INPUT
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.spec import Intensity
 
 IR_VERSION = 8
 """The lowest that holds op set 17; ONNX Runtime 1.23, the last for Python 3.10, reads up to 11."""
@@ -62,7 +62,7 @@ def add_preprocessing(model: ModelProto, intensity: Intensity) -> ModelProto:
 
     With the rule `unspecified` the network's own float32 input only takes that name.
 
-    Claim: the nodes compute what `medimg.runtime.preprocess.to_network_input` computes, bit for bit.
+    Claim: the nodes compute what `medimg.runtime.model.preprocess.to_network_input` computes, bit for bit.
     """
     graph = model.graph
     if intensity.rule == "unspecified":

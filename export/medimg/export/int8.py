@@ -11,9 +11,9 @@ from medimg.export.ranges import choose_ranges, hold_back, split_calibration
 from medimg.export.repair import LayerEffect, repair
 from medimg.export.result import ArtefactFile, CalibrationImage, Quantization
 from medimg.export.to_int8 import to_int8
-from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
-from medimg.runtime.spec import Verification
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.spec import Verification
 
 EQUALIZING_IMAGES = 32
 """Calibration images that channel ranges are taken from."""

@@ -11,10 +11,10 @@ from onnx import ModelProto
 from medimg.export.options import ExportOptions
 from medimg.export.result import ArtefactFile
 from medimg.export.verify import Comparison, Trial, compare
-from medimg.runtime.containers import Artefact, embed_in_onnx, file_sha256, open_onnx
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ModelSpec, Precision
-from medimg.runtime.writing import replaced
+from medimg.runtime.files.writing import replaced
+from medimg.runtime.model.containers import Artefact, embed_in_onnx, file_sha256, open_onnx
+from medimg.runtime.model.spec import ModelSpec, Precision
 
 SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import Source
-from medimg.runtime import metrics
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.errors import UsageError
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.probabilities import Probabilities, as_probabilities
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks.probabilities import Probabilities, as_probabilities
 
 MOST_IMAGES = 256
 BATCH = 16

@@ -6,9 +6,9 @@ from medimg.export.options import ExportOptions
 from medimg.export.result import ArtefactFile, Quantization
 from medimg.export.to_fp16 import costliest_layer, to_fp16
 from medimg.export.verify import AGREEMENT_FLOOR, BATCH_LIMIT, FP32_LIMIT, Trial
-from medimg.runtime.bootstrap import Resamples
-from medimg.runtime.metrics import images_needed
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.runtime.statistics.metrics import images_needed
 
 MOVES = 0.1
 """A change of a probability by INT8 from which on it is told, where no labels say what it costs."""

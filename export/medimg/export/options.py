@@ -8,9 +8,9 @@ from medimg.export.head_choice import choose_head, refuse_softmax_of_one
 from medimg.export.label_choice import DataLabels
 from medimg.export.scaling_choice import check_scaling, infer_scaling
 from medimg.export.sources.base import Architecture, Request, Source
-from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import (
+from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.model.spec import (
     ColorOrder,
     Head,
     ImageRule,
@@ -20,7 +20,7 @@ from medimg.runtime.spec import (
     Precision,
     ResizeRule,
 )
-from medimg.runtime.spec import Source as SourceEntry
+from medimg.runtime.model.spec import Source as SourceEntry
 
 NOT_CLASSES = (
     "if its folders are not classes, give a folder that holds the images itself, "

@@ -31,11 +31,11 @@ from medimg.export.sources.base import Request
 from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_onnx import NETWORK_INPUT
 from medimg.export.verify import Trial, make_trial, own_rounding
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet, read_data
+from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError, ModelError, UsageError
-from medimg.runtime.patients import with_patients
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ModelSpec
 
 OVERFLOW_BATCHES = 4
 """Batches of images on which activations beyond half precision are looked for."""

@@ -19,12 +19,12 @@ from medimg.export.calibration import (
 )
 from medimg.export.errors import CalibrationError
 from medimg.export.to_int8 import to_int8
-from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities
 from medimg.runtime.data import DataSet, load_batches
-from medimg.runtime.preprocess import Images
-from medimg.runtime.probabilities import answered
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks.probabilities import answered
 
 METHODS: dict[str, Callable[[Histogram], float]] = {
     "entropy": entropy_threshold,

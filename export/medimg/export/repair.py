@@ -11,7 +11,7 @@ from medimg.export.answers import answers
 from medimg.export.calibration import ends, quantized_nodes
 from medimg.export.ranges import HeldBack
 from medimg.export.to_int8 import to_int8
-from medimg.runtime.spec import ModelSpec, Verification
+from medimg.runtime.model.spec import ModelSpec, Verification
 
 BUDGET_S = 15 * 60
 BUDGET_SHARE = 0.5

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from medimg.export.result import ArtefactFile, ExportResult, Quantization
 from medimg.export.verify import DIFFERENCE_EDGES
+from medimg.runtime.files.text import size_text
 from medimg.runtime.optional import require
 from medimg.runtime.report import Block, Figure, Section, Table, page
-from medimg.runtime.text import size_text
 
 COLORS = {"fp32": "#4b6b9b", "fp16": "#7aa37a", "int8": "#c46a4a"}
 COUNTED = "images"

@@ -8,7 +8,7 @@ from medimg.export.repair import LayerEffect
 from medimg.export.to_triton import ServedModel
 from medimg.export.verify import ClassRecall
 from medimg.runtime.engines.make import EngineFile
-from medimg.runtime.spec import Precision, Verification
+from medimg.runtime.model.spec import Precision, Verification
 
 SCHEMA = 1
 

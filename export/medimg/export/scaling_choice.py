@@ -3,7 +3,7 @@
 from medimg.export.sources.base import Source
 from medimg.export.sources.scaling import Scaling
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.spec import Intensity
 
 _TWICE = "its first layers ({layers}) scale values from 0 to 255 already"
 

@@ -1,7 +1,7 @@
 """An export's outcome in words."""
 
 from medimg.export.result import ArtefactFile, ExportResult
-from medimg.runtime.text import printable, size_text
+from medimg.runtime.files.text import printable, size_text
 
 
 def lines(result: ExportResult) -> list[str]:

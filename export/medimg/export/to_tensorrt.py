@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.make import EngineFile, make_engine
 from medimg.runtime.errors import BackendError, MissingDependencyError, NoSpecError, UsageError
-from medimg.runtime.spec import ModelSpec
-from medimg.runtime.text import printable, size_text
+from medimg.runtime.files.text import printable, size_text
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ModelSpec
 
 SCHEMA = 1
 Progress = Callable[[str], None]

@@ -12,13 +12,13 @@ from medimg.export.errors import SourceError
 from medimg.export.head_choice import check_answers
 from medimg.export.sources.base import Source
 from medimg.export.synthetic import names_of, synthetic_images
-from medimg.runtime import metrics
 from medimg.runtime.backends import Probabilities, choose_backend
-from medimg.runtime.containers import Artefact
 from medimg.runtime.data import DataSet, load_batches
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.probabilities import as_probabilities, with_temperature
-from medimg.runtime.spec import ModelSpec, Precision, Verification
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import ModelSpec, Precision, Verification
+from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks.probabilities import as_probabilities, with_temperature
 
 FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""

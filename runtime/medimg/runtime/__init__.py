@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Classifier, ClassScore, Prediction
     from medimg.runtime.errors import MedimgError
-    from medimg.runtime.images import load_frames, load_image
-    from medimg.runtime.spec import ModelSpec
+    from medimg.runtime.images.load import load_frames, load_image
+    from medimg.runtime.model.spec import ModelSpec
 
 # From 1.29 on it sends names, versions and hashes of models to its maker (docs/Privacy.md in its repository).
 # It reads this when it is first imported, in this process and its children.
@@ -27,10 +27,10 @@ _HOMES = {
     "ClassScore": "classifier",
     "Classifier": "classifier",
     "MedimgError": "errors",
-    "ModelSpec": "spec",
+    "ModelSpec": "model.spec",
     "Prediction": "classifier",
-    "load_frames": "images",
-    "load_image": "images",
+    "load_frames": "images.load",
+    "load_image": "images.load",
 }
 
 __all__ = ["ClassScore", "Classifier", "MedimgError", "ModelSpec", "Prediction", "load_frames", "load_image"]

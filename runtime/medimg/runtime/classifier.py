@@ -12,17 +12,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.applicability import require_applicable
 from medimg.runtime.backends import Backend, Choice, Probabilities, Tuning, choose_backend
-from medimg.runtime.containers import open_artefact
-from medimg.runtime.cpus import divide, usable_cpus
 from medimg.runtime.errors import BackendError, ImageError, MedimgError, ModelError, UsageError
-from medimg.runtime.gpu_images import GpuDecoder, open_decoder
-from medimg.runtime.images import load_frames, prepare
+from medimg.runtime.images.gpu import GpuDecoder, open_decoder
+from medimg.runtime.images.load import load_frames, prepare
+from medimg.runtime.machine.cpus import divide, usable_cpus
+from medimg.runtime.model.applicability import require_applicable
+from medimg.runtime.model.containers import open_artefact
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.ordered import in_order, worker_threads
-from medimg.runtime.preprocess import Images
-from medimg.runtime.probabilities import NO_NUMBER, answered, require_columns
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.tasks.probabilities import NO_NUMBER, answered, require_columns
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"
 Decode: TypeAlias = Literal["cpu", "gpu"]
@@ -207,7 +207,7 @@ class Classifier:
         memory does not grow with the number of inputs.
 
         Args:
-            inputs: paths of image files, or arrays as `medimg.runtime.images.prepare` takes them.
+            inputs: paths of image files, or arrays as `medimg.runtime.images.load.prepare` takes them.
             top_k: how many classes to report, most likely first.
             batch_size: images a call of the back end, filled across files; what suits it best unless given.
 

@@ -18,8 +18,8 @@ from medimg.runtime.commandline import (
     standard_options,
     version_option,
 )
+from medimg.runtime.files.paths import is_folder
 from medimg.runtime.node import cli as node
-from medimg.runtime.paths import is_folder
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
@@ -129,16 +129,16 @@ def inspect(
     model: Path, golden: Path | None, trusted: tuple[str, ...], json_file: str | None, threads: int
 ) -> int:
     """Show what MODEL is: labels, preprocessing, precision, origin, verification."""
-    from medimg.runtime.containers import PLAN_SUFFIX
-    from medimg.runtime.describe import describe, describe_engine
-    from medimg.runtime.spec import SCHEMA, ModelSpec
+    from medimg.runtime.model.containers import PLAN_SUFFIX
+    from medimg.runtime.model.describe import describe, describe_engine
+    from medimg.runtime.model.spec import SCHEMA, ModelSpec
 
     spec = ModelSpec.read(model)
     commandline.write_json(spec, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(describe(spec)))
     if model.suffix == PLAN_SUFFIX and json_file != "-":
-        from medimg.runtime.engines.plan import read_record
+        from medimg.runtime.model.plan import read_record
 
         click.echo("\n".join(describe_engine(read_record(model)[0])))
     return 0 if golden is None else _verify(model, golden, trusted)
@@ -177,7 +177,7 @@ for command in (archive, *node.COMMANDS):
 
 def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
     """Expand folders and the list on standard input, lazily."""
-    from medimg.runtime.paths import listed_paths, walk_images
+    from medimg.runtime.files.paths import listed_paths, walk_images
 
     for item in inputs:
         if item == STANDARD_INPUT:
@@ -193,7 +193,7 @@ def _answers_are_seen(output: Path | None) -> bool:
 
 def _with_progress(predictions: "Iterator[Prediction]", inputs: tuple[Path, ...]) -> "Iterator[Prediction]":
     """Show how many files are done, how fast, and how long the rest will take."""
-    from medimg.runtime.paths import walk_images
+    from medimg.runtime.files.paths import walk_images
 
     known = STANDARD_INPUT not in inputs
     files = sum(1 for _ in walk_images(inputs)) if known else 1

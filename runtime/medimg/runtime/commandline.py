@@ -14,12 +14,12 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from medimg.runtime.codec import json_text, to_plain
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import MedimgError, UsageError
+from medimg.runtime.files.plain import json_text, to_plain
+from medimg.runtime.files.text import printable
+from medimg.runtime.files.writing import replaced
 from medimg.runtime.interrupt import STATUS, leave_at_once, raise_as_usual
-from medimg.runtime.text import printable
-from medimg.runtime.writing import replaced
+from medimg.runtime.machine.cpus import usable_cpus
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _LOG = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from medimg.runtime.backends import ENGINE_NAMES, Availability, availability
-from medimg.runtime.cpus import Division, cpu_flags, divide
-from medimg.runtime.nvidia import Nvidia, look
+from medimg.runtime.machine.cpus import Division, cpu_flags, divide
+from medimg.runtime.machine.nvidia import Nvidia, look
 from medimg.runtime.optional import installed_version
 
 _FEATURES = (

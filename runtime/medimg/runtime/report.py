@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TypeAlias
 
-from medimg.runtime.text import printable
+from medimg.runtime.files.text import printable
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medimg.runtime.classifier import Classifier, Prediction
-from medimg.runtime.paths import walk_images
+from medimg.runtime.files.paths import walk_images
 
 Rows = list[dict[str, Any]]
 

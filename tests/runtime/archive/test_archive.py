@@ -24,8 +24,8 @@ from medimg.runtime.archive.partitions import Counts, read_partition
 from medimg.runtime.archive.run import most_in_flight
 from medimg.runtime.archive.worker import MOST_TRIES, Outcome, PartitionWorker, Work, numbered
 from medimg.runtime.classifier import InputError, Prediction
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.model.containers import file_sha256
 
 from .conftest import assert_same, read_rows
 

@@ -9,11 +9,11 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames
-from medimg.runtime.limits import Limits
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images import dicom
+from medimg.runtime.images.limits import Limits
+from medimg.runtime.images.load import load_frames
+from medimg.runtime.model.spec import ImageRule
 
 pytestmark = pytest.mark.real
 Frames = list[NDArray[Any]]

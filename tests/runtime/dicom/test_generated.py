@@ -16,9 +16,9 @@ from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.limits import Limits
+from medimg.runtime.images import dicom
+from medimg.runtime.images.limits import Limits
 
 from .recipes import (
     EXPLICIT,

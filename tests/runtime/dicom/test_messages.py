@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
-from medimg.runtime.limits import Limits
+from medimg.runtime.images import dicom
+from medimg.runtime.images.limits import Limits
 
 from .recipes import EXPLICIT, SYNTAXES, Bits, add_pixels, empty, written
 

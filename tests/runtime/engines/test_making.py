@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from medimg.runtime import Classifier
 from medimg.runtime.backends import with_tensorrt
 from medimg.runtime.cli import cli
-from medimg.runtime.containers import embed_in_onnx, file_sha256, open_artefact, open_onnx
-from medimg.runtime.engines import make, trust
+from medimg.runtime.engines import make
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.engines.golden import Golden, write_golden
 from medimg.runtime.engines.make import EngineFile, make_engine
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import (
     BackendError,
     CheckFailedError,
@@ -33,7 +30,11 @@ from medimg.runtime.errors import (
     TrustError,
     UsageError,
 )
-from medimg.runtime.spec import ModelSpec, Verification
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.model import trust
+from medimg.runtime.model.containers import embed_in_onnx, file_sha256, open_artefact, open_onnx
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import ModelSpec, Verification
 
 Images = NDArray[np.uint8]
 Expected = Callable[[Images], NDArray[np.float32]]

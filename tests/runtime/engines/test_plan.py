@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medimg.runtime.containers import Artefact, open_artefact
-from medimg.runtime.engines import trust
-from medimg.runtime.engines.plan import EngineRecord, sidecar_of, write_plan
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError, TrustError, UsageError
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model import trust
+from medimg.runtime.model.containers import Artefact, open_artefact
+from medimg.runtime.model.plan import EngineRecord, sidecar_of, write_plan
+from medimg.runtime.model.spec import ModelSpec
 
 
 @pytest.fixture

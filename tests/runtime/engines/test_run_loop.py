@@ -16,10 +16,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.containers import Artefact
-from medimg.runtime.engines import cuda
-from medimg.runtime.engines.cuda import Cuda
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import (
     BackendError,
     GpuMemoryError,
@@ -27,6 +23,10 @@ from medimg.runtime.errors import (
     ModelError,
     UsageError,
 )
+from medimg.runtime.machine import cuda
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.plan import BatchProfile
 
 Images = NDArray[np.uint8]
 Expected = Callable[[Images], NDArray[np.float32]]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from medimg.runtime import Classifier, classifier
 from medimg.runtime.errors import BackendError, MissingDependencyError
-from medimg.runtime.gpu_images import GpuDecoder, open_decoder
-from medimg.runtime.gpu_images.kinds import ALL, JpegKind, examples, kind_of
-from medimg.runtime.gpu_images.resizer import Resizer
-from medimg.runtime.spec import ImageRule
+from medimg.runtime.images.gpu import GpuDecoder, open_decoder
+from medimg.runtime.images.gpu.kinds import ALL, JpegKind, examples, kind_of
+from medimg.runtime.images.gpu.resizer import Resizer
+from medimg.runtime.model.spec import ImageRule
 
 from .resize_graph import make_resize_graph
 
@@ -71,7 +71,7 @@ def make_decoder(codec: Codec, rows: int = 32, columns: int = 32) -> GpuDecoder:
 
 
 def test_the_graph_is_what_its_source_makes() -> None:
-    shipped = resources.files("medimg.runtime.gpu_images").joinpath("resize.onnx").read_bytes()
+    shipped = resources.files("medimg.runtime.images.gpu").joinpath("resize.onnx").read_bytes()
     assert shipped == make_resize_graph()
 
 
@@ -131,7 +131,7 @@ def test_what_the_card_cannot_follow_is_refused(device: str, rule: ImageRule, re
 
 
 def test_without_its_package_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medimg.runtime.gpu_images.decoder.Resizer", lambda *_: None)
+    monkeypatch.setattr("medimg.runtime.images.gpu.decoder.Resizer", lambda *_: None)
     with pytest.raises(MissingDependencyError, match="gpu-decode"):
         open_decoder("gpu:0", ImageRule(8, 8))
 

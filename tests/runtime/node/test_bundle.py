@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import CheckFailedError, MedimgError, ModelError, UsageError
+from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.node.bundle import MANIFEST, SIGNATURE, sign_bundle, verify_bundle
 from medimg.runtime.node.service import Node
 

@@ -12,7 +12,7 @@ from pydicom.uid import UltrasoundMultiFrameImageStorage
 
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import DecoderError
-from medimg.runtime.images import load_frames
+from medimg.runtime.images.load import load_frames
 from medimg.runtime.node.long_images import AT_ONCE
 from medimg.runtime.node.service import Node
 

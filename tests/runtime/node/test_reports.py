@@ -21,13 +21,13 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
+from medimg.runtime.model.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.runtime.node import sr
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.identity import HEADER, read_identity
 from medimg.runtime.node.journal import read_lines
 from medimg.runtime.node.overlay import Picture, write_overlay
 from medimg.runtime.node.records import Member, Series
-from medimg.runtime.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
 
 from .conftest import Start, make_config, make_image, make_series, storescu, uid_of, wait_for
 from .tiny_model import LABELS, write_tiny_model

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import CheckFailedError, UsageError
+from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.node.config import IMAGE_STORAGE, read_config
 from medimg.runtime.node.service import Node
 from medimg.runtime.node.systemd import short_address

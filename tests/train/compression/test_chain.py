@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.spec import Intensity
 from medimg.train.compression import passes
 from medimg.train.compression.chain import (
     Chain,

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medimg.runtime.containers import file_sha256, open_onnx
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
+from medimg.runtime.model.containers import file_sha256, open_onnx
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
-from medimg.train.augmentation import read_augmentation
 from medimg.train.compression import device, parent, point
 from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
 from medimg.train.compression.summary import compress_lines
+from medimg.train.data.augmentation import read_augmentation
+from medimg.train.data.parts import Parts
 from medimg.train.errors import ChainError, TargetError
-from medimg.train.evaluation_summary import WIDTH
+from medimg.train.evaluation.summary import WIDTH
 from medimg.train.keras_files import load_float32, save
-from medimg.train.parts import Parts
 
 Run = Callable[..., "CompletedProcess[str]"]
 LABELS = ("blue", "green", "red")

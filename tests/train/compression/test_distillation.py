@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
-from medimg.runtime.spec import Intensity
-from medimg.train.balance import CountsOfClasses, image_weights
+from medimg.runtime.model.spec import Intensity
 from medimg.train.compression.distillation import (
     LABELS_COUNT,
     TEMPERATURE,
@@ -16,11 +15,12 @@ from medimg.train.compression.distillation import (
     make_metric,
     targets,
 )
-from medimg.train.options import FitOptions, Job
-from medimg.train.parts import Part, Parts
-from medimg.train.phases import Plan
+from medimg.train.data.array_store import ArrayStore
+from medimg.train.data.balance import CountsOfClasses, image_weights
+from medimg.train.data.parts import Part, Parts
+from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.phases import Plan
 from medimg.train.progress import Progress
-from medimg.train.store import ArrayStore
 
 TEACHER = np.array([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]], np.float32)
 STUDENT = np.array([[1.0, 1.5, -1.0], [0.3, 0.1, 2.0]], np.float32)

@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medimg.runtime.bootstrap import Resamples
-from medimg.runtime.metrics import images_needed, paired_drop_ci95
-from medimg.train.answers import Answers
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.runtime.statistics.metrics import images_needed, paired_drop_ci95
 from medimg.train.compression.gate import judge, passes
-from medimg.train.scores import area_difference, score
+from medimg.train.evaluation.answers import Answers
+from medimg.train.evaluation.scores import area_difference, score
 
 Make = Callable[..., Answers]
 

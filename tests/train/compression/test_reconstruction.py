@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import Intensity
 from medimg.train.compression.chain import Chain, build, narrowed_weights, read_chain, set_weights
 from medimg.train.compression.reconstruction import (
     SAMPLED,

@@ -9,7 +9,7 @@ from medimg.train.compression.selection import Ranking
 from medimg.train.compression.stages import Stage, full_widths, macs, narrowed, step_of, total_macs
 from medimg.train.compression.widths import Widths, by_error, uniform
 from medimg.train.errors import TargetError
-from medimg.train.network_options import NetworkOptions
+from medimg.train.networks.options import NetworkOptions
 
 
 def vgg16() -> tuple[Stage, ...]:

@@ -10,41 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medimg.train.calibration import CalibrationResult, calibrate
-    from medimg.train.checking import DataReport, check
     from medimg.train.compression.compress import compress
     from medimg.train.compression.options import CompressOptions
     from medimg.train.compression.result import CompressResult
-    from medimg.train.evaluation import ModelEvaluation, evaluate
-    from medimg.train.fitting import FitResult, fit
-    from medimg.train.options import FitOptions
-    from medimg.train.simulation import SimulatedSet, simulate
-    from medimg.train.tuning import tune
-    from medimg.train.tuning_options import TuneOptions
-    from medimg.train.tuning_result import TuneResult
-    from medimg.train.usage import Usage
-    from medimg.train.weights import imagenet_weights
+    from medimg.train.data.check import DataReport, check
+    from medimg.train.evaluation.calibrate import CalibrationResult, calibrate
+    from medimg.train.evaluation.evaluate import ModelEvaluation, evaluate
+    from medimg.train.fitting.fit import FitResult, fit
+    from medimg.train.fitting.options import FitOptions
+    from medimg.train.intended_use import Usage
+    from medimg.train.networks.weights import imagenet_weights
+    from medimg.train.simulation.simulate import SimulatedSet, simulate
+    from medimg.train.tuning.options import TuneOptions
+    from medimg.train.tuning.result import TuneResult
+    from medimg.train.tuning.tune import tune
 
 _HOMES = {
-    "CalibrationResult": "calibration",
+    "CalibrationResult": "evaluation.calibrate",
     "CompressOptions": "compression.options",
     "CompressResult": "compression.result",
-    "DataReport": "checking",
-    "FitOptions": "options",
-    "FitResult": "fitting",
-    "ModelEvaluation": "evaluation",
-    "SimulatedSet": "simulation",
-    "TuneOptions": "tuning_options",
-    "TuneResult": "tuning_result",
-    "Usage": "usage",
-    "calibrate": "calibration",
-    "check": "checking",
+    "DataReport": "data.check",
+    "FitOptions": "fitting.options",
+    "FitResult": "fitting.fit",
+    "ModelEvaluation": "evaluation.evaluate",
+    "SimulatedSet": "simulation.simulate",
+    "TuneOptions": "tuning.options",
+    "TuneResult": "tuning.result",
+    "Usage": "intended_use",
+    "calibrate": "evaluation.calibrate",
+    "check": "data.check",
     "compress": "compression.compress",
-    "evaluate": "evaluation",
-    "fit": "fitting",
-    "imagenet_weights": "weights",
-    "simulate": "simulation",
-    "tune": "tuning",
+    "evaluate": "evaluation.evaluate",
+    "fit": "fitting.fit",
+    "imagenet_weights": "networks.weights",
+    "simulate": "simulation.simulate",
+    "tune": "tuning.tune",
 }
 
 __all__ = [

@@ -6,15 +6,15 @@ from copy import copy as copy_of
 from pathlib import Path
 from textwrap import shorten
 
-from medimg.runtime.containers import KERAS_MEMBER, KERAS_SUFFIXES, write_spec
 from medimg.runtime.errors import ModelError, UsageError
-from medimg.runtime.keras_files.whole import checked_copy
-from medimg.runtime.model_process import sense
+from medimg.runtime.files.writing import replaced, require_writable
+from medimg.runtime.model.containers import KERAS_MEMBER, KERAS_SUFFIXES, write_spec
+from medimg.runtime.model.keras_files.whole import checked_copy
+from medimg.runtime.model.process import sense
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
-from medimg.runtime.writing import replaced, require_writable
 from medimg.train.keras_setup import start_keras
-from medimg.train.networks import Network
+from medimg.train.networks.build import Network
 
 SUFFIXES = KERAS_SUFFIXES
 AGAIN = (
@@ -73,8 +73,9 @@ def _copy_without_spec(archive: Path, copy: Path) -> None:
 def load_float32(path: Path) -> Network:
     """Load a Keras model so that it computes in float32, whatever policy it was saved under.
 
-    Keras opens a checked copy, never the file: see `medimg.runtime.keras_files`. A file of other origin is
-    opened first by `keras_process.opened`, whose process bears what it may do to memory and processor.
+    Keras opens a checked copy, never the file: see `medimg.runtime.model.keras_files`. A file of other
+    origin is opened first by `keras_process.opened`, whose process bears what it may do to memory and
+    processor.
 
     Raises:
         ModelError: it is refused, or Keras cannot load it.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from medimg.runtime.cpus import cpu_flags
+from medimg.runtime.machine.cpus import cpu_flags
 from medimg.runtime.optional import hidden, require
 
 PolicyChoice: TypeAlias = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]

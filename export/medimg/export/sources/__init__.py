@@ -13,14 +13,14 @@ from medimg.export.sources.base import Origin, Request, Source
 from medimg.export.sources.clues import Clues, read_clues
 from medimg.export.sources.early import check_configuration
 from medimg.export.sources.framework import FrameworkSource, described
-from medimg.runtime.containers import KERAS_SUFFIXES, file_sha256
-from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import ModelError
-from medimg.runtime.keras_files import archive, hdf5, whole
-from medimg.runtime.keras_files.code import advice
-from medimg.runtime.keras_files.reading import Parts
-from medimg.runtime.keras_files.whole import KerasFile
-from medimg.runtime.scratch import temporary_folder
+from medimg.runtime.files.downloads import what_it_is
+from medimg.runtime.files.scratch import temporary_folder
+from medimg.runtime.model.containers import KERAS_SUFFIXES, file_sha256
+from medimg.runtime.model.keras_files import archive, hdf5, whole
+from medimg.runtime.model.keras_files.code import advice
+from medimg.runtime.model.keras_files.reading import Parts
+from medimg.runtime.model.keras_files.whole import KerasFile
 
 __all__ = ["Origin", "Request", "Source", "load_source"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medimg.export.errors import SourceError
-from medimg.runtime.bounded import Bounds, call
 from medimg.runtime.errors import ModelError
-from medimg.runtime.keras_files import configuration, whole
-from medimg.runtime.keras_files.archive import MAX_CONFIG_BYTES
-from medimg.runtime.keras_files.reading import VERSION, Parts
-from medimg.runtime.keras_files.whole import KerasFile
+from medimg.runtime.machine.bounded import Bounds, call
+from medimg.runtime.model.keras_files import configuration, whole
+from medimg.runtime.model.keras_files.archive import MAX_CONFIG_BYTES
+from medimg.runtime.model.keras_files.reading import VERSION, Parts
+from medimg.runtime.model.keras_files.whole import KerasFile
 from medimg.runtime.optional import require
 
 _YAML = "medimg.export.sources.architecture:yaml_as_json"

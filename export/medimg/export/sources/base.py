@@ -13,7 +13,7 @@ from medimg.export.errors import SourceError
 from medimg.export.sources.clues import Clues
 from medimg.export.sources.heads import Ending
 from medimg.export.sources.scaling import Scaling
-from medimg.runtime.spec import ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 
 Architecture: TypeAlias = Literal["vgg16"]
 _LEAST_SIDE = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medimg.export.sources.base import Request, TensorShape, check_image, check_one, not_per_image
-from medimg.runtime.keras_files import allowed
+from medimg.runtime.model.keras_files import allowed
 
 _PASSING = allowed.names(
     """

@@ -16,7 +16,7 @@ from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.runtime import protocol
 from medimg.runtime.errors import ModelError
-from medimg.runtime.model_process import Message, ModelProcess, Reply
+from medimg.runtime.model.process import Message, ModelProcess, Reply
 
 Framework: TypeAlias = Literal["keras", "tf_keras", "saved_model"]
 NAMES: Mapping[Framework, str] = {"keras": "Keras", "tf_keras": "tf-keras", "saved_model": "TensorFlow"}

@@ -24,11 +24,11 @@ from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.to_onnx import NETWORK_INPUT, OPSET
 from medimg.runtime.backends.with_onnxruntime import WITHOUT_SATURATION
-from medimg.runtime.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
-from medimg.runtime.downloads import what_it_is
 from medimg.runtime.errors import NoSpecError
+from medimg.runtime.files.downloads import what_it_is
+from medimg.runtime.model.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
+from medimg.runtime.model.spec import Head, ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.spec import Head, ModelSpec
 
 NEWEST_OPSET = 18
 BATCH = 8

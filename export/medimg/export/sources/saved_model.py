@@ -7,8 +7,8 @@ from typing import Any
 
 from medimg.export.errors import SourceError
 from medimg.export.sources.saved_model_check import FILE_NAME, RESAVE, SIGNATURE
-from medimg.runtime.bounded import Bounds, call
-from medimg.runtime.containers import file_sha256
+from medimg.runtime.machine.bounded import Bounds, call
+from medimg.runtime.model.containers import file_sha256
 
 MAX_BYTES = 2**31 - 1
 CHECK = "medimg.export.sources.saved_model_check:write_copy"

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from medimg.export.errors import SourceError
-from medimg.runtime.downloads import what_it_is
-from medimg.runtime.keras_files import allowed
+from medimg.runtime.files.downloads import what_it_is
+from medimg.runtime.model.keras_files import allowed
 from medimg.runtime.optional import require
 
 FILE_NAME = "saved_model.pb"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import Request
-from medimg.runtime.keras_files.reading import WEIGHTS_GROUP, Parts
-from medimg.runtime.keras_files.whole import describe
+from medimg.runtime.model.keras_files.reading import WEIGHTS_GROUP, Parts
+from medimg.runtime.model.keras_files.whole import describe
 from medimg.runtime.optional import require
 
 Layer: TypeAlias = tuple[str, NDArray[np.float32], NDArray[np.float32]]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import is_flat
 from medimg.runtime import protocol
-from medimg.runtime.model_process import Message, Reply, opening, serve
+from medimg.runtime.model.process import Message, Reply, opening, serve
 from medimg.runtime.optional import hidden
 
 _MARKED = re.compile(r"\.(_\d+)?$")

@@ -11,7 +11,7 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
-from medimg.runtime.text import printable
+from medimg.runtime.files.text import printable
 
 if TYPE_CHECKING:
     from medimg.runtime.archive.job import Job

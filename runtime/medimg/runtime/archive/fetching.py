@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from medimg.runtime.archive.inputs import is_uri, open_store
 from medimg.runtime.classifier import InputError, Prediction
 from medimg.runtime.errors import ImageError
-from medimg.runtime.limits import Limits
+from medimg.runtime.images.limits import Limits
 from medimg.runtime.ordered import in_order, worker_threads
 
 _THREADS = 8

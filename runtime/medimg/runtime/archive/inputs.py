@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.files.paths import exists, walk_images
+from medimg.runtime.files.tables import table_rows
 from medimg.runtime.optional import require
-from medimg.runtime.paths import exists, walk_images
-from medimg.runtime.tables import table_rows
 
 LIST_SUFFIXES = (".csv", ".parquet")
 

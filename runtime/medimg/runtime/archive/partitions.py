@@ -10,8 +10,8 @@ import numpy as np
 
 from medimg.runtime.archive.job import Job, partition_path, sum_path
 from medimg.runtime.classifier import Prediction
-from medimg.runtime.containers import file_sha256
-from medimg.runtime.writing import replaced
+from medimg.runtime.files.writing import replaced
+from medimg.runtime.model.containers import file_sha256
 
 _ROWS_AT_ONCE = 1024
 _RAN_ON = b"medimg.ran_on"

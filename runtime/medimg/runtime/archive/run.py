@@ -15,11 +15,11 @@ from medimg.runtime.archive.inputs import is_uri
 from medimg.runtime.archive.job import Job, only_run, open_job
 from medimg.runtime.archive.partitions import Counts
 from medimg.runtime.archive.worker import MOST_TRIES, Outcome, PartitionWorker, Work
-from medimg.runtime.containers import PLAN_SUFFIX, file_sha256, open_artefact
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.errors import CheckFailedError, UsageError
+from medimg.runtime.files.scratch import temporary_folder
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.containers import PLAN_SUFFIX, file_sha256, open_artefact
 from medimg.runtime.optional import require
-from medimg.runtime.scratch import temporary_folder
 
 _STORE_BYTES = 128 * 2**20
 """Ray's object store on this machine: only partitions' numbers and counts pass through it."""

@@ -9,10 +9,10 @@ from medimg.runtime.archive.fetching import LocalCopies
 from medimg.runtime.archive.job import Job, read_names, tries_path
 from medimg.runtime.archive.partitions import Counts, read_partition, write_partition
 from medimg.runtime.classifier import Classifier, Prediction
-from medimg.runtime.codec import from_plain, to_plain
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import IntegrityError, MedimgError
-from medimg.runtime.scratch import temporary_folder
+from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.files.scratch import temporary_folder
+from medimg.runtime.model.containers import file_sha256
 
 MOST_TRIES = 5
 """Workers that may begin a partition and die."""

@@ -9,12 +9,12 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.containers import Artefact
-from medimg.runtime.cpus import saturates_in_int8
 from medimg.runtime.errors import BackendError
-from medimg.runtime.memory import allowance, limited
-from medimg.runtime.probabilities import require_columns
-from medimg.runtime.spec import ModelSpec, Precision
+from medimg.runtime.machine.cpus import saturates_in_int8
+from medimg.runtime.machine.memory import allowance, limited
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.spec import ModelSpec, Precision
+from medimg.runtime.tasks.probabilities import require_columns
 
 Probabilities: TypeAlias = NDArray[np.float32]
 """`(batch, classes)` float32."""

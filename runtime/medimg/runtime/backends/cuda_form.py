@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from medimg.runtime import protobuf
+from medimg.runtime.files import protobuf
 
 FUSES = ("ConvAddFusion",)
 """Optimisers of ONNX Runtime that undo this form."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from medimg.runtime.backends import Availability, Probabilities, Tuning
 from medimg.runtime.backends.cuda_form import FUSES, for_cuda
-from medimg.runtime.containers import Artefact
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, MissingDependencyError
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
 
 _FATAL = 4

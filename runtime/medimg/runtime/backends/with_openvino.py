@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.backends import Availability, Probabilities, Tuning
-from medimg.runtime.containers import Artefact
-from medimg.runtime.cpus import saturates_in_int8
 from medimg.runtime.errors import BackendError, MissingDependencyError
+from medimg.runtime.machine.cpus import saturates_in_int8
+from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
 
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul")

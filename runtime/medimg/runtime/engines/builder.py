@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medimg.runtime.containers import Artefact
-from medimg.runtime.engines import trust
 from medimg.runtime.engines.library import TensorRt, is_out_of_memory, messages
-from medimg.runtime.engines.plan import BatchProfile
 from medimg.runtime.errors import BackendError, GpuMemoryError, TrustError
-from medimg.runtime.spec import Precision
-from medimg.runtime.writing import replaced
+from medimg.runtime.files.writing import replaced
+from medimg.runtime.model import trust
+from medimg.runtime.model.containers import Artefact
+from medimg.runtime.model.plan import BatchProfile
+from medimg.runtime.model.spec import Precision
 
 if TYPE_CHECKING:
     import tensorrt as trt

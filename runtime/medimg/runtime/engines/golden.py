@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime import metrics
 from medimg.runtime.backends import Backend, Probabilities
-from medimg.runtime.codec import to_plain
-from medimg.runtime.containers import file_sha256
-from medimg.runtime.engines import trust
-from medimg.runtime.engines.cuda import Device
 from medimg.runtime.errors import DataError, TrustError, UsageError
-from medimg.runtime.spec import ModelSpec
-from medimg.runtime.writing import replaced
+from medimg.runtime.files.plain import to_plain
+from medimg.runtime.files.writing import replaced
+from medimg.runtime.machine.cuda import Device
+from medimg.runtime.model import trust
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.statistics import metrics
 
 SUFFIX = ".golden.npz"
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3}

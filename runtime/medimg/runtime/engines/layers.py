@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medimg.runtime.engines.library import TensorRt
-from medimg.runtime.spec import Precision
+from medimg.runtime.model.spec import Precision
 
 if TYPE_CHECKING:
     import tensorrt as trt

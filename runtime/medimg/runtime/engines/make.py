@@ -6,15 +6,15 @@ from hashlib import sha256
 from pathlib import Path
 
 from medimg.runtime.backends.with_tensorrt import TensorRtBackend
-from medimg.runtime.containers import Artefact, open_onnx
 from medimg.runtime.engines import golden
 from medimg.runtime.engines.builder import BuildOptions, build
-from medimg.runtime.engines.cuda import Cuda
 from medimg.runtime.engines.layers import compare
 from medimg.runtime.engines.library import TensorRt, load_tensorrt
-from medimg.runtime.engines.plan import EngineRecord, plan_name, write_plan
 from medimg.runtime.errors import BackendError, CheckFailedError, UsageError
-from medimg.runtime.spec import Precision
+from medimg.runtime.machine.cuda import Cuda
+from medimg.runtime.model.containers import Artefact, open_onnx
+from medimg.runtime.model.plan import EngineRecord, plan_name, write_plan
+from medimg.runtime.model.spec import Precision
 
 _PRECISION_SUFFIXES = (".fp16", ".int8")
 

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import ImageError
+from medimg.runtime.images import dicom
 from medimg.runtime.node.identity import HEADER, ISSUERS, read_identity
 from medimg.runtime.node.records import Arrival
 from medimg.runtime.optional import require

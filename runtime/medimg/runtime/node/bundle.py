@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
+from medimg.runtime.files.text import printable
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.node.files import write_durable
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
-from medimg.runtime.text import printable
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 _SCHEMA = 1

@@ -66,8 +66,8 @@ def listen(
 def _check(model: Path, config: "NodeConfig", threads: int) -> None:
     """Print what would keep the node from working; exit status 1 if anything does."""
     from medimg.runtime.errors import CheckFailedError
+    from medimg.runtime.files.text import printable
     from medimg.runtime.node.precheck import precheck
-    from medimg.runtime.text import printable
 
     found = precheck(model, config, threads)
     for item in found:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from medimg.runtime.codec import from_plain
 from medimg.runtime.errors import ModelError, UsageError
-from medimg.runtime.text_files import read_toml
+from medimg.runtime.files.plain import from_plain
+from medimg.runtime.files.text_files import read_toml
 
 IMAGE_STORAGE = (
     "1.2.840.10008.5.1.4.1.1.1",

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import MedimgError, UsageError
+from medimg.runtime.files.text import printable
+from medimg.runtime.images import dicom
 from medimg.runtime.node import overlay, sr
 from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Delivery, DicomDestination, HttpDestination, NodeConfig
@@ -22,7 +23,6 @@ from medimg.runtime.node.receiver import tls_context
 from medimg.runtime.node.records import Pending
 from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
-from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import json
 import logging
 from datetime import datetime, timezone
 
-from medimg.runtime.text import printable
+from medimg.runtime.files.text import printable
 
 
 class JsonLines(logging.Formatter):

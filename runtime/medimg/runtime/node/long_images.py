@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.classifier import Prediction
 from medimg.runtime.errors import ImageError
-from medimg.runtime.images import load_frames
+from medimg.runtime.images.load import load_frames
 from medimg.runtime.node.models import Model
 from medimg.runtime.node.records import Waiting
 from medimg.runtime.node.store import Store

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import MedimgError, ModelError
+from medimg.runtime.files.text import printable
 from medimg.runtime.node.bundle import AcceptedVersions, verified_artefact
 from medimg.runtime.node.files import make_folder, write_durable
 from medimg.runtime.node.store import Store
-from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import ImageError, MedimgError
-from medimg.runtime.images import Image, load_frames
+from medimg.runtime.files.text import printable
+from medimg.runtime.images.load import Image, load_frames
 from medimg.runtime.node import sr
 from medimg.runtime.node.arrivals import MANUFACTURER
 from medimg.runtime.node.models import Model, Models
 from medimg.runtime.node.records import Member
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
-from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medimg.runtime import dicom
 from medimg.runtime.errors import CheckFailedError, UsageError
+from medimg.runtime.files.text import printable
+from medimg.runtime.images import dicom
 from medimg.runtime.node import arrivals
 from medimg.runtime.node.certificates import require_valid
 from medimg.runtime.node.config import NodeConfig, Peer, Tls
@@ -23,7 +24,6 @@ from medimg.runtime.node.records import Arrival
 from medimg.runtime.node.sightings import Sightings
 from medimg.runtime.node.store import Store
 from medimg.runtime.optional import require
-from medimg.runtime.text import printable
 
 if TYPE_CHECKING:
     from medimg.runtime.node.transport import Bounds

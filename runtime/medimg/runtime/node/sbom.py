@@ -5,9 +5,9 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
-from medimg.runtime.containers import file_sha256
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
 
 
 def bill_of_materials(model: Path | None = None) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.node import sr
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.files import write_durable
@@ -13,7 +14,6 @@ from medimg.runtime.node.overlay import Overlays
 from medimg.runtime.node.records import Member, Report, Series
 from medimg.runtime.node.store import Store
 from medimg.runtime.node.worker import combined, describe_scores
-from medimg.runtime.spec import ModelSpec
 
 _LOOK_S = 2.0
 """How often the database is asked for series that nobody told of."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medimg.runtime.errors import CheckFailedError, MedimgError
+from medimg.runtime.files.text import printable
 from medimg.runtime.node import arrivals
 from medimg.runtime.node.audit import Checkpoints
 from medimg.runtime.node.bell import Bell
@@ -34,7 +35,6 @@ from medimg.runtime.node.systemd import notify
 from medimg.runtime.node.upkeep import Upkeep
 from medimg.runtime.node.worker import Worker
 from medimg.runtime.optional import require
-from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from medimg.runtime.files.text import printable
 from medimg.runtime.node.counters import Counters
 from medimg.runtime.node.database import Database
-from medimg.runtime.text import printable
 
 _LOG = logging.getLogger(__name__)
 

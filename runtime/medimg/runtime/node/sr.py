@@ -11,13 +11,13 @@ from importlib.metadata import version
 from io import BytesIO
 from typing import Any
 
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.node.arrivals import IMPLEMENTATION_UID, MANUFACTURER
 from medimg.runtime.node.config import LabelCode
 from medimg.runtime.node.identity import HEADER, ISSUERS
 from medimg.runtime.node.records import Member, Series
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
-from medimg.runtime.spec import ModelSpec
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
 TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"

@@ -8,8 +8,9 @@ from itertools import groupby
 
 import numpy as np
 
-from medimg.runtime.applicability import refusal
 from medimg.runtime.errors import DecoderError, MedimgError
+from medimg.runtime.model.applicability import refusal
+from medimg.runtime.model.spec import Allowed, ModelSpec
 from medimg.runtime.node.bell import Bell
 from medimg.runtime.node.config import Inference
 from medimg.runtime.node.counters import Counters
@@ -17,7 +18,6 @@ from medimg.runtime.node.long_images import Combination, LongImage, LongImages
 from medimg.runtime.node.models import Model, Models
 from medimg.runtime.node.records import Outcome, Result, Waiting
 from medimg.runtime.node.store import Store
-from medimg.runtime.spec import Allowed, ModelSpec
 
 _LOG = logging.getLogger(__name__)
 

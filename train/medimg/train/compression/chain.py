@@ -14,7 +14,7 @@ from medimg.train.compression.selection import Matrix, folded
 from medimg.train.compression.stages import Stage
 from medimg.train.errors import ChainError
 from medimg.train.keras_setup import Policy
-from medimg.train.networks import Layer, Network
+from medimg.train.networks.build import Layer, Network
 
 Weights: TypeAlias = Mapping[str, Sequence[NDArray[np.float32]]]
 """The arrays of each layer, by its name."""

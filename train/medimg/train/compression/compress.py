@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from medimg.runtime.commandline import written_whole
-from medimg.runtime.cpus import usable_cpus
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.spec import Compression, HeldOut, ModelSpec
-from medimg.runtime.writing import replaced, require_writable
-from medimg.train.checkpoint import training_folder
+from medimg.runtime.files.writing import replaced, require_writable
+from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import Compression, HeldOut, ModelSpec
 from medimg.train.compression.gate import passes
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import (
@@ -30,15 +29,16 @@ from medimg.train.compression.result import CompressResult, Point
 from medimg.train.compression.stages import full_widths, total_macs
 from medimg.train.compression.widths import Widths
 from medimg.train.compression.workshop import Workshop, write_original
-from medimg.train.division import Division, divide
+from medimg.train.data.array_store import ArrayStore, open_store
+from medimg.train.data.division import Division, divide
 from medimg.train.errors import TargetError
+from medimg.train.fitting.checkpoint import training_folder
+from medimg.train.fitting.options import FitOptions, Job
 from medimg.train.keras_files import check_output, rewrite_spec
 from medimg.train.keras_setup import start_keras
-from medimg.train.options import FitOptions, Job
 from medimg.train.progress import Progress
-from medimg.train.simulation import is_simulated
+from medimg.train.simulation.simulate import is_simulated
 from medimg.train.state_files import read_state
-from medimg.train.store import ArrayStore, open_store
 
 MARK = "compression.json"
 """Says what the folder's content depends on."""

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.cpus import cpu_flags, cpu_name
+from medimg.runtime.machine.cpus import cpu_flags, cpu_name
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import installed_version
-from medimg.runtime.spec import ModelSpec
 from medimg.train.compression.chain import Weights, set_weights
 from medimg.train.compression.options import CompressOptions
-from medimg.train.deployment import export_int8, time_singles
+from medimg.train.data.array_store import ArrayStore, key_of
+from medimg.train.fitting.options import Job
 from medimg.train.keras_files import save
-from medimg.train.networks import Network
-from medimg.train.options import Job
-from medimg.train.store import ArrayStore, key_of
+from medimg.train.networks.build import Network
+from medimg.train.tuning.deployment import export_int8, time_singles
 
 PROBE_IMAGES = 8
 """INT8 ranges of a network that is only timed come from so many."""

@@ -17,14 +17,14 @@ import numpy as np
 from keras import metrics, ops
 from numpy.typing import NDArray
 
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import Intensity
-from medimg.train.batches import Batches
-from medimg.train.journal import Phase
-from medimg.train.networks import Network
-from medimg.train.options import Job
-from medimg.train.parts import Parts
-from medimg.train.phases import Plan, run_phase
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import Intensity
+from medimg.train.data.batches import Batches
+from medimg.train.data.parts import Parts
+from medimg.train.fitting.journal import Phase
+from medimg.train.fitting.options import Job
+from medimg.train.fitting.phases import Plan, run_phase
+from medimg.train.networks.build import Network
 
 TEMPERATURE = 4.0
 """High, so that what the original says of all classes counts where it is sure of one."""

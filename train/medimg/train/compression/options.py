@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
-from medimg.runtime.spec import ColorOrder, IntensityName
-from medimg.train.augmentation import NO_AUGMENTATION, Augmentation
-from medimg.train.balance import CountsOfClasses
-from medimg.train.data_options import DataOptions
-from medimg.train.network_options import require
-from medimg.train.options import copies_check
+from medimg.runtime.model.spec import ColorOrder, IntensityName
+from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation
+from medimg.train.data.balance import CountsOfClasses
+from medimg.train.data.options import DataOptions
+from medimg.train.fitting.options import copies_check
+from medimg.train.networks.options import require
 
 WidthRule: TypeAlias = Literal["latency", "macs", "uniform"]
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)x?")

@@ -9,28 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.bootstrap import Resamples
-from medimg.runtime.containers import file_sha256
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
-from medimg.runtime.metrics import images_needed
-from medimg.runtime.preprocess import Images
-from medimg.runtime.probabilities import Probabilities, as_probabilities
-from medimg.runtime.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
-from medimg.train.answers import Answers, ask
-from medimg.train.augmentation import Copies
-from medimg.train.cache import DecodedImages, cache_images, images_key
+from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.preprocess import Images
+from medimg.runtime.model.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
+from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.runtime.statistics.metrics import images_needed
+from medimg.runtime.tasks.probabilities import Probabilities, as_probabilities
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.passes import BATCH, grams, layer_answers, logits
 from medimg.train.compression.reconstruction import SAMPLED
 from medimg.train.compression.selection import Matrix
-from medimg.train.division import Division, read_labelled
+from medimg.train.data.array_store import ArrayStore, key_of
+from medimg.train.data.augmentation import Copies
+from medimg.train.data.decoded_images import DecodedImages, cache_images, images_key
+from medimg.train.data.division import Division, read_labelled
+from medimg.train.evaluation.answers import Answers, ask
+from medimg.train.evaluation.keras_process import prove
+from medimg.train.evaluation.scores import score
+from medimg.train.fitting.options import FitOptions, Job
 from medimg.train.keras_files import SUFFIXES, load_float32
-from medimg.train.keras_process import prove
-from medimg.train.options import FitOptions, Job
-from medimg.train.scores import score
-from medimg.train.store import ArrayStore, key_of
 
 LOOKED_AT = 96
 """Images that channels are chosen by."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.preprocess import Images, to_network_input
-from medimg.runtime.spec import Intensity
+from medimg.runtime.model.preprocess import Images, to_network_input
+from medimg.runtime.model.spec import Intensity
 from medimg.train.compression.chain import (
     AVERAGING,
     Chain,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medimg.runtime.bootstrap import Estimate
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.optional import require
+from medimg.runtime.statistics.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult

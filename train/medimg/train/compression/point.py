@@ -8,13 +8,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from medimg.runtime.codec import from_plain, to_plain
 from medimg.runtime.errors import DataError
-from medimg.runtime.writing import replaced
-from medimg.train.answers import ask
-from medimg.train.balance import image_weights
-from medimg.train.calibration import CalibrationResult, calibrate
-from medimg.train.checkpoint import Checkpoint
+from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.files.writing import replaced
 from medimg.train.compression.chain import arrays_of, build, set_weights
 from medimg.train.compression.distillation import distil, targets
 from medimg.train.compression.gate import judge
@@ -23,13 +19,17 @@ from medimg.train.compression.result import Point
 from medimg.train.compression.stages import total_macs
 from medimg.train.compression.widths import Widths
 from medimg.train.compression.workshop import Workshop
-from medimg.train.journal import Journal, Phase
+from medimg.train.data.balance import image_weights
+from medimg.train.data.parts import Part, Parts
+from medimg.train.evaluation.answers import ask
+from medimg.train.evaluation.calibrate import CalibrationResult, calibrate
+from medimg.train.evaluation.operating_points import wanted_sensitivities
+from medimg.train.fitting.checkpoint import Checkpoint
+from medimg.train.fitting.journal import Journal, Phase
+from medimg.train.fitting.phases import Plan
 from medimg.train.keras_files import save
 from medimg.train.keras_setup import choose_policy, gpu_capabilities
-from medimg.train.networks import Network
-from medimg.train.operating_points import wanted_sensitivities
-from medimg.train.parts import Part, Parts
-from medimg.train.phases import Plan
+from medimg.train.networks.build import Network
 from medimg.train.state_files import read_state
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medimg.train.compression.chain import Chain
 from medimg.train.compression.selection import Matrix
-from medimg.train.networks import Layer, Network
+from medimg.train.networks.build import Layer, Network
 from medimg.train.progress import Progress
 
 Values = NDArray[np.float32]

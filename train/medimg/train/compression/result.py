@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from medimg.runtime.bootstrap import Estimate, Resampling
-from medimg.runtime.spec import Verdict
+from medimg.runtime.model.spec import Verdict
+from medimg.runtime.statistics.bootstrap import Estimate, Resampling
 from medimg.train.compression.latency import LatencyModel
 from medimg.train.compression.options import CompressOptions
-from medimg.train.journal import Phase
+from medimg.train.fitting.journal import Phase
 
 
 @dataclass(frozen=True)

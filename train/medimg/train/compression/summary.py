@@ -3,9 +3,9 @@
 import shlex
 from typing import TYPE_CHECKING
 
-from medimg.runtime.text import printable
-from medimg.train.evaluation_summary import resampling_line
-from medimg.train.summary import SIMULATED, table
+from medimg.runtime.files.text import printable
+from medimg.train.evaluation.summary import resampling_line
+from medimg.train.fitting.summary import SIMULATED, table
 
 if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult, Point

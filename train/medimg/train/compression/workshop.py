@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet
-from medimg.runtime.preprocess import to_network_input
-from medimg.runtime.spec import ModelSpec
-from medimg.train.answers import Answers
+from medimg.runtime.model.preprocess import to_network_input
+from medimg.runtime.model.spec import ModelSpec
 from medimg.train.compression.chain import (
     Weights,
     arrays_of,
@@ -30,11 +29,12 @@ from medimg.train.compression.reconstruction import Values, reconstruct
 from medimg.train.compression.selection import Ranking, dropped, importance, interpolation, rank
 from medimg.train.compression.stages import Stage, full_widths, total_macs
 from medimg.train.compression.widths import MACS, Widths, by_error, uniform
+from medimg.train.data.array_store import ArrayStore
 from medimg.train.errors import TargetError
+from medimg.train.evaluation.answers import Answers
+from medimg.train.fitting.options import Job
 from medimg.train.keras_files import save
-from medimg.train.networks import Network
-from medimg.train.options import Job
-from medimg.train.store import ArrayStore
+from medimg.train.networks.build import Network
 
 DEFAULT_MULTIPLE = 16
 TRIES = 4

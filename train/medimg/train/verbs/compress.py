@@ -9,9 +9,9 @@ from click.core import ParameterSource
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.errors import CheckFailedError
-from medimg.train.augmentation import read_augmentation
 from medimg.train.compression.options import CompressOptions
-from medimg.train.options import require_effect
+from medimg.train.data.augmentation import read_augmentation
+from medimg.train.fitting.options import require_effect
 from medimg.train.progress import terminal_progress
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.compress_flags import compress_options

@@ -5,9 +5,9 @@ from typing import get_args
 import click
 
 from medimg.runtime.commandline import Command, PathArgument
-from medimg.runtime.spec import ColorOrder
-from medimg.train.balance import CountsOfClasses
+from medimg.runtime.model.spec import ColorOrder
 from medimg.train.compression.options import CompressOptions, WidthRule, read_ratio
+from medimg.train.data.balance import CountsOfClasses
 from medimg.train.verbs.data_flags import add_options, augment_options, division_options
 
 _DEFAULTS = CompressOptions()

@@ -8,11 +8,11 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.errors import CheckFailedError
-from medimg.train.augmentation import PRESETS, read_augmentation
-from medimg.train.network_options import Head
-from medimg.train.options import FitOptions
+from medimg.train.data.augmentation import PRESETS, read_augmentation
+from medimg.train.fitting.options import FitOptions
+from medimg.train.networks.options import Head
 from medimg.train.progress import terminal_progress
-from medimg.train.simulation import FileFormat
+from medimg.train.simulation.simulate import FileFormat
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.data_flags import reading_options
 
@@ -39,8 +39,8 @@ def check(
     That is: images that cannot be read, patients with images in two parts, and pictures that are in two
     parts, to the pixel or nearly so. The exit status is 1 if there are any.
     """
-    from medimg.train.checking import check as run_check
-    from medimg.train.summary import data_lines
+    from medimg.train.data.check import check as run_check
+    from medimg.train.fitting.summary import data_lines
 
     report = run_check(
         data, FitOptions(**options), threads=threads, cache_dir=cache_dir, progress=terminal_progress()
@@ -83,7 +83,7 @@ def augment(
     Settings: flip_horizontal and flip_vertical (yes, no); rotation (degrees to either side); zoom, crop and
     translation (shares of the image's side); brightness, contrast and noise (shares of the range of values).
     """
-    from medimg.train.contact_sheet import write_contact_sheet
+    from medimg.train.data.contact_sheet import write_contact_sheet
 
     del threads  # a few images are quick enough on one
     shown = write_contact_sheet(
@@ -113,8 +113,8 @@ def simulate(folder: Path, threads: int, **options: Any) -> None:  # noqa: ANN40
 
     They are made by a seeded generator, for demonstrations and tests; they show no patient.
     """
-    from medimg.train.simulation import simulate as run_simulate
-    from medimg.train.summary import simulation_lines
+    from medimg.train.fitting.summary import simulation_lines
+    from medimg.train.simulation.simulate import simulate as run_simulate
 
     del threads  # the generator is quick enough on one
     result = run_simulate(folder, progress=terminal_progress(), **options)

@@ -6,9 +6,9 @@ from typing import Any, get_args
 import click
 
 from medimg.runtime.commandline import Command, PathArgument
-from medimg.runtime.spec import JpegRule
-from medimg.train.augmentation import PRESETS
-from medimg.train.options import FitOptions
+from medimg.runtime.model.spec import JpegRule
+from medimg.train.data.augmentation import PRESETS
+from medimg.train.fitting.options import FitOptions
 
 _DEFAULTS = FitOptions()
 

@@ -10,8 +10,8 @@ from medimg.runtime import commandline
 from medimg.runtime.commandline import BACKENDS, PathArgument, standard_options
 from medimg.runtime.data import Split
 from medimg.runtime.errors import UsageError
+from medimg.train.intended_use import CalibrationPart
 from medimg.train.progress import terminal_progress
-from medimg.train.usage import CalibrationPart
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.usage_flags import usage_options
 
@@ -70,8 +70,8 @@ def evaluate(
 
     Each figure has a 95 % interval, from the bootstrap over patients where DATA name them, else over images.
     """
-    from medimg.train.evaluation import evaluate as run_evaluate
-    from medimg.train.evaluation_summary import evaluation_lines
+    from medimg.train.evaluation.evaluate import evaluate as run_evaluate
+    from medimg.train.evaluation.summary import evaluation_lines
 
     result = run_evaluate(model, data, split=split, progress=terminal_progress(), **options)
     show(result, evaluation_lines(result), json_file)
@@ -118,8 +118,8 @@ def calibrate(
     A temperature, thresholds for wanted sensitivities and the intended use are written into the file; export
     puts the temperature into the graph.
     """
-    from medimg.train.calibration import calibrate as run_calibrate
-    from medimg.train.evaluation_summary import calibration_lines
+    from medimg.train.evaluation.calibrate import calibrate as run_calibrate
+    from medimg.train.evaluation.summary import calibration_lines
 
     result = run_calibrate(
         model, data, fit_the_temperature=not no_temperature, progress=terminal_progress(), **options

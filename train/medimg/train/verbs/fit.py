@@ -8,10 +8,10 @@ from click.core import ParameterSource
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
-from medimg.train.augmentation import read_augmentation
-from medimg.train.options import FitOptions, require_heeded
+from medimg.train.data.augmentation import read_augmentation
+from medimg.train.fitting.options import FitOptions, require_heeded
+from medimg.train.intended_use import Usage
 from medimg.train.progress import terminal_progress
-from medimg.train.usage import Usage
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.fit_flags import fit_options
 from medimg.train.verbs.usage_flags import usage_options
@@ -48,8 +48,8 @@ def fit(
     path,label[,patient][,split], a CIFAR-10 folder or a MedMNIST .npz. Images of a test part are never
     looked at.
     """
-    from medimg.train.fitting import fit as run_fit
-    from medimg.train.summary import fit_lines
+    from medimg.train.fitting.fit import fit as run_fit
+    from medimg.train.fitting.summary import fit_lines
 
     training = FitOptions(augment=read_augmentation(augment), **options)
     source = click.get_current_context().get_parameter_source

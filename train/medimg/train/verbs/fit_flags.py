@@ -6,9 +6,9 @@ from typing import get_args
 import click
 
 from medimg.runtime.commandline import Command
+from medimg.train.fitting.options import Balance, FitOptions, OptimizerName, Schedule
 from medimg.train.keras_setup import PolicyChoice
-from medimg.train.network_options import ARCHS, Activation, Head, Padding, Pooling
-from medimg.train.options import Balance, FitOptions, OptimizerName, Schedule
+from medimg.train.networks.options import ARCHS, Activation, Head, Padding, Pooling
 from medimg.train.verbs.data_flags import add_options, augment_options, division_options, reading_options
 
 DEFAULTS = FitOptions()

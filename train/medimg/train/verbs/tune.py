@@ -8,10 +8,10 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
-from medimg.train.augmentation import read_augmentation
-from medimg.train.options import FitOptions
+from medimg.train.data.augmentation import read_augmentation
+from medimg.train.fitting.options import FitOptions
 from medimg.train.progress import terminal_progress
-from medimg.train.tuning_options import DIRECTIONS, TUNERS, TuneOptions
+from medimg.train.tuning.options import DIRECTIONS, TUNERS, TuneOptions
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.fit_flags import fit_options
 
@@ -76,8 +76,8 @@ def tune(
     Images are decoded once, and frozen features computed once, for all trials. The options of `fit` stay as
     they are given, unless the search is over them. A test part of DATA is never looked at.
     """
-    from medimg.train.tuning import tune as run_tune
-    from medimg.train.tuning_summary import tune_lines
+    from medimg.train.tuning.summary import tune_lines
+    from medimg.train.tuning.tune import tune as run_tune
 
     names = {field.name for field in dataclasses.fields(TuneOptions)}
     tuning = TuneOptions(**{name: options.pop(name) for name in names})

@@ -6,7 +6,7 @@ from typing import Any, cast
 import click
 
 from medimg.runtime.commandline import Command
-from medimg.train.usage import Usage
+from medimg.train.intended_use import Usage
 
 _CODES = (
     ("--allow-modality", "DX"),

@@ -1,0 +1,259 @@
+"""One reader for each layout of DATA."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from medimg.runtime.data import DataSet, Sample, Split, Task, cifar, medmnist
+from medimg.runtime.errors import DataError
+from medimg.runtime.files import class_names
+from medimg.runtime.files.paths import is_file, is_folder, is_text, visible, walk_images
+from medimg.runtime.files.text import printable
+from medimg.runtime.images.load import may_hold_image
+
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, and values of a CSV's split column, that name a part."""
+
+_LOG = logging.getLogger(__name__)
+IMAGE_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dib",
+    ".dcm",
+    ".dicom",
+    "",
+}
+_OTHER_IMAGES = {
+    ".gif",
+    ".webp",
+    ".heic",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".svg",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".nii",
+    ".mhd",
+}
+"""Suffixes of images that nothing here reads; such a file is counted even where it is a text."""
+_WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image file and what the layout says of it."""
+
+    path: Path
+    name: str
+    """Path relative to the data set's root."""
+    label: str | None = None
+    """Its class; in multi-label data its classes joined by `|`, empty for none of them."""
+    patient: str | None = None
+    split: Split | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What other columns of a table say of it."""
+
+
+def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
+    """Read a data set; see `medimg.runtime.data.dataset.read_data`."""
+    suffix = path.suffix.lower()
+    if task == "multilabel" and is_folder(path):
+        raise DataError(
+            f"{path}: a folder gives every image one class: multi-label data are a CSV whose labels are "
+            "joined by |, or a MedMNIST .npz"
+        )
+    try:
+        if is_folder(path):
+            dataset = read_cifar(path) if cifar.is_cifar(path) else _read_folder(path, labelled=labelled)
+        elif not is_file(path):
+            raise DataError(f"{path}: no such file or folder, or a pipe or device")
+        elif suffix == ".csv":
+            from medimg.runtime.data.table import read_table
+
+            dataset = from_found(read_table(path, labelled=labelled, task=task), task)
+        elif suffix == ".npz":
+            dataset = read_medmnist(path, task)
+        else:
+            raise DataError(f"{path}: not a data set: {_WANTED} is wanted")
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror}") from None
+    if not dataset.samples:
+        raise DataError(f"{path}: holds no images (PNG, JPEG, TIFF, BMP or DICOM); {_WANTED} is wanted")
+    if labelled:
+        _require_classes(dataset, path)
+    return dataset
+
+
+def read_cifar(folder: Path) -> DataSet:
+    """Read CIFAR-10's python layout: `data_batch_*` is the training part, `test_batch` the test part."""
+    labels = cifar.read_labels(folder)
+    samples: list[Sample] = []
+    for split, pattern in (("train", "data_batch_*"), ("test", "test_batch")):
+        batches = [cifar.read_batch(path, len(labels)) for path in sorted(folder.glob(pattern))]
+        images = [pair for batch in batches for pair in zip(batch.images, batch.labels, strict=True)]
+        samples += (
+            Sample(f"{split}[{index}]", pixels, label, None, SPLITS[split])
+            for index, (pixels, label) in enumerate(images)
+        )
+    return DataSet(labels, tuple(samples))
+
+
+def read_medmnist(path: Path, task: Task = "multiclass") -> DataSet:
+    """Read a MedMNIST archive, whose classes have numbers unless the file's name tells the set."""
+    samples: list[Sample] = []
+    classes = 0
+    for part in medmnist.read_parts(path, task):
+        samples += (_archived(part, index) for index in range(len(part.images)))
+        if part.labels is not None:
+            highest = int(part.labels.max(initial=-1))
+            classes = max(classes, part.labels.shape[1] if part.labels.ndim == 2 else highest + 1)
+    return DataSet(medmnist.class_names(path, classes) if classes else (), tuple(samples), task)
+
+
+def _archived(part: medmnist.Part, index: int) -> Sample:
+    sample = Sample(f"{part.name}[{index}]", part.images[index], split=part.name)
+    if part.labels is None:
+        return sample
+    if part.labels.ndim == 1:
+        return replace(sample, label=int(part.labels[index]))
+    return replace(sample, classes=tuple(np.flatnonzero(part.labels[index]).tolist()))
+
+
+def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
+    """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
+    form_of = class_names.same_class({name for item in found for name in named_classes(item.label, task)})
+    names = set(form_of.values())
+    if fault := class_names.fault_of(sorted(form_of)) or class_names.ambiguity_of(names):
+        raise DataError(fault)
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    index_of = {label: index for index, label in enumerate(labels)}
+
+    def sample(item: Found) -> Sample:
+        made = Sample(item.name, item.path, None, item.patient, item.split, attributes=item.attributes)
+        if item.label is None:
+            return made
+        if task == "multiclass":
+            return replace(made, label=index_of[form_of[item.label]])
+        shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
+        return replace(made, classes=tuple(sorted(shown)))
+
+    return DataSet(tuple(labels), tuple(map(sample, found)), task)
+
+
+def named_classes(label: str | None, task: Task) -> set[str]:
+    """Give the classes that a label names."""
+    if label is None:
+        return set()
+    return {label} if task == "multiclass" else {name.strip() for name in label.split("|")} - {""}
+
+
+def _read_folder(root: Path, *, labelled: bool) -> DataSet:
+    """Read a folder with a folder per class, or with parts that hold such; tell what is left out."""
+    left_out: Counter[str] = Counter()
+    dataset = _read_parts(root, left_out, labelled=labelled)
+    if left_out:
+        suffixes = ", ".join(f"{suffix} {count}" for suffix, count in left_out.most_common(9))
+        _LOG.warning(
+            "%s: %d files left out (%s), which are no PNG, JPEG, TIFF, BMP or DICOM: "
+            "convert those that are images",
+            *(root, left_out.total(), printable(suffixes)),
+        )
+    return replace(dataset, left_out=dict(left_out))
+
+
+def _read_parts(root: Path, left_out: Counter[str], *, labelled: bool) -> DataSet:
+    parts = [entry for entry in visible(root) if is_folder(entry) and entry.name.lower() in SPLITS]
+    if not parts:
+        return from_found(_find(root, root, None, left_out, labelled=labelled))
+    others = [entry for entry in visible(root) if entry not in parts]
+    if strays := [entry.name for entry in others if is_folder(entry) or _is_image(entry, left_out)]:
+        raise DataError(
+            f"{root}: has {', '.join(map(repr, strays[:5]))} beside "
+            f"{', '.join(part.name for part in parts)}: move it into one of them, or away"
+        )
+    found = [
+        item
+        for part in parts
+        for item in _find(part, root, SPLITS[part.name.lower()], left_out, labelled=labelled)
+    ]
+    dataset = from_found(found)
+    trained = {sample.label for sample in dataset.samples if sample.split == "train"}
+    strange = [label for index, label in enumerate(dataset.labels) if index not in trained]
+    if trained and strange and labelled:
+        raise DataError(f"{root}: class {strange[0]!r} has images, but none in the training part")
+    return dataset
+
+
+def _find(
+    folder: Path, root: Path, split: Split | None, left_out: Counter[str], *, labelled: bool
+) -> list[Found]:
+    """Find the images of a folder: by class in its subfolders, or unlabelled where images lie in itself."""
+    inner = [entry for entry in visible(folder) if is_folder(entry)]
+    folders = frozenset(inner)
+    here: Counter[str] = Counter()
+    loose = [entry.name for entry in visible(folder) if entry not in folders and _is_image(entry, here)]
+    if loose and labelled:
+        raise DataError(
+            f"{folder}: holds {len(loose)} image(s) outside any class's folder ({', '.join(loose[:3])}): "
+            "a folder with a folder per class is wanted"
+        )
+    if not loose:
+        left_out.update(here)
+    classes = [(folder, None)] if loose else [(entry, entry.name) for entry in inner]
+    return [
+        Found(path, path.relative_to(root).as_posix(), label, None, split)
+        for place, label in classes
+        for path in walk_images([place])
+        if _is_image(path, left_out)
+    ]
+
+
+def _is_image(path: Path, left_out: Counter[str]) -> bool:
+    """Tell whether a file is one by its name, or else by its first bytes; count what is neither it nor text.
+
+    DICOM files often have no suffix, or a UID for a name, whose last part is a number. DICOMDIR is the index
+    of a DICOM medium (PS3.10, 8.6).
+    """
+    suffix = path.suffix.lower()
+    if path.name.upper() == "DICOMDIR":
+        return False
+    if suffix in IMAGE_SUFFIXES or suffix[1:].isdigit() or may_hold_image(path):
+        return True
+    if suffix in _OTHER_IMAGES or not is_text(path):
+        left_out[suffix] += 1
+    return False
+
+
+def _require_classes(dataset: DataSet, path: Path) -> None:
+    without = [sample.name for sample in dataset.samples if sample.label is None and sample.classes is None]
+    if without:
+        raise DataError(f"{path}: {len(without)} image(s) have no label ({', '.join(without[:3])})")
+    if dataset.task == "multilabel":
+        shown = dataset.targets.mean(axis=0)
+        if not ((shown > 0) & (shown < 1)).any():
+            raise DataError(f"{path}: no class is shown by some of the images and not by others")
+        return
+    present = sorted({dataset.labels[int(label)] for label in set(dataset.truth.tolist())})
+    if len(present) < 2:
+        raise DataError(f"{path}: shows only the class {present[0]!r}; two or more are wanted")

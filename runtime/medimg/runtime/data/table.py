@@ -1,0 +1,118 @@
+"""A table of images: `path,label[,patient][,split]`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from medimg.runtime.data import DataSet, Split, Task
+from medimg.runtime.data.readers import IMAGE_SUFFIXES, SPLITS, Found, named_classes
+from medimg.runtime.errors import DataError
+from medimg.runtime.files.paths import is_file, visible
+from medimg.runtime.files.tables import table_rows
+
+_COLUMNS = ("path", "label", "patient", "split")
+
+
+def read_table(path: Path, *, labelled: bool, task: Task) -> list[Found]:
+    """Read the rows of a CSV file, in its order; paths are relative to the file.
+
+    Rows that say the same twice count once. Other columns are kept as attributes. In multi-label data
+    an empty label says that the image shows no class.
+
+    Raises:
+        DataError: a column or a value is missing, files do not exist, one file has two labels, or a patient
+            has images in two parts.
+    """
+    rows: dict[str, tuple[int, Found]] = {}
+    for line, found in _rows(path, labelled=labelled, task=task):
+        key = os.path.normpath(found.path)
+        first_line, first = rows.setdefault(key, (line, found))
+        if (first.label, first.patient, first.split) != (found.label, found.patient, found.split):
+            raise DataError(f"{path}: lines {first_line} and {line} say different things of {found.name}")
+    table = [found for _, found in rows.values()]
+    _require_files(path, table)
+    _require_whole_split(path, table)
+    return table
+
+
+def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
+    """Find images without a row: files beside listed ones, of a suffix that images have.
+
+    Args:
+        path: the CSV file.
+        dataset: what was read from it.
+
+    Returns:
+        Their paths relative to the file, sorted.
+    """
+    listed = {
+        os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
+    }
+    # A file without a suffix counts only where listed images have none.
+    suffixes = IMAGE_SUFFIXES - {""} | {Path(name).suffix.lower() for name in listed}
+    return sorted(
+        os.path.relpath(entry, path.parent)
+        for folder in {Path(name).parent for name in listed}
+        for entry in visible(folder)
+        if entry.suffix.lower() in suffixes and str(entry) not in listed and entry.is_file()
+    )
+
+
+def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, Found]]:
+    wanted = _COLUMNS[:2] if labelled else _COLUMNS[:1]
+    with path.open("rb") as file:
+        for line, cells in table_rows(file, str(path), wanted):
+            yield line, _found(path, line, cells, task, labelled=labelled)
+
+
+def _found(path: Path, line: int, cells: dict[str, str], task: Task, *, labelled: bool) -> Found:
+    needed = _COLUMNS[:2] if labelled and task == "multiclass" else _COLUMNS[:1]
+    if empty := [name for name in needed if not cells.get(name)]:
+        raise DataError(f"{path}: line {line} has no {empty[0]}")
+    name = cells["path"]
+    if "\0" in name:
+        raise DataError(f"{path}: line {line} has a path with a zero byte")
+    label = cells.get("label", "")
+    if task == "multilabel":
+        label = "|".join(sorted(named_classes(label, task)))
+    split = cells.get("split") or None
+    return Found(
+        path.parent / name,
+        name,
+        label or ("" if labelled else None),
+        cells.get("patient") or None,
+        None if split is None else _split(path, line, split),
+        {column: value for column, value in cells.items() if column not in _COLUMNS},
+    )
+
+
+def _split(path: Path, line: int, value: str) -> Split:
+    if value.lower() not in SPLITS:
+        raise DataError(f"{path}: line {line} has the split {value!r}; train, val and test are known")
+    return SPLITS[value.lower()]
+
+
+def _require_files(path: Path, table: list[Found]) -> None:
+    missing = [found.name for found in table if not is_file(found.path)]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{path}: {len(missing)} of {len(table)} files do not exist: {', '.join(missing[:5])}{more}"
+        )
+
+
+def _require_whole_split(path: Path, table: list[Found]) -> None:
+    without = [found.name for found in table if found.split is None]
+    if without and len(without) < len(table):
+        raise DataError(
+            f"{path}: {len(without)} of {len(table)} rows have no split ({', '.join(without[:3])})"
+        )
+    first_of: dict[str, Found] = {}
+    for found in table:
+        first = first_of.setdefault(found.patient, found) if found.patient else found
+        if first.split != found.split:
+            # Images are named and not the patient, whose name does not belong in a log.
+            raise DataError(
+                f"{path}: {first.name} (in {first.split}) and {found.name} (in {found.split}) are of one "
+                "patient, which would flatter any result: put all images of a patient into one part"
+            )

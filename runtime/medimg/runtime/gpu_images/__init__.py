@@ -1,5 +1,0 @@
-"""Decoding of JPEG files on an NVIDIA GPU, for as far as its pixels have been shown to be the CPU's."""
-
-from medimg.runtime.gpu_images.decoder import GpuDecoder, open_decoder
-
-__all__ = ["GpuDecoder", "open_decoder"]

@@ -1,0 +1,1 @@
+"""What this machine is and has: processors, memory, GPUs, and what they use."""

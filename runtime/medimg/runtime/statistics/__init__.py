@@ -1,0 +1,1 @@
+"""Agreement, accuracy and what they are worth."""

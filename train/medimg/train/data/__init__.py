@@ -1,0 +1,1 @@
+"""From DATA to arrays and batches: division, decoding, augmentation, and what is wrong with a set."""

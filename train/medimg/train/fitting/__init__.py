@@ -1,0 +1,1 @@
+"""From DATA to a trained network: preparation, phases, checkpoints."""

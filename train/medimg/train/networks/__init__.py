@@ -1,0 +1,1 @@
+"""The networks, their options and their pretrained weights."""

@@ -1,0 +1,1 @@
+"""Simulated images, for the demo and the tests."""

@@ -1,0 +1,1 @@
+"""Hyperparameters by trials, through KerasTuner."""
