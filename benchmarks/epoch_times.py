@@ -14,7 +14,8 @@ from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.train.data.array_store import open_store
 from medimg.train.data.division import Division, divide
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.keras_setup import Policy
 from medimg.train.progress import Progress
@@ -41,7 +42,7 @@ def measure(
     whole = divide(read_data(data), options)
     division = _fewer(whole, images)
     with open_store(None) as store:
-        job = Job(options, store, usable_cpus(), Progress())
+        job = Job(store, usable_cpus(), Progress(), options)
         prepared = prepare(division, job)
         block = replace(options, fine_tune_epochs=3, epochs=1)
         every = replace(block, unfreeze_blocks=5)

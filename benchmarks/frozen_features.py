@@ -17,7 +17,8 @@ from medimg.runtime.model.spec import JpegRule
 from medimg.train.data.array_store import open_store
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.parts import Part, Parts
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_setup import choose_policy, start_keras
 from medimg.train.networks.build import POOL
@@ -41,8 +42,11 @@ def logistic_regression(data: Path, weights: Path, jpeg: JpegRule = "full") -> N
     options, dataset = FitOptions(jpeg=jpeg), read_data(data)
     base = PretrainedBase(weights, options, choose_policy("auto"))
     with open_store(None) as store:
-        job = Job(options, store, usable_cpus(), Progress())
-        train, test = (_part(cache_images(dataset.part(name), job, name)) for name in ("train", "test"))
+        job = Job(store, usable_cpus(), Progress(), options)
+        train, test = (
+            _part(cache_images(dataset.part(name), options.image, options, job, name))
+            for name in ("train", "test")
+        )
         features = base.outputs(Parts(train, test), POOL, job)
         values = [part.inputs.astype(np.float32) for part in (features.train, features.validation)]
     found = LogisticRegression(max_iter=2000).fit(values[0], train.truth).predict(values[1])

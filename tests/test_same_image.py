@@ -14,7 +14,8 @@ from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.model.spec import ImageRule
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.decoded_images import cache_images
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.progress import Progress
 
 SIZE = 32
@@ -59,8 +60,8 @@ def written(folder: Path) -> list[Path]:
 
 def check(paths: list[Path], small_artefact: Path, folder: Path) -> None:
     samples = tuple(Sample(path.name, path, label=0) for path in paths)
-    job = Job(FitOptions(image_size=SIZE), ArrayStore(folder), 2, Progress())
-    trained = cache_images(DataSet(("one",), samples), job, "images").images
+    job = Job(ArrayStore(folder), 2, Progress(), FitOptions(image_size=SIZE))
+    trained = cache_images(DataSet(("one",), samples), job.options.image, job.options, job, "images").images
     with Classifier(small_artefact) as classifier:
         assert classifier.spec.image == ImageRule(SIZE, SIZE) == job.options.image
         recorder = Recorder()

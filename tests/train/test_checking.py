@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.model.spec import ImageRule
 from medimg.train.cli import cli
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.check import check
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.duplicates import NEAR_BITS, Duplicates, find_duplicates, fingerprints, picture_hash
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.summary import data_lines
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import simulate_image
@@ -42,10 +44,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+def cached(dataset: DataSet, job: Job, rule: ImageRule | None = None) -> DecodedImages:
+    return cache_images(dataset, rule or job.options.image, job.options, job, "images")
+
+
 def job(tmp_path: Path, options: FitOptions = OPTIONS) -> Job:
     store = tmp_path / "store"
     store.mkdir(exist_ok=True)
-    return Job(options, ArrayStore(store), 2, Progress())
+    return Job(ArrayStore(store), 2, Progress(), options)
 
 
 def spoil(folder: Path, *numbers: int) -> None:
@@ -59,11 +65,11 @@ def spoil(folder: Path, *numbers: int) -> None:
 
 def test_unreadable_images_are_left_out_up_to_a_limit(folder: Path, tmp_path: Path) -> None:
     dataset = read_data(folder)
-    whole = cache_images(dataset, job(tmp_path), "images")
+    whole = cached(dataset, job(tmp_path))
     spoil(folder, 3, 16)
     tolerant = job(tmp_path, replace(OPTIONS, max_unreadable="2"))
-    made = cache_images(dataset, tolerant, "images")
-    found = cache_images(dataset, tolerant, "images")
+    made = cached(dataset, tolerant)
+    found = cached(dataset, tolerant)
     kept = [not sample.name.endswith(("03.png", "16.png")) for sample in dataset.samples]
     for decoded in (made, found):
         assert decoded.unreadable == (
@@ -82,17 +88,17 @@ def test_more_unreadable_images_than_allowed(limit: str, folder: Path, tmp_path:
     dataset, strict = read_data(folder), job(tmp_path, replace(OPTIONS, max_unreadable=limit))
     message = r"of 40 images cannot be read, .* \(cyst/03\.png: a truncated PNG"
     with pytest.raises(DataError, match=message):
-        cache_images(dataset, strict, "images")
+        cached(dataset, strict)
     assert not list((tmp_path / "store").glob("*.array"))
-    cache_images(dataset, job(tmp_path, replace(OPTIONS, max_unreadable="5%")), "images")
+    cached(dataset, job(tmp_path, replace(OPTIONS, max_unreadable="5%")))
     with pytest.raises(DataError, match=message):
-        cache_images(dataset, strict, "images")
+        cached(dataset, strict)
 
 
 def test_a_part_without_any_readable_image(folder: Path, tmp_path: Path) -> None:
     spoil(folder, *range(40))
     with pytest.raises(DataError, match="40 or more of 40 images cannot be read, where 39 may be left out"):
-        cache_images(read_data(folder), job(tmp_path, replace(OPTIONS, max_unreadable="100%")), "images")
+        cached(read_data(folder), job(tmp_path, replace(OPTIONS, max_unreadable="100%")))
 
 
 @pytest.mark.parametrize("text", ["", "some", "-1", "0.5", "1 %", "%"])
@@ -105,17 +111,15 @@ def test_limits_that_are_none(text: str) -> None:
 
 
 def test_the_cache_knows_content_and_rule_but_not_names(folder: Path, tmp_path: Path) -> None:
-    first = cache_images(read_data(folder), job(tmp_path), "images")
+    first = cached(read_data(folder), job(tmp_path))
     folder.rename(tmp_path / "moved")
-    again = cache_images(read_data(tmp_path / "moved"), job(tmp_path), "images")
+    again = cached(read_data(tmp_path / "moved"), job(tmp_path))
     assert first.key == again.key
     assert len(list((tmp_path / "store").glob("*.array"))) == 1
-    other_rule = cache_images(
-        read_data(tmp_path / "moved"), job(tmp_path, FitOptions(image_size=32)), "images"
-    )
+    other_rule = cached(read_data(tmp_path / "moved"), job(tmp_path, FitOptions(image_size=32)))
     (path,) = (tmp_path / "moved").rglob("07.png")
     assert cv2.imwrite(str(path), scan(1000))
-    other_content = cache_images(read_data(tmp_path / "moved"), job(tmp_path), "images")
+    other_content = cached(read_data(tmp_path / "moved"), job(tmp_path))
     assert len({first.key, other_rule.key, other_content.key}) == 3
     np.testing.assert_array_equal(other_content.images[3, ..., 0], scan(1000))
 
@@ -126,9 +130,9 @@ def test_what_could_not_be_read_under_other_limits_is_read_again(
     assert cv2.imwrite(str(folder / "normal" / "20.png"), np.zeros((100, 100), np.uint8))
     tolerant = job(tmp_path, replace(OPTIONS, max_unreadable="1"))
     monkeypatch.setenv("MEDIMG_MAX_PIXELS", "5000")
-    assert len(cache_images(read_data(folder), tolerant, "images").unreadable) == 1
+    assert len(cached(read_data(folder), tolerant).unreadable) == 1
     monkeypatch.delenv("MEDIMG_MAX_PIXELS")
-    assert cache_images(read_data(folder), tolerant, "images").unreadable == ()
+    assert cached(read_data(folder), tolerant).unreadable == ()
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     samples = tuple(Sample(str(n), generator.integers(0, 256, (8, 8), np.uint8), n % 2) for n in range(800))
     before = own_memory()
-    decoded = cache_images(DataSet(("a", "b"), samples), job(tmp_path, FitOptions()), "images")
+    decoded = cached(DataSet(("a", "b"), samples), job(tmp_path, FitOptions()))
     prints = fingerprints(decoded, Progress(), "images")
     assert find_duplicates(prints, prints, ("train", "train")).images == 0
     assert decoded.images.nbytes > 1.2e8
@@ -155,19 +159,19 @@ def own_memory() -> int:
 
 def test_no_resize_refuses_other_sizes(folder: Path, tmp_path: Path) -> None:
     strict = replace(OPTIONS, resize=False)
-    decoded = cache_images(read_data(folder), job(tmp_path, strict), "images")
+    decoded = cached(read_data(folder), job(tmp_path, strict))
     np.testing.assert_array_equal(decoded.images[0, ..., 0], scan(1))
     cv2.imwrite(str(folder / "normal" / "20.png"), np.zeros((32, 48), np.uint8))
     cv2.imwrite(str(folder / "normal" / "30.png"), np.zeros((32, 32), np.uint8))
     with pytest.raises(DataError, match=r"20\.png: is 48x32 pixels, .* takes 64x64 \(2 of 40 images have"):
-        cache_images(read_data(folder), job(tmp_path, strict), "images")
+        cached(read_data(folder), job(tmp_path, strict))
 
 
 def test_no_resize_of_arrays(tmp_path: Path) -> None:
     samples = tuple(Sample(f"train[{n}]", np.zeros((28, 28), np.uint8), n) for n in range(2))
     dataset = DataSet(("a", "b"), samples)
     with pytest.raises(DataError, match=r"train\[0\]: is 28x28 pixels, and the network takes 64x64"):
-        cache_images(dataset, job(tmp_path, replace(OPTIONS, resize=False)), "images")
+        cached(dataset, job(tmp_path, replace(OPTIONS, resize=False)))
 
 
 # Duplicates.
@@ -250,7 +254,7 @@ def test_copies_of_real_slices_are_found(copy: str, brain_mri: Path) -> None:
 @pytest.mark.real
 def test_chest_x_rays_are_not_taken_for_copies(real_data: Path, tmp_path: Path) -> None:
     """They are much alike; the published parts share eight images, and no other two are near duplicates."""
-    report = check(real_data / "images/pneumoniamnist-subset.npz", FitOptions(image_size=56))
+    report = check(real_data / "images/pneumoniamnist-subset.npz", rule=ImageRule(56, 56))
     counts = {(found.part, found.other): (found.exact, found.near) for found in report.duplicates}
     assert counts["val", "train"] == (8, 0)
     assert counts["test", "train"] == counts["test", "val"] == (0, 0)
@@ -276,7 +280,7 @@ def test_check_prints_and_fails(folder: Path, tmp_path: Path) -> None:
         path.rename(target / path.name)
     for kind in ("cyst", "normal"):
         (folder / kind).rmdir()
-    report = check(folder, OPTIONS)
+    report = check(folder, OPTIONS, rule=OPTIONS.image)
     assert report.clean
     assert data_lines(report)[-1] == "no unreadable image, and no picture twice"
     spoil(folder, 2)
@@ -285,7 +289,7 @@ def test_check_prints_and_fails(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["check", str(folder), "--image-size", "64", "--json", str(report_file)])
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["part", "images", "unreadable", "patients", "cyst", "normal"]
+    assert lines[0].split() == ["part", "unreadable", "patients", "cyst", "normal"]
     assert lines[1].split() == ["train", "29", "1", "-", "15", "14"]
     said = "1 image(s) of test repeat an image of train (1 to the pixel, 0 nearly)"
     assert f"{said}, 1 of them with another label:" in lines
@@ -296,6 +300,6 @@ def test_check_prints_and_fails(folder: Path, tmp_path: Path) -> None:
 
 
 def test_data_that_are_not_divided_are_one_part(folder: Path) -> None:
-    report = check(folder, replace(OPTIONS, group_by=r"(\d)\.png"))
+    report = check(folder, replace(OPTIONS, group_by=r"(\d)\.png"), rule=OPTIONS.image)
     assert [(part.name, part.images, part.patients) for part in report.parts] == [("all", 40, 10)]
     assert [(found.part, found.other) for found in report.duplicates] == [("all", "all")]

@@ -9,7 +9,8 @@ import pytest
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.batches import Batches, as_float
 from medimg.train.data.parts import Part
-from medimg.train.fitting.options import FitOptions, Job, Schedule
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions, Schedule
 from medimg.train.fitting.phases import Plan, run_phase
 from medimg.train.progress import Progress
 
@@ -23,7 +24,7 @@ def model() -> keras.Model:
 
 
 def job(**options: Any) -> Job:
-    return Job(FitOptions(**options), ArrayStore(Path()), 1, Progress())
+    return Job(ArrayStore(Path()), 1, Progress(), FitOptions(**options))
 
 
 def data(seed: int, *, inverted: bool = False) -> Batches:

@@ -19,7 +19,7 @@ from medimg.train import FitOptions, fit
 from medimg.train.data.array_store import open_store
 from medimg.train.data.augmentation import read_augmentation
 from medimg.train.data.division import divide
-from medimg.train.fitting.options import Job
+from medimg.train.fitting.job import Job
 from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_files import load_float32
@@ -42,7 +42,7 @@ def options(base_weights: Path) -> FitOptions:
 @pytest.fixture(scope="module")
 def job(options: FitOptions) -> Iterator[Job]:
     with open_store(None) as store:
-        yield Job(options, store, 2, Progress())
+        yield Job(store, 2, Progress(), options)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ options = FitOptions(
 )
 losses = []
 with open_store(None) as store:
-    job = Job(options, store, 2, Progress())
+    job = Job(store, 2, Progress(), options)
     prepared = prepare(divide(read_data(sys.argv[1]), options), job)
     from medimg.train.finetune import assemble, train
     for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):

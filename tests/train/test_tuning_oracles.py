@@ -10,7 +10,7 @@ import pytest
 from medimg.runtime.errors import UsageError
 from medimg.train import FitOptions, TuneOptions
 from medimg.train.data.array_store import ArrayStore
-from medimg.train.fitting.options import Job
+from medimg.train.fitting.job import Job
 from medimg.train.progress import Progress
 from medimg.train.tuning import oracles as tuning_oracles
 from medimg.train.tuning.options import TUNERS, TunerName
@@ -37,7 +37,7 @@ def fail(values: Mapping[str, Any], done: Sequence[Mapping[str, float]]) -> dict
 def search(
     folder: Path, tuning: TuneOptions, how: Any = run, initial: int | None = None
 ) -> tuple[TrialResult, ...]:
-    job = Job(BASE, ArrayStore(folder), 1, Progress())
+    job = Job(ArrayStore(folder), 1, Progress(), BASE)
     oracle = tuning_oracles.make_oracle(tuning, SPACE, BASE)
     oracle.num_initial_points = initial
     found = tuning_oracles.Search(oracle, folder / "search", SPACE, job, how)

@@ -18,7 +18,8 @@ from medimg.train.compression.distillation import (
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.balance import CountsOfClasses, image_weights
 from medimg.train.data.parts import Part, Parts
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.phases import Plan
 from medimg.train.progress import Progress
 
@@ -69,7 +70,7 @@ def test_the_labels_choose_the_epoch_and_not_the_original(original_is_right: boo
     said = 8 * np.eye(2, dtype=np.float32)[truth if original_is_right else 1 - truth]
     part = Part(images, targets(said, truth), np.ones(32, np.float32))
     plan = Plan("4x", 8, 8, 0.05, may_keep_start=True)
-    job = Job(FitOptions(batch_size=8), ArrayStore(Path()), 1, Progress())
+    job = Job(ArrayStore(Path()), 1, Progress(), FitOptions(batch_size=8))
     intensity = Intensity.named("unit")
     phase = distil(network, Parts(part, part), intensity, plan, job, exclusive=True, distilled=True)
     assert phase.epochs[-1].loss < phase.epochs[0].loss
@@ -98,7 +99,7 @@ def test_a_class_of_many_images_gains_no_advantage(balance: CountsOfClasses) -> 
         for counts in ("none", balance)
     )
     plan = Plan("4x", 3, 3, 0.01, may_keep_start=True)
-    job = Job(FitOptions(batch_size=8), ArrayStore(Path()), 1, Progress())
+    job = Job(ArrayStore(Path()), 1, Progress(), FitOptions(batch_size=8))
     intensity = Intensity.named("unit")
     phase = distil(network, Parts(train, validation), intensity, plan, job, exclusive=True, distilled=False)
     assert (phase.best_epoch == 0) == (balance == "weights")

@@ -33,7 +33,8 @@ from medimg.train.data.array_store import ArrayStore, open_store
 from medimg.train.data.division import Division, divide
 from medimg.train.errors import TargetError
 from medimg.train.fitting.checkpoint import training_folder
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_files import check_output, rewrite_spec
 from medimg.train.keras_setup import start_keras
 from medimg.train.progress import Progress
@@ -116,7 +117,7 @@ def compress(
         with open_store(Path(cache_dir) if cache_dir else None) as store:
             own = ArrayStore(folder / "store", kept=True)
             kept = store if cache_dir else own
-            job = Job(replace(base, seed=options.seed), store, threads, progress)
+            job = Job(store, threads, progress, replace(base, seed=options.seed))
             taught = teach(parent, division, job, kept)
             _write_mark(folder, parent, data, options)
             original = write_original(parent, folder)

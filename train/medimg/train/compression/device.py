@@ -16,7 +16,7 @@ from medimg.runtime.optional import installed_version
 from medimg.train.compression.chain import Weights, set_weights
 from medimg.train.compression.options import CompressOptions
 from medimg.train.data.array_store import ArrayStore, key_of
-from medimg.train.fitting.options import Job
+from medimg.train.fitting.job import Job
 from medimg.train.keras_files import save
 from medimg.train.networks.build import Network
 from medimg.train.tuning.deployment import export_int8, time_singles

@@ -21,8 +21,8 @@ from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import Intensity
 from medimg.train.data.batches import Batches
 from medimg.train.data.parts import Parts
+from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Phase
-from medimg.train.fitting.options import Job
 from medimg.train.fitting.phases import Plan, run_phase
 from medimg.train.networks.build import Network
 

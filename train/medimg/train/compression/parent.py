@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data import DataSet
+from medimg.runtime.data import DataSet, Task
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.preprocess import Images
@@ -29,7 +29,8 @@ from medimg.train.data.division import Division, read_labelled
 from medimg.train.evaluation.answers import Answers, ask
 from medimg.train.evaluation.keras_process import prove
 from medimg.train.evaluation.scores import score
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_files import SUFFIXES, load_float32
 
 LOOKED_AT = 96
@@ -90,8 +91,9 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     prove(model, threads)
     chain = read_chain(load_float32(model), str(model))
     several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
+    task: Task = "multilabel" if several else "multiclass"
     held_out = spec.held_out if spec else None
-    dataset = read_labelled(data, fit_options(options, held_out, multilabel=several), threads)
+    dataset = read_labelled(data, fit_options(options, held_out, multilabel=several), threads, task)
     spec = spec or _made_spec(chain, dataset, options, str(model))
     return Parent(
         str(model), file_sha256(model), chain, spec, _smaller(spec.image, chain, options)
@@ -222,12 +224,12 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
         return job.store.array(key, copies.number * len(seen.images), tracked).values
 
     def lesson(dataset: DataSet, part: str, copies: Copies | None = None) -> tuple[Lesson, DecodedImages]:
-        seen = cache_images(dataset, job, f"{part} images", parent.spec.image)
+        seen = cache_images(dataset, parent.spec.image, job.options, job, f"{part} images")
         images = copied(seen, copies)
         given = logits(parent.chain, images, parent.spec.intensity, job.progress, f"{part} images")
         key = key_of("logits", parent.sha256, seen.key, repr(parent.spec.intensity), repr(copies))
         known = kept.array(key, len(images), given).values
-        smaller = cache_images(dataset, job, f"{part} images", parent.image)
+        smaller = cache_images(dataset, parent.image, job.options, job, f"{part} images")
         number, read = copies.number if copies else 1, seen.dataset
         truth = np.concatenate([read.targets if read.task == "multilabel" else read.truth] * number)
         return Lesson(copied(smaller, copies), truth, np.asarray(known), number), seen

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from medimg.runtime.files.text import printable
 from medimg.train.evaluation.summary import resampling_line
-from medimg.train.fitting.summary import SIMULATED, table
+from medimg.train.terminal import SIMULATED, table
 
 if TYPE_CHECKING:
     from medimg.train.compression.result import CompressResult, Point

@@ -32,7 +32,7 @@ from medimg.train.compression.widths import MACS, Widths, by_error, uniform
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.errors import TargetError
 from medimg.train.evaluation.answers import Answers
-from medimg.train.fitting.options import Job
+from medimg.train.fitting.job import Job
 from medimg.train.keras_files import save
 from medimg.train.networks.build import Network
 

@@ -6,14 +6,18 @@ from pathlib import Path
 
 from medimg.runtime.data import DataSet, Split, Task
 from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.spec import ImageRule
 from medimg.train.data.array_store import open_store
 from medimg.train.data.decoded_images import cache_images
 from medimg.train.data.division import read_labelled
 from medimg.train.data.duplicates import Duplicates, Fingerprints, find_duplicates, fingerprints
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.data.options import DataOptions
+from medimg.train.data.work import Work
 from medimg.train.progress import Progress
 
 PARTS: tuple[Split, ...] = ("train", "val", "test")
+FITTED = ImageRule(224, 224)
+"""How `fit` reads images unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class DataReport:
 
 def check(
     data: str | Path,
-    options: FitOptions | None = None,
+    options: DataOptions | None = None,
     *,
+    rule: ImageRule = FITTED,
+    task: Task = "multiclass",
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -62,7 +68,9 @@ def check(
 
     Args:
         data: in any layout that `medimg.runtime.data.dataset.read_data` knows.
-        options: image size, head and patients as they would be for `fit`.
+        options: patients and what may be left out, as they would be for `fit`.
+        rule: how images become arrays, as it would be for `fit`.
+        task: whether an image shows one class or any number.
         threads: processor threads; by default those this process may use.
         cache_dir: keeps decoded images for later runs; by default they are removed.
         progress: shows how far it has come.
@@ -72,14 +80,14 @@ def check(
             that can be read.
         UsageError: the images do not fit on the disk.
     """
-    options, threads, progress = options or FitOptions(), threads or usable_cpus(), progress or Progress()
+    options, threads, progress = options or DataOptions(), threads or usable_cpus(), progress or Progress()
     options = replace(options, max_unreadable="100%")
-    dataset = read_labelled(Path(data), options, threads)
+    dataset = read_labelled(Path(data), options, threads, task)
     named: list[tuple[str, DataSet]] = [(name, dataset.part(name)) for name in PARTS]
     parts = [(name, part) for name, part in named if len(part)] or [("all", dataset)]
     with open_store(Path(cache_dir) if cache_dir else None) as store:
-        job = Job(options, store, threads, progress)
-        looked_at = [_look_at(name, part, job) for name, part in parts]
+        work = Work(store, threads, progress)
+        looked_at = [_look_at(name, part, rule, options, work) for name, part in parts]
     prints = [(report.name, found) for report, found in looked_at]
     pairs = [*((part, part) for part in prints), *((later, part) for part, later in combinations(prints, 2))]
     duplicates = [
@@ -90,8 +98,10 @@ def check(
     )
 
 
-def _look_at(name: str, part: DataSet, job: Job) -> tuple[PartReport, Fingerprints]:
-    decoded = cache_images(part, job, f"{name} images")
+def _look_at(
+    name: str, part: DataSet, rule: ImageRule, options: DataOptions, work: Work
+) -> tuple[PartReport, Fingerprints]:
+    decoded = cache_images(part, rule, options, work, f"{name} images")
     per_class = decoded.dataset.targets.sum(axis=0).astype(int).tolist()
     patients = {sample.patient for sample in part.samples}
     report = PartReport(
@@ -101,4 +111,4 @@ def _look_at(name: str, part: DataSet, job: Job) -> tuple[PartReport, Fingerprin
         None if None in patients else len(patients),
         decoded.unreadable,
     )
-    return report, fingerprints(decoded, job.progress, f"{name} images")
+    return report, fingerprints(decoded, work.progress, f"{name} images")

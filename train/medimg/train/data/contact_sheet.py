@@ -13,7 +13,7 @@ from medimg.runtime.images.load import Image
 from medimg.runtime.model.spec import ImageRule
 from medimg.train.data.augmentation import Augmentation, augment
 from medimg.train.data.division import divide
-from medimg.train.fitting.options import FitOptions
+from medimg.train.data.options import DataOptions
 
 SIDE_PX = 160
 GAP_PX = 4
@@ -53,8 +53,8 @@ def write_contact_sheet(
     output = Path(output)
     if output.suffix != ".png":
         raise UsageError(f"{output}: a contact sheet ends in .png")
-    rule = FitOptions(image_size=image_size).image
-    samples = _by_turns(divide(read_data(data), FitOptions(seed=seed)).train)[:images]
+    rule = ImageRule(image_size, image_size)
+    samples = _by_turns(divide(read_data(data), DataOptions(seed=seed)).train)[:images]
     sheet = np.vstack(
         [_row(sample, rule, augmentation, copies, (seed, row)) for row, sample in enumerate(samples)]
     )

@@ -21,7 +21,8 @@ from medimg.runtime.model.spec import ImageRule
 from medimg.runtime.optional import installed_version
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.train.data.array_store import key_of
-from medimg.train.fitting.options import Job
+from medimg.train.data.options import DataOptions
+from medimg.train.data.work import Work
 
 BATCH = 32
 DECODERS = ("medimg", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm")
@@ -44,30 +45,32 @@ class DecodedImages:
     """Why each of the others could not be read; every message begins with the image's name."""
 
 
-def cache_images(dataset: DataSet, job: Job, name: str, rule: ImageRule | None = None) -> DecodedImages:
+def cache_images(
+    dataset: DataSet, rule: ImageRule, options: DataOptions, work: Work, name: str
+) -> DecodedImages:
     """Decode every image into one memory-mapped array, or find the one that an earlier run has left.
 
     Args:
         dataset: the images.
-        job: image size, how many may be unreadable, store, threads.
+        rule: how they become arrays.
+        options: how many may be unreadable, and whether they may be resized.
+        work: store, threads and progress.
         name: what progress and messages call them.
-        rule: how they become arrays; by default that of the options.
 
     Raises:
         DataError: more images than allowed cannot be read, or one has not the network's size and is not to be
             resized.
         UsageError: they do not fit on the disk.
     """
-    rule = rule or job.options.image
-    limit = min(job.options.unreadable_limit(len(dataset)), len(dataset) - 1)
-    if not job.options.resize:
-        _require_size(dataset, job, name)
+    limit = min(options.unreadable_limit(len(dataset)), len(dataset) - 1)
+    if not options.resize:
+        _require_size(dataset, rule, work, name)
     failures: list[_Failure] = []
 
     def images() -> Iterator[Image]:
-        with worker_threads(job.threads, "decode") as pool:
+        with worker_threads(work.threads, "decode") as pool:
             loaded = in_order(pool, lambda item: _load(*item, rule), enumerate(dataset.samples), 2 * BATCH)
-            for image in job.progress.track(loaded, f"decode {name}", len(dataset)):
+            for image in work.progress.track(loaded, f"decode {name}", len(dataset)):
                 if not isinstance(image, _Failure):
                     yield image
                     continue
@@ -79,8 +82,8 @@ def cache_images(dataset: DataSet, job: Job, name: str, rule: ImageRule | None =
         while batch := list(islice(readable, BATCH)):
             yield np.stack(batch)
 
-    key = images_key(dataset, rule, job.threads)
-    stored = job.store.array(key, len(dataset), batches(), lambda: [json.dumps(f) for f in failures])
+    key = images_key(dataset, rule, work.threads)
+    stored = work.store.array(key, len(dataset), batches(), lambda: [json.dumps(f) for f in failures])
     left_out = [_Failure(*json.loads(note)) for note in stored.notes]
     _require_readable(left_out, limit, dataset, name)
     lost = {failure.place for failure in left_out}
@@ -117,19 +120,20 @@ def _require_readable(failures: list[_Failure], limit: int, dataset: DataSet, na
     )
 
 
-def _require_size(dataset: DataSet, job: Job, name: str) -> None:
+def _require_size(dataset: DataSet, rule: ImageRule, work: Work, name: str) -> None:
     """Refuse images that would have to be resized; those that cannot be read are another matter."""
-    wanted = job.options.image_size
-    with worker_threads(job.threads, "sizes") as pool:
-        sizes = in_order(pool, lambda sample: _size(sample, job.options.image), dataset.samples, 2 * BATCH)
-        tracked = job.progress.track(sizes, f"measure {name}", len(dataset))
+    wanted = (rule.rows, rule.columns)
+    with worker_threads(work.threads, "sizes") as pool:
+        sizes = in_order(pool, lambda sample: _size(sample, rule), dataset.samples, 2 * BATCH)
+        tracked = work.progress.track(sizes, f"measure {name}", len(dataset))
         pairs = zip(dataset.samples, tracked, strict=True)
-        others = [(sample.name, size) for sample, size in pairs if size not in (None, (wanted, wanted))]
+        others = [(sample.name, size) for sample, size in pairs if size not in (None, wanted)]
     if others:
         first, (rows, columns) = others[0][0], others[0][1] or (0, 0)
         raise DataError(
-            f"{first}: is {columns}x{rows} pixels, and the network takes {wanted}x{wanted} ({len(others)} of "
-            f"{len(dataset)} {name} have another size): set --image-size, or leave out --no-resize"
+            f"{first}: is {columns}x{rows} pixels, and the network takes {rule.columns}x{rule.rows} "
+            f"({len(others)} of {len(dataset)} {name} have another size): set --image-size, or leave out "
+            "--no-resize"
         )
 
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, read_data, stratified_split
+from medimg.runtime.data import DataSet, Task, read_data, stratified_split
 from medimg.runtime.data.patients import with_patients
 from medimg.runtime.data.table import unlisted_images
 from medimg.runtime.errors import DataError
 from medimg.train.data.decoded_images import SHOWN
-from medimg.train.fitting.options import FitOptions
+from medimg.train.data.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -23,30 +23,31 @@ class Division:
     """How many the test part has."""
 
 
-def read_division(data: Path, options: FitOptions, threads: int) -> Division:
+def read_division(data: Path, options: DataOptions, threads: int, task: Task = "multiclass") -> Division:
     """Read a data set and choose training and validation images, with no patient in two parts.
 
     Args:
         data: in any layout that `medimg.runtime.data.dataset.read_data` knows.
         options: how to divide, and how to tell patients apart.
         threads: files opened at a time.
+        task: whether an image shows one class or any number.
 
     Raises:
         DataError: the data cannot be understood, images have no label, a patient has images in two parts, or
             a class lacks images in one.
     """
-    return divide(read_labelled(data, options, threads), options)
+    return divide(read_labelled(data, options, threads, task), options)
 
 
-def read_labelled(data: Path, options: FitOptions, threads: int) -> DataSet:
+def read_labelled(data: Path, options: DataOptions, threads: int, task: Task = "multiclass") -> DataSet:
     """Read a data set whole, and say of every image whose it is; see `read_division`."""
-    dataset = read_data(data, task=options.task)
+    dataset = read_data(data, task=task)
     if data.suffix.lower() == ".csv" and not options.allow_unlisted:
         _require_all_listed(data, dataset)
     return with_patients(dataset, options.group_by, threads)
 
 
-def divide(dataset: DataSet, options: FitOptions) -> Division:
+def divide(dataset: DataSet, options: DataOptions) -> Division:
     """Choose training and validation images: the data's own parts, or a seeded, stratified split.
 
     Raises:

@@ -23,6 +23,8 @@ class DataOptions:
     """Whether a CSV may leave out images that lie beside those it lists."""
     resize: bool = True
     """Whether images are brought to the network's size; if not, all must have it."""
+    seed: int = 0
+    """Of the division, and of everything else that is drawn by chance."""
 
     def __post_init__(self) -> None:
         require(
@@ -34,6 +36,7 @@ class DataOptions:
                 _LIMIT.fullmatch(self.max_unreadable) is not None,
                 f"max_unreadable {self.max_unreadable!r} is neither a number nor a share such as 1%",
             ),
+            (self.seed >= 0, f"seed {self.seed} is negative"),
             *(() if self.group_by is None else (_pattern_check(self.group_by),)),
         )
 

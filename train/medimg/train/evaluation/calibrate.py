@@ -12,16 +12,16 @@ from medimg.runtime.model.spec import Allowed, HeldOut, ModelSpec, OperatingPoin
 from medimg.runtime.statistics.bootstrap import Resamples, Resampling
 from medimg.runtime.tasks.probabilities import with_temperature
 from medimg.train.data.division import divide, read_labelled
+from medimg.train.data.options import DataOptions
 from medimg.train.evaluation.answers import Answers, ask
 from medimg.train.evaluation.operating_points import PointScores, choose_point, measure_point, require_wanted
 from medimg.train.evaluation.reliability import Reliability, fit_temperature, measure_reliability
-from medimg.train.fitting.options import FitOptions
 from medimg.train.intended_use import CalibrationPart, Usage
 from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import is_simulated
 
-DEFAULTS = FitOptions()
+DEFAULTS = DataOptions()
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,13 @@ def calibrate(
     _check(model, output, part, use_test=use_test)
     spec = ModelSpec.read(model)
     held_out = _held_out(spec, {"fraction": validation_fraction, "seed": seed, "group_by": group_by})
-    options = FitOptions(
-        head="multilabel" if spec.task == "multilabel" else "softmax",
+    options = DataOptions(
         validation_fraction=held_out.fraction,
         seed=held_out.seed,
         group_by=held_out.group_by,
         allow_unlisted=True,
     )
-    found = read_labelled(Path(data), options, threads)
+    found = read_labelled(Path(data), options, threads, spec.task)
     dataset, chosen_on = _choose(found, part, options, use_test=use_test)
     wanted = dict(sensitivities or {})
     for label, sensitivity in wanted.items():
@@ -180,7 +179,7 @@ def _held_out(spec: ModelSpec, given: Mapping[str, float | str | None]) -> HeldO
 
 
 def _choose(
-    dataset: DataSet, part: CalibrationPart, options: FitOptions, *, use_test: bool
+    dataset: DataSet, part: CalibrationPart, options: DataOptions, *, use_test: bool
 ) -> tuple[DataSet, str]:
     """Choose the images to calibrate on, and say which they are."""
     if part == "val":

@@ -14,7 +14,7 @@ from medimg.train.evaluation.mistakes import Mistake, draw, worst_mistakes
 from medimg.train.evaluation.operating_points import PointScores
 from medimg.train.evaluation.subgroups import SMALL_CLASS, SMALL_GROUP, Subgroup
 from medimg.train.evaluation.summary import COLLAPSED, has_collapsed, resampling_line
-from medimg.train.fitting.summary import SIMULATED
+from medimg.train.terminal import SIMULATED
 
 if TYPE_CHECKING:
     from medimg.train.evaluation.evaluate import ModelEvaluation

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from medimg.runtime.files.text import printable
 from medimg.train.evaluation.subgroups import SMALL_CLASS, SMALL_GROUP
-from medimg.train.fitting.summary import SIMULATED, table
+from medimg.train.terminal import SIMULATED, table
 
 if TYPE_CHECKING:
     from medimg.runtime.statistics.bootstrap import Estimate, Resampling

@@ -18,8 +18,9 @@ from medimg.train.data.augmentation import Augmentation
 from medimg.train.data.balance import image_weights
 from medimg.train.data.batches import Batches, Transform, as_float
 from medimg.train.data.parts import Part, Parts
+from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Phase
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.phases import Plan, run_phase
 from medimg.train.fitting.preparation import Prepared, require_head
 from medimg.train.fitting.pretrained_base import PretrainedBase

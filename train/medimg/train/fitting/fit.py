@@ -21,8 +21,9 @@ from medimg.train.data.division import Division, read_division
 from medimg.train.data.duplicates import Duplicates
 from medimg.train.evaluation.answers import keras_answer
 from medimg.train.fitting.checkpoint import Checkpoint, training_folder
+from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Journal, Phase
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.intended_use import Usage
 from medimg.train.keras_files import check_output, save
@@ -119,10 +120,10 @@ def fit(
     if tensorboard:
         require("tensorboard", "train")
     with training_folder(output, resume=resume, restart=restart) as folder:
-        division = read_division(Path(data), options, threads)
+        division = read_division(Path(data), options, threads, options.task)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
             job = Job(
-                options, store, threads, progress, tensorboard=Path(tensorboard) if tensorboard else None
+                store, threads, progress, options, tensorboard=Path(tensorboard) if tensorboard else None
             )
             fitted = _fit(division, job, folder, Path(history) if history else None)
         spec = (usage or Usage()).applied(_spec(fitted, division, is_simulated(data)))

@@ -1,28 +1,24 @@
 """What `fit` may be told."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
 from medimg.runtime.model.spec import ImageRule, Intensity, JpegRule
-from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.data.balance import Balance
 from medimg.train.data.options import DataOptions
-from medimg.train.fitting.journal import Journal
 from medimg.train.keras_setup import PolicyChoice
 from medimg.train.networks.options import ARCHS, BLOCKS, Arch, NetworkOptions, require
-from medimg.train.progress import Progress
 
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]
 
 MOST_COPIES = 64
 
-__all__ = ["ARCHS", "Arch", "Balance", "FitOptions", "Job", "OptimizerName", "Schedule"]
+__all__ = ["ARCHS", "Arch", "Balance", "FitOptions", "OptimizerName", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,6 @@ class TrainingOptions:
     balance: Balance = "weights"
     """Classes of different size: `weights` lets them count alike in the loss, `sampling` shows them alike
     often, `none` takes them as they are, as multilabel always does."""
-    seed: int = 0
     precision_policy: PolicyChoice = "auto"
 
     def __post_init__(self) -> None:
@@ -65,20 +60,12 @@ class TrainingOptions:
             ),
             (self.learning_rate > 0 and self.fine_tune_rate > 0, "a learning rate must be above 0"),
             (0 <= self.momentum < 1, f"momentum {self.momentum} is not from 0 to below 1"),
-            (self.seed >= 0, f"seed {self.seed} is negative"),
             (self.batch_size >= 1, f"batch size {self.batch_size}: at least 1 is needed"),
             copies_check(self.augment_copies),
             _one_of("optimizer", self.optimizer, OptimizerName),
             _one_of("schedule", self.schedule or "fixed", Schedule),
             _one_of("balance", self.balance, Balance),
         )
-
-    @property
-    def copies(self) -> Copies | None:
-        """What frozen layers see of each training image, where it is more than the image."""
-        if not self.augment.changes or self.augment_copies == 1:
-            return None
-        return Copies(self.augment, self.augment_copies, self.seed)
 
     @property
     def fine_tunes(self) -> bool:
@@ -111,6 +98,13 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
         )
 
     @property
+    def copies(self) -> Copies | None:
+        """What frozen layers see of each training image, where it is more than the image."""
+        if not self.augment.changes or self.augment_copies == 1:
+            return None
+        return Copies(self.augment, self.augment_copies, self.seed)
+
+    @property
     def task(self) -> Task:
         """How many classes an image may show."""
         return "multilabel" if self.head == "multilabel" else "multiclass"
@@ -130,21 +124,6 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
     def intensity(self) -> Intensity:
         """The arithmetic on the array: what the published VGG16 weights expect, or 0 to 1."""
         return Intensity.named("caffe" if self.arch == "vgg16" else "unit")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one training works with."""
-
-    options: FitOptions
-    store: ArrayStore
-    """For decoded images and frozen outputs."""
-    threads: int
-    progress: Progress
-    journal: Journal = field(default_factory=Journal)
-    """Is told of every epoch."""
-    tensorboard: Path | None = None
-    """A folder for TensorBoard's logs."""
 
 
 def copies_check(number: int) -> tuple[bool, str]:

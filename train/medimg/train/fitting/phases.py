@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from medimg.train.errors import DivergedError
 from medimg.train.fitting.checkpoint import Variables
+from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Epoch, Phase
-from medimg.train.fitting.options import FitOptions, Job, Schedule
+from medimg.train.fitting.options import FitOptions, Schedule
 from medimg.train.networks.build import Network
 from medimg.train.networks.options import Head
 

@@ -12,7 +12,8 @@ from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.division import Division, require_every_class
 from medimg.train.data.duplicates import Duplicates, find_duplicates, fingerprints
 from medimg.train.data.parts import Part, Parts
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
 from medimg.train.networks.weights import imagenet_weights
@@ -70,8 +71,8 @@ def prepare(division: Division, job: Job) -> Prepared:
     base = PretrainedBase(path, options, policy) if path else None
     if base:
         _ = base.loaded  # a damaged file is found before the images are decoded
-    train = cache_images(division.train, job, "training images")
-    validation = cache_images(division.validation, job, "validation images")
+    train = cache_images(division.train, options.image, options, job, "training images")
+    validation = cache_images(division.validation, options.image, options, job, "validation images")
     require_every_class(train.dataset, validation.dataset)
     return Prepared(
         division.train.labels,

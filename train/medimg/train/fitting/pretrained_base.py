@@ -18,7 +18,8 @@ from medimg.train.data.array_store import key_of
 from medimg.train.data.augmentation import Copies
 from medimg.train.data.decoded_images import BATCH
 from medimg.train.data.parts import Part, Parts
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_setup import Policy
 from medimg.train.networks.build import IMAGE, POOL, Network, build, view
 from medimg.train.networks.weights import LoadedWeights, load_weights, require_file

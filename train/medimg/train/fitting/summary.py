@@ -2,20 +2,18 @@
 
 import math
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medimg.runtime.files.text import printable
 from medimg.runtime.statistics.metrics import Evaluation
 from medimg.train.data.summary import duplicate_lines, unreadable_lines
+from medimg.train.terminal import SIMULATED, table
 
 if TYPE_CHECKING:
     from medimg.train.data.check import DataReport
     from medimg.train.fitting.fit import FitResult
     from medimg.train.fitting.journal import Phase
     from medimg.train.simulation.simulate import SimulatedSet
-
-SIMULATED = "The images are simulated: these figures say nothing about patients."
 
 
 def fit_lines(result: "FitResult", data: str) -> list[str]:
@@ -111,16 +109,6 @@ def _figures(evaluation: Evaluation) -> list[str]:
         "",
         "true \\ predicted",
         *table([("", *labels), *counts]),
-    ]
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align columns: the first to the left, the others to the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        row[0].ljust(first)
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
-        for row in rows
     ]
 
 

@@ -20,7 +20,8 @@ from keras_tuner.src import config
 
 from medimg.runtime.commandline import written_whole
 from medimg.runtime.errors import UsageError
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.tuning.options import DIRECTIONS, TuneOptions
 from medimg.train.tuning.result import TrialResult
 from medimg.train.tuning.search_space import SearchSpace

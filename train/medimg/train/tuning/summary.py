@@ -7,7 +7,7 @@ from dataclasses import fields
 from medimg.runtime.files.text import printable
 from medimg.train.data.summary import duplicate_lines, unreadable_lines
 from medimg.train.fitting.options import FitOptions
-from medimg.train.fitting.summary import SIMULATED, table
+from medimg.train.terminal import SIMULATED, table
 from medimg.train.tuning.result import TrialResult, TuneResult
 from medimg.train.tuning.search_space import NONE
 

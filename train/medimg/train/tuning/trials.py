@@ -20,7 +20,8 @@ from medimg.runtime.files.scratch import temporary_folder
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.metrics import Probabilities
 from medimg.train.fitting.finetune import HEAD_EPOCHS, SCRATCH_EPOCHS, Trained, assemble, train
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.preparation import Prepared
 from medimg.train.keras_files import save
 from medimg.train.progress import Progress, T

@@ -22,7 +22,8 @@ from medimg.train.data.array_store import open_store
 from medimg.train.data.division import Division, read_division
 from medimg.train.errors import TuningError
 from medimg.train.fitting.fit import FitResult, fit
-from medimg.train.fitting.options import FitOptions, Job
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.preparation import prepare, require_head
 from medimg.train.keras_setup import start_keras
 from medimg.train.progress import Progress
@@ -81,13 +82,13 @@ def tune(
         raise UsageError("objective 'deployed' needs one class an image: --head multilabel has none to count")
     part, folder = role(), Path(output)
     chosen = read_space(Path(space), options) if space else default_space(options)
-    division = read_division(Path(data), options, threads)
+    division = read_division(Path(data), options, threads, options.task)
     require_head(options, len(division.train.labels), division.train.task)
     settings = _settings(str(data), options, tuning, chosen, division)
     # A worker on another machine does not see the chief's folder.
     resumed = part != "worker" and _take_folder(folder, settings, resume=resume)
     with open_store(Path(cache_dir) if cache_dir else None) as store:
-        job = Job(options, store, threads, progress)
+        job = Job(store, threads, progress, options)
         found = _search(folder, division, chosen, tuning, part, job)
         trials = ranked(found.trials, tuning)
         outcome = None if part == "worker" else _train_best(str(data), folder, trials, found, tuning, job)

@@ -42,8 +42,15 @@ def check(
     from medimg.train.data.check import check as run_check
     from medimg.train.fitting.summary import data_lines
 
+    wanted = FitOptions(**options)
     report = run_check(
-        data, FitOptions(**options), threads=threads, cache_dir=cache_dir, progress=terminal_progress()
+        data,
+        wanted,
+        rule=wanted.image,
+        task=wanted.task,
+        threads=threads,
+        cache_dir=cache_dir,
+        progress=terminal_progress(),
     )
     show(report, data_lines(report), json_file)
     if not report.clean:
