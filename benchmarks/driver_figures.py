@@ -17,8 +17,9 @@ from medimg.benchmarks.results import ScenarioName
 from medimg.benchmarks.system import System
 from medimg.benchmarks.warm_up import time_a_query, warm_up
 from medimg.runtime.classifier import Classifier
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cpus import usable_cpus
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from registry import figure
 
 ROUNDS = int(os.environ.get("MEDIMG_DRIVER_ROUNDS", "10"))

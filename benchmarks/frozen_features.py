@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.data import read_data
+from medimg.runtime.images.rule import JpegRule
 from medimg.runtime.machine.cpus import usable_cpus
-from medimg.runtime.model.spec import JpegRule
 from medimg.train.data.array_store import open_store
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.parts import Part, Parts

@@ -23,11 +23,11 @@ from commands import CommandFailedError, run_command
 from medimg.benchmarks.environment import Environment, now, read_environment
 from medimg.benchmarks.percentiles import summarise
 from medimg.runtime.backends import Probabilities, availability_of
+from medimg.runtime.building.make import make_engine
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.commandline import write_json
 from medimg.runtime.data import load_batches, read_data
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.make import make_engine
 from medimg.runtime.errors import MedimgError
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.machine.cuda import Cuda, Device, Resources

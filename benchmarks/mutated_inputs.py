@@ -35,7 +35,7 @@ from medimg.runtime.errors import ImageError
 from medimg.runtime.files.plain import to_plain
 from medimg.runtime.images.headers import PNG_SIGNATURE
 from medimg.runtime.images.load import load_frames
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from registry import Figure
 
 NAME = "mutated-inputs"

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from medimg.runtime.data import DataSet, Sample, read_data, stratified_split
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 TEST_SHARE = 1 / 2
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, load_batches, read_data
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cpus import usable_cpus
-from medimg.runtime.model.spec import ImageRule
 
 Batches = Iterator[NDArray[Any]]
 

@@ -18,8 +18,8 @@ from commands import BIN, run_script
 from medimg.runtime.backends import Tuning
 from medimg.runtime.classifier import Classifier, Input
 from medimg.runtime.images.load import load_image
+from medimg.runtime.images.rule import ImageRule, JpegRule
 from medimg.runtime.machine.cpus import usable_cpus
-from medimg.runtime.model.spec import ImageRule, JpegRule
 from medimg.runtime.statistics.metrics import paired_drop_ci95
 from memory import run_measured
 from registry import SCRATCH, figure

@@ -137,8 +137,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Keras classifier of 32 px with a spec, for tests of everything but accuracy."""
     import keras
 
+    from medimg.runtime.images.rule import ImageRule
     from medimg.runtime.model.containers import write_spec
-    from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+    from medimg.runtime.model.spec import Intensity, ModelSpec
 
     keras.utils.set_random_seed(0)
     layers = keras.layers

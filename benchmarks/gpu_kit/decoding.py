@@ -28,7 +28,7 @@ def measure_decoding(paths: Sequence[Path], scratch: Path, add: Add) -> None:
     from gpu_kit.steps import timed
     from medimg.runtime.images.gpu import open_decoder
     from medimg.runtime.images.load import load_image
-    from medimg.runtime.model.spec import ImageRule
+    from medimg.runtime.images.rule import ImageRule
 
     rule = ImageRule(224, 224)
     decoder = open_decoder("gpu:0", rule)
@@ -53,7 +53,7 @@ def _damaged(decoder: "GpuDecoder", contents: Sequence[bytes], scratch: Path) ->
     """Flip bits within the scan of files; count how card and processors answer."""
     from medimg.runtime.errors import ImageError
     from medimg.runtime.images.load import load_image
-    from medimg.runtime.model.spec import ImageRule
+    from medimg.runtime.images.rule import ImageRule
 
     generator = np.random.default_rng(0)
     counted: Counter[str] = Counter()

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_kit.seeded import Drawn
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import write_spec
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each block (Simonyan and Zisserman, ICLR 2015, configuration D)."""

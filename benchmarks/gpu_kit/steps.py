@@ -243,7 +243,7 @@ def _drawn(values: dict[str, Any]) -> Drawn:
 def kit_images(rows: int, columns: int) -> NDArray[np.uint8]:
     """Decode the kit's images: `(images, rows, columns, 3)` uint8 RGB."""
     from medimg.runtime.images.load import load_image
-    from medimg.runtime.model.spec import ImageRule
+    from medimg.runtime.images.rule import ImageRule
 
     rule = ImageRule(rows, columns)
     return np.stack([load_image(path, rule) for path in sorted((KIT / IMAGES).glob("*.jpg"))])

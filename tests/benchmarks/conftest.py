@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 # The scripts outside the wheel import one another by name, as Python does for a script's own folder.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -7,7 +7,7 @@ from fakes import write_images
 
 from medimg.benchmarks.queries import MAX_IMAGES, make_queries, read_queries
 from medimg.runtime.errors import DataError
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 RULE = ImageRule(24, 32)
 

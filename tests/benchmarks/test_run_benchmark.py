@@ -17,8 +17,9 @@ from medimg.benchmarks.table import show
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import BackendError, DataError, MissingDependencyError, ModelError, UsageError
 from medimg.runtime.files.plain import to_plain
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 RUN_KEYS = [
     "scenario",

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from medimg.runtime.classifier import Classifier
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import write_spec
-from medimg.runtime.model.spec import HeldOut, ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import HeldOut, Intensity, ModelSpec
 from medimg.train.keras_files import rewrite_spec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -18,7 +18,8 @@ from medimg.runtime.archive.worker import numbered
 from medimg.runtime.classifier import Classifier, InputError, Prediction
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 NUMBERS = tuple(str(number) for number in range(12))
 TEXT = tuple(sorted(NUMBERS))

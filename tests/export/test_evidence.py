@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from medimg.export.errors import PreprocessingError
 from medimg.export.evidence import SCALINGS, Evidence, find_preprocessing
 from medimg.runtime.data import DataSet, Sample
-from medimg.runtime.model.spec import ColorOrder, ImageRule, Intensity, IntensityName, ResizeRule
+from medimg.runtime.images.rule import ImageRule, ResizeRule
+from medimg.runtime.model.spec import ColorOrder, Intensity, IntensityName
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 CLASSES = 5

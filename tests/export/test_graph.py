@@ -25,9 +25,10 @@ from medimg.export.to_fp16 import overflowing_nodes, to_fp16
 from medimg.export.to_int8 import lint, to_int8
 from medimg.export.to_onnx import NETWORK_INPUT
 from medimg.runtime.classifier import Classifier
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx
 from medimg.runtime.model.preprocess import to_network_input
-from medimg.runtime.model.spec import ImageRule, Intensity, IntensityName, ModelSpec
+from medimg.runtime.model.spec import Intensity, IntensityName, ModelSpec
 
 
 def answers(model: ModelProto, images: NDArray[Any]) -> NDArray[np.float32]:

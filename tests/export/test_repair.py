@@ -14,9 +14,10 @@ from medimg.export import export_model, repair
 from medimg.export.repair import LayerEffect
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import load_batches, read_data
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import write_spec
 from medimg.runtime.model.preprocess import to_network_input
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SIZE = ImageRule(32, 32)

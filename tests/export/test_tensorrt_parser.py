@@ -20,9 +20,10 @@ from medimg.runtime.engines import builder, library
 from medimg.runtime.engines.builder import BuildOptions, Built
 from medimg.runtime.engines.layers import Executed, compare
 from medimg.runtime.errors import BackendError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx, write_spec
 from medimg.runtime.model.plan import BatchProfile
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.train.fitting.options import ARCHS, FitOptions
 from medimg.train.networks import build as networks
 

@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from medimg.export import pipeline, to_tensorrt
 from medimg.export.cli import cli
 from medimg.export.options import ExportOptions
+from medimg.runtime.building.make import EngineFile
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.golden import GoldenCheck, read_golden
-from medimg.runtime.engines.make import EngineFile
 from medimg.runtime.errors import MedimgError, MissingDependencyError, UsageError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import open_onnx
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 FRAMEWORKS = (
     "tensorflow",

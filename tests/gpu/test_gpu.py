@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime import Classifier
+from medimg.runtime.building.make import EngineFile, make_engine
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.make import EngineFile, make_engine
 from medimg.runtime.errors import BackendError, IntegrityError, UsageError
 from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.model.plan import BatchProfile

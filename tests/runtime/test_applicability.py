@@ -11,8 +11,9 @@ from pydicom.dataset import FileMetaDataset
 from medimg.benchmarks.queries import read_queries
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import DataError, ImageError, ModelError, NotApplicableError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.applicability import require_applicable
-from medimg.runtime.model.spec import Allowed, ImageRule
+from medimg.runtime.model.spec import Allowed
 
 
 def scan(path: Path, modality: str | None = "CT", body_part: str | None = "CHEST") -> Path:

@@ -23,8 +23,9 @@ from medimg.runtime.errors import (
     NoSpecError,
     UsageError,
 )
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx
-from medimg.runtime.model.spec import ImageRule, Intensity
+from medimg.runtime.model.spec import Intensity
 
 
 @pytest.fixture(scope="module")

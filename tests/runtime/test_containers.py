@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from medimg.runtime.errors import IntegrityError, ModelError, NoSpecError
 from medimg.runtime.files.protobuf import field
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model import containers
 from medimg.runtime.model.containers import embed_in_onnx, file_sha256, open_artefact, open_onnx, write_spec
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 SPEC = ModelSpec(
     ("cyst", "solide Läsion", "正常"), ImageRule(4, 5), Intensity.named("caffe"), tools={"onnx": "1"}

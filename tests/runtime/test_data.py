@@ -20,19 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medimg.runtime.data import (
-    DataSet,
-    Sample,
-    Task,
-    load_batches,
-    read_data,
-    stratified_split,
-    walk_images,
-)
+from medimg.runtime.data import DataSet, Sample, Task, load_batches, read_data, stratified_split
 from medimg.runtime.data import medmnist as medmnist_module
 from medimg.runtime.errors import DataError, ImageError
+from medimg.runtime.files.paths import walk_images
 from medimg.runtime.images.load import load_image, prepare
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 RULE = ImageRule(8, 10)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.errors import DataError, ModelError
 from medimg.runtime.files.class_names import ambiguity_of, fault_of, same_class
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 PICTURE = cv2.imencode(".png", np.full((8, 8, 3), 50, np.uint8))[1].tobytes()
 

@@ -40,7 +40,7 @@ from medimg.runtime.images.dicom import files as dicom_files
 from medimg.runtime.images.dicom import frames
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.load import load_frames, load_image, prepare, read_patient, read_size
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 
 def is_dicom(path: Path) -> bool:

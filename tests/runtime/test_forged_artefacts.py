@@ -11,9 +11,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from medimg.runtime.backends import NAMES, choose_backend
 from medimg.runtime.errors import BackendError, ModelError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine import memory
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 SPEC = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("unit"))
 TRUE = numpy_helper.from_array(np.array(True), "true")

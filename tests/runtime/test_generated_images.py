@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.errors import ImageError
 from medimg.runtime.images.load import load_frames, read_size
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 Pixels = NDArray[Any]
 Random = np.random.Generator

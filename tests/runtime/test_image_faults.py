@@ -20,8 +20,8 @@ import tifffile
 from medimg.runtime.errors import ImageError
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.load import load_frames, load_image, read_patient, read_size
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.images.stderr_capture import StderrCapture
-from medimg.runtime.model.spec import ImageRule
 
 ANY_SIZE = ImageRule(32, 32)
 SMOOTH = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8), (0, 0), 2)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from medimg.runtime.errors import ImageError, UsageError
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.load import load_frames, load_image, prepare
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 ROWS, COLUMNS = 40, 60
 SAME_SIZE = ImageRule(ROWS, COLUMNS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from medimg.runtime.errors import ImageError, UsageError
 from medimg.runtime.files.paths import is_file, is_folder, listed_paths, walk_images
 from medimg.runtime.images.load import load_frames
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 RULE = ImageRule(8, 8)
 NAMES = st.binary(min_size=1, max_size=20).filter(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from medimg.runtime.errors import ModelError
 from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.images.rule import ImageRule, ResizeRule
 from medimg.runtime.model.describe import describe
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import (
@@ -18,17 +19,15 @@ from medimg.runtime.model.spec import (
     Allowed,
     ColorOrder,
     Head,
-    ImageRule,
     Intensity,
     IntensityName,
     ModelSpec,
     OperatingPoint,
     Precision,
-    ResizeRule,
     Source,
-    Verdict,
     Verification,
 )
+from medimg.runtime.statistics.verdict import Verdict
 
 SMALL = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("caffe"))
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, Task, read_data
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.train import FitOptions, FitResult, Usage, fit, simulate
 from medimg.train.evaluation.answers import Answers, one_hot
 from medimg.train.keras_files import save

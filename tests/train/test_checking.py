@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from medimg.train.cli import cli
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.check import check

@@ -8,7 +8,8 @@ import pytest
 
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.train import FitResult, evaluate
 from medimg.train.evaluation.answers import ask
 from medimg.train.keras_files import load_float32, save

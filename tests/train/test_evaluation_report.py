@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Estimate, Resamples
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.evaluate import ModelEvaluation, count

@@ -8,7 +8,8 @@ import pytest
 from sklearn import metrics as peer
 
 from medimg.runtime.errors import DataError
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples
 from medimg.runtime.tasks.probabilities import with_temperature
 from medimg.train.evaluation.answers import Answers

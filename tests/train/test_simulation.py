@@ -8,7 +8,7 @@ import pytest
 from medimg.runtime.data import read_data
 from medimg.runtime.errors import UsageError
 from medimg.runtime.images.load import load_image
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from medimg.train import simulate
 from medimg.train.simulation.simulate import LESIONS, is_simulated, simulate_image
 

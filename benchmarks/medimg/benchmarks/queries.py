@@ -10,9 +10,10 @@ import numpy as np
 from medimg.benchmarks.results import ImagesFrom
 from medimg.runtime.data import Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.applicability import require_applicable
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.spec import Allowed, ImageRule
+from medimg.runtime.model.spec import Allowed
 
 MAX_IMAGES = 512
 """Of a larger set so many are used, chosen by a seed."""

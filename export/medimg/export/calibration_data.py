@@ -11,8 +11,8 @@ from medimg.export.options import NOT_CLASSES
 from medimg.export.result import CalibrationImage
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import file_sha256
-from medimg.runtime.model.spec import ImageRule
 
 WANTED = (
     "about 300 images of the kind that the model will see are wanted: point --calibration at its training "

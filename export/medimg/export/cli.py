@@ -16,8 +16,8 @@ from medimg.runtime.files.text_files import read_labels, read_toml
 if TYPE_CHECKING:
     from medimg.export.result import ExportResult
     from medimg.export.to_triton import ServedModel, ServingBackend, ServingOptions
+    from medimg.runtime.building.make import EngineFile
     from medimg.runtime.engines.builder import BuildOptions
-    from medimg.runtime.engines.make import EngineFile
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _FOR_ENGINES = {"model", "output", "formats", "precisions", "profile", "workspace_mib", "version_compatible"}

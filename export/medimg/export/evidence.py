@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from medimg.export.errors import PreprocessingError
 from medimg.export.sources.base import Source
 from medimg.runtime.data import DataSet, load_batches
+from medimg.runtime.images.rule import ImageRule, ResizeRule
 from medimg.runtime.model.preprocess import to_network_input
-from medimg.runtime.model.spec import ColorOrder, Head, ImageRule, Intensity, IntensityName, ResizeRule
+from medimg.runtime.model.spec import ColorOrder, Head, Intensity, IntensityName
 from medimg.runtime.statistics import metrics
 from medimg.runtime.tasks.probabilities import as_probabilities
 

@@ -10,16 +10,8 @@ from medimg.export.scaling_choice import check_scaling, infer_scaling
 from medimg.export.sources.base import Architecture, Request, Source
 from medimg.runtime.errors import UsageError
 from medimg.runtime.files.plain import from_plain, to_plain
-from medimg.runtime.model.spec import (
-    ColorOrder,
-    Head,
-    ImageRule,
-    Intensity,
-    IntensityName,
-    ModelSpec,
-    Precision,
-    ResizeRule,
-)
+from medimg.runtime.images.rule import ImageRule, ResizeRule
+from medimg.runtime.model.spec import ColorOrder, Head, Intensity, IntensityName, ModelSpec, Precision
 from medimg.runtime.model.spec import Source as SourceEntry
 
 NOT_CLASSES = (

@@ -7,7 +7,7 @@ from medimg.export.ranges import MethodScore
 from medimg.export.repair import LayerEffect
 from medimg.export.to_triton import ServedModel
 from medimg.export.verify import ClassRecall
-from medimg.runtime.engines.make import EngineFile
+from medimg.runtime.building.make import EngineFile
 from medimg.runtime.model.spec import Precision, Verification
 
 SCHEMA = 1

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from medimg.runtime.building.make import EngineFile, make_engine
 from medimg.runtime.engines.builder import BuildOptions
-from medimg.runtime.engines.make import EngineFile, make_engine
 from medimg.runtime.errors import BackendError, MissingDependencyError, NoSpecError, UsageError
 from medimg.runtime.files.text import printable, size_text
 from medimg.runtime.model.containers import file_sha256
@@ -68,7 +68,7 @@ def build_ready(
 
     Raises:
         UsageError: the file is in another precision than asked for.
-        MedimgError: see `medimg.runtime.engines.make.make_engine`.
+        MedimgError: see `medimg.runtime.building.make.make_engine`.
     """
     precision = ModelSpec.read(path).precision
     if precisions is not None and precisions != (precision,):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from medimg.runtime.backends.with_triton import IDENTITY, served_name
+from medimg.runtime.building.make import artefact_stem
 from medimg.runtime.engines.golden import SUFFIX, read_golden
-from medimg.runtime.engines.make import artefact_stem
 from medimg.runtime.errors import CheckFailedError, ModelError, UsageError
 from medimg.runtime.files.text import printable
 from medimg.runtime.model.containers import PLAN_SUFFIX, file_sha256, open_artefact, open_onnx

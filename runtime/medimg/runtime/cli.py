@@ -159,7 +159,7 @@ def doctor(json_file: str | None, threads: int) -> int:
 
 
 def _verify(model: Path, golden: Path, trusted: tuple[str, ...]) -> int:
-    from medimg.runtime.engines.golden import verify_engine
+    from medimg.runtime.building.verify import verify_engine
 
     found = verify_engine(model, golden, trusted)
     click.echo(

@@ -13,7 +13,7 @@ from medimg.runtime.errors import ImageError
 from medimg.runtime.images import dicom
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.load import load_frames
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 pytestmark = pytest.mark.real
 Frames = list[NDArray[Any]]

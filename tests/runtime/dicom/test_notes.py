@@ -13,7 +13,7 @@ import pytest
 from medimg.runtime.archive.partitions import _columns
 from medimg.runtime.classifier import Classifier, Prediction
 from medimg.runtime.images.load import load_frames, load_image
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.output import write_predictions
 
 from .recipes import EXPLICIT, Bits, add_pixels, empty, written

@@ -21,10 +21,11 @@ import pytest
 from numpy.typing import NDArray
 
 from medimg.runtime.backends.with_tensorrt import TensorRtBackend
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.model.containers import Artefact, embed_in_onnx
 from medimg.runtime.model.plan import BatchProfile, EngineRecord
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 ROWS, COLUMNS, CLASSES = 5, 7, 3
 SPEC = ModelSpec(

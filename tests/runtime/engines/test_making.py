@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from medimg.runtime import Classifier
 from medimg.runtime.backends import with_tensorrt
+from medimg.runtime.building import make
+from medimg.runtime.building.make import EngineFile, make_engine
 from medimg.runtime.cli import cli
-from medimg.runtime.engines import make
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.engines.golden import Golden, write_golden
-from medimg.runtime.engines.make import EngineFile, make_engine
 from medimg.runtime.errors import (
     BackendError,
     CheckFailedError,

@@ -15,7 +15,7 @@ from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.images.gpu import GpuDecoder, open_decoder
 from medimg.runtime.images.gpu.kinds import ALL, JpegKind, examples, kind_of
 from medimg.runtime.images.gpu.resizer import Resizer
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 from .resize_graph import make_resize_graph
 

@@ -21,7 +21,8 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
-from medimg.runtime.model.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import Allowed, Intensity, ModelSpec, OperatingPoint
 from medimg.runtime.node import sr
 from medimg.runtime.node.config import Inference, LabelCode
 from medimg.runtime.node.identity import HEADER, read_identity

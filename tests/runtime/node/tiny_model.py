@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx
-from medimg.runtime.model.spec import Allowed, ImageRule, Intensity, ModelSpec, OperatingPoint
+from medimg.runtime.model.spec import Allowed, Intensity, ModelSpec, OperatingPoint
 
 LABELS = ("cyst", "normal", "solid")
 

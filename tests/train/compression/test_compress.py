@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from medimg.runtime.errors import DataError, MedimgError, ModelError, UsageError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import file_sha256, open_onnx
 from medimg.runtime.model.plan import BatchProfile
-from medimg.runtime.model.spec import ImageRule, Intensity, ModelSpec, OperatingPoint
+from medimg.runtime.model.spec import Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
 from medimg.train.compression import device, parent, point
 from medimg.train.compression.gate import judge

@@ -43,3 +43,10 @@ class DeploymentError(CheckFailedError):
 
 class TuningError(CheckFailedError):
     """A search ended without a model."""
+
+
+def require(*checks: tuple[bool, str]) -> None:
+    """Raise a UsageError with the message of the first check that does not hold."""
+    for holds, message in checks:
+        if not holds:
+            raise UsageError(message)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.backends import Availability, Probabilities, Tuning
-from medimg.runtime.engines.golden import was_verified
 from medimg.runtime.engines.layers import inspect_engine
 from medimg.runtime.engines.library import Messages, TensorRt, is_out_of_memory, load_tensorrt, messages
+from medimg.runtime.engines.verified import was_verified
 from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, ModelError, UsageError
 from medimg.runtime.machine.cuda import Cuda, Device, Resources
 from medimg.runtime.model.containers import Artefact

@@ -11,26 +11,14 @@ from numpy.typing import NDArray
 
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.files.class_names import same_class
-from medimg.runtime.files.paths import walk_images
 from medimg.runtime.images.load import Image, load_image, prepare
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.spec import ImageRule
 from medimg.runtime.ordered import in_order, worker_threads
 
 Split: TypeAlias = Literal["train", "val", "test"]
 Task: TypeAlias = Literal["multiclass", "multilabel"]
 """Whether an image shows exactly one class, or any number of them."""
-
-__all__ = [
-    "DataSet",
-    "Sample",
-    "Split",
-    "Task",
-    "load_batches",
-    "read_data",
-    "stratified_split",
-    "walk_images",
-]
 
 
 _SEVERAL = "the images show any number of classes (multi-label), where exactly one is wanted"
@@ -149,34 +137,6 @@ class DataSet:
         return replace(self, labels=labels, samples=tuple(samples))
 
 
-def read_data(path: str | Path, *, labelled: bool = True, task: Task = "multiclass") -> DataSet:
-    """Read a data set, whichever layout it has; images in files are found, not yet opened.
-
-    - a folder with a folder per class, or `train/ val/ test/` each holding such;
-    - with `labelled=False`, any folder of images;
-    - a CSV file with the columns `path,label[,patient][,split]`, paths relative to the file;
-    - a CIFAR-10 folder in the python layout;
-    - a MedMNIST `.npz`.
-
-    Labels are sorted by name, samples by path.
-
-    Args:
-        path: the folder or file.
-        labelled: whether every image must have a label, and there must be two classes or more.
-        task: `multilabel` takes a CSV whose labels are joined by `|`, or none, or a MedMNIST archive with a
-            column of 0 and 1 for each class.
-
-    Raises:
-        DataError: the layout is none of these, or it holds no images, or (labelled) fewer than two classes,
-            or its labels are not those of the task.
-    """
-    from medimg.runtime.data import readers
-
-    if path == "":
-        raise DataError("an empty name is no data set: is a variable not set?")
-    return readers.read(Path(path), labelled=labelled, task=task)
-
-
 def load_batches(
     samples: Sequence[Sample], rule: ImageRule, batch_size: int, threads: int
 ) -> Iterator[Images]:
@@ -198,28 +158,3 @@ def load_batches(
         images = in_order(pool, lambda sample: sample.load(rule), samples, batch_size + 2 * threads)
         while batch := list(islice(images, batch_size)):
             yield np.stack(batch)
-
-
-def stratified_split(dataset: DataSet, fraction: float = 0.3, seed: int = 0) -> tuple[DataSet, DataSet]:
-    """Divide a labelled data set in two, each class in the same proportion.
-
-    Images of one patient stay together: patients are drawn, not images, among those whose images show the
-    same classes, so that the shares are as near to `fraction` as whole patients allow. An image without a
-    patient counts as a patient of its own. Both parts keep the order of the data set. A multi-label set is
-    divided class by class, the rarest first.
-
-    Args:
-        dataset: labelled images.
-        fraction: the second part's share of each class, between 0 and 1.
-        seed: the same seed gives the same parts.
-
-    Returns:
-        The part with `1 - fraction` of the images, and the part with `fraction`.
-
-    Raises:
-        DataError: a class has too few images or patients to be in both parts.
-    """
-    from medimg.runtime.data import split
-
-    first, second = split.divide(dataset, fraction, seed)
-    return dataset.with_samples(first), dataset.with_samples(second)

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data import Task
+from medimg.runtime.data.dataset import Task
 from medimg.runtime.errors import DataError
 from medimg.runtime.images.limits import Limits
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, Sample
+from medimg.runtime.data.dataset import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.files.patterns import find_parts
 from medimg.runtime.images.load import read_patient

@@ -2,45 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from medimg.runtime.data import DataSet, Sample, Split, Task, cifar, medmnist
+from medimg.runtime.data import cifar, medmnist
+from medimg.runtime.data.dataset import DataSet, Sample, Split, Task
+from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found, from_found
+from medimg.runtime.data.table import read_table
 from medimg.runtime.errors import DataError
-from medimg.runtime.files import class_names
 from medimg.runtime.files.paths import is_file, is_folder, is_text, visible, walk_images
 from medimg.runtime.files.text import printable
 from medimg.runtime.images.load import may_hold_image
 
-SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of folders, and values of a CSV's split column, that name a part."""
-
 _LOG = logging.getLogger(__name__)
-IMAGE_SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".dib",
-    ".dcm",
-    ".dicom",
-    "",
-}
 _OTHER_IMAGES = {
     ".gif",
     ".webp",
@@ -59,23 +35,8 @@ _OTHER_IMAGES = {
 _WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
 
 
-@dataclass(frozen=True)
-class Found:
-    """One image file and what the layout says of it."""
-
-    path: Path
-    name: str
-    """Path relative to the data set's root."""
-    label: str | None = None
-    """Its class; in multi-label data its classes joined by `|`, empty for none of them."""
-    patient: str | None = None
-    split: Split | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """What other columns of a table say of it."""
-
-
 def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
-    """Read a data set; see `medimg.runtime.data.dataset.read_data`."""
+    """Read a data set; see `medimg.runtime.data.read_data`."""
     suffix = path.suffix.lower()
     if task == "multilabel" and is_folder(path):
         raise DataError(
@@ -88,8 +49,6 @@ def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
         elif not is_file(path):
             raise DataError(f"{path}: no such file or folder, or a pipe or device")
         elif suffix == ".csv":
-            from medimg.runtime.data.table import read_table
-
             dataset = from_found(read_table(path, labelled=labelled, task=task), task)
         elif suffix == ".npz":
             dataset = read_medmnist(path, task)
@@ -137,35 +96,6 @@ def _archived(part: medmnist.Part, index: int) -> Sample:
     if part.labels.ndim == 1:
         return replace(sample, label=int(part.labels[index]))
     return replace(sample, classes=tuple(np.flatnonzero(part.labels[index]).tolist()))
-
-
-def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
-    """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
-    form_of = class_names.same_class({name for item in found for name in named_classes(item.label, task)})
-    names = set(form_of.values())
-    if fault := class_names.fault_of(sorted(form_of)) or class_names.ambiguity_of(names):
-        raise DataError(fault)
-    numbers = all(name.isascii() and name.isdigit() for name in names)
-    labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
-    index_of = {label: index for index, label in enumerate(labels)}
-
-    def sample(item: Found) -> Sample:
-        made = Sample(item.name, item.path, None, item.patient, item.split, attributes=item.attributes)
-        if item.label is None:
-            return made
-        if task == "multiclass":
-            return replace(made, label=index_of[form_of[item.label]])
-        shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
-        return replace(made, classes=tuple(sorted(shown)))
-
-    return DataSet(tuple(labels), tuple(map(sample, found)), task)
-
-
-def named_classes(label: str | None, task: Task) -> set[str]:
-    """Give the classes that a label names."""
-    if label is None:
-        return set()
-    return {label} if task == "multiclass" else {name.strip() for name in label.split("|")} - {""}
 
 
 def _read_folder(root: Path, *, labelled: bool) -> DataSet:

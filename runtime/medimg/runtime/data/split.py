@@ -3,15 +3,32 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data import DataSet, Sample
+from medimg.runtime.data.dataset import DataSet
 from medimg.runtime.errors import DataError
 
 Group = list[int]
 """Indices of the images of one patient."""
 
 
-def divide(dataset: DataSet, fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divide a data set; see `medimg.runtime.data.dataset.stratified_split`."""
+def stratified_split(dataset: DataSet, fraction: float = 0.3, seed: int = 0) -> tuple[DataSet, DataSet]:
+    """Divide a labelled data set in two, each class in the same proportion.
+
+    Images of one patient stay together: patients are drawn, not images, among those whose images show the
+    same classes, so that the shares are as near to `fraction` as whole patients allow. An image without a
+    patient counts as a patient of its own. Both parts keep the order of the data set. A multi-label set is
+    divided class by class, the rarest first.
+
+    Args:
+        dataset: labelled images.
+        fraction: the second part's share of each class, between 0 and 1.
+        seed: the same seed gives the same parts.
+
+    Returns:
+        The part with `1 - fraction` of the images, and the part with `fraction`.
+
+    Raises:
+        DataError: a class has too few images or patients to be in both parts.
+    """
     if not 0 < fraction < 1:
         raise DataError(f"the share {fraction} of a split is not between 0 and 1")
     targets = dataset.targets
@@ -21,7 +38,8 @@ def divide(dataset: DataSet, fraction: float, seed: int) -> tuple[list[Sample], 
     second[draw(_patients(dataset), targets, fraction, random)] = True
     _require_every_class(dataset, targets, second)
     pairs = list(zip(dataset.samples, second, strict=True))
-    return [sample for sample, drawn in pairs if not drawn], [sample for sample, drawn in pairs if drawn]
+    first = [sample for sample, drawn in pairs if not drawn]
+    return dataset.with_samples(first), dataset.with_samples(sample for sample, drawn in pairs if drawn)
 
 
 def _patients(dataset: DataSet) -> list[Group]:

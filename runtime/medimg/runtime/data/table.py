@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, Split, Task
-from medimg.runtime.data.readers import IMAGE_SUFFIXES, SPLITS, Found, named_classes
+from medimg.runtime.data.dataset import DataSet, Split, Task
+from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found, named_classes
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.paths import is_file, visible
 from medimg.runtime.files.tables import table_rows

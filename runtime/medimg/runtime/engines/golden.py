@@ -4,28 +4,29 @@ The file holds two arrays and no names or headers, since the images are patients
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Backend, Probabilities
-from medimg.runtime.errors import DataError, TrustError, UsageError
-from medimg.runtime.files.plain import to_plain
+from medimg.runtime.errors import DataError
 from medimg.runtime.files.writing import replaced
-from medimg.runtime.machine.cuda import Device
-from medimg.runtime.model import trust
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks.probabilities import Probabilities
 
 SUFFIX = ".golden.npz"
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3}
 """How much further from Keras an engine may be than its ONNX file is, in one probability."""
 AGREEMENT_LOSS = 0.01
 """Top-1 agreement that an INT8 engine may lose against its ONNX file, rounded up to whole images."""
+
+
+Infer: TypeAlias = Callable[[NDArray[np.uint8]], Probabilities]
 
 
 @dataclass(frozen=True)
@@ -84,64 +85,22 @@ def read_golden(path: Path, spec: ModelSpec) -> Golden:
     return golden
 
 
-def check(backend: Backend, spec: ModelSpec, path: Path, most: int) -> GoldenCheck:
+def check(infer: Infer, spec: ModelSpec, path: Path, most: int) -> GoldenCheck:
     """Run golden inputs through an engine.
 
     Args:
-        backend: the engine.
+        infer: answers a batch on the engine.
         spec: its spec.
         path: the golden inputs.
         most: images at once.
     """
     golden = read_golden(path, spec)
     batches = np.split(golden.images, range(most, len(golden.images), most))
-    answers = np.concatenate([backend.infer(batch) for batch in batches])
+    answers = np.concatenate([infer(batch) for batch in batches])
     difference = float(np.abs(answers - golden.probabilities).max())
     agreement = metrics.top1_agreement(golden.probabilities, answers)
     passed, limit = _judge(spec, len(answers), difference, agreement)
     return GoldenCheck(len(answers), file_sha256(path), difference, agreement, passed, limit)
-
-
-def verify_engine(model: Path, golden: Path, trusted: Sequence[str] = ()) -> GoldenCheck:
-    """Run golden inputs through an engine file on this GPU, and keep the outcome.
-
-    Args:
-        model: the `.plan` file.
-        golden: the golden inputs.
-        trusted: SHA-256 of records (`.plan.json`) of engines that the user vouches for.
-
-    Raises:
-        UsageError: it is no engine.
-        MedimgError: see `medimg.runtime.classifier.Classifier`.
-    """
-    from medimg.runtime.backends.with_tensorrt import TensorRtBackend
-    from medimg.runtime.classifier import Classifier
-
-    with Classifier(model, trusted=trusted) as classifier:
-        backend = classifier.backend
-        if not isinstance(backend, TensorRtBackend):
-            raise UsageError(f"{model}: golden inputs verify TensorRT engines (.plan)")
-        found = check(backend, classifier.spec, golden, backend.record.profile.most)
-        note_check(backend.record.engine_sha256, backend.gpu, found)
-    return found
-
-
-def note_check(engine_sha256: str, gpu: Device, found: GoldenCheck) -> None:
-    """Keep in this user's cache how an engine did on this GPU."""
-    trust.write_note("verified", _name(engine_sha256, gpu), to_plain(found))
-
-
-def was_verified(engine_sha256: str, gpu: Device) -> bool:
-    """Tell whether it is known that an engine has passed its golden inputs on this very GPU."""
-    try:
-        note = trust.read_note("verified", _name(engine_sha256, gpu)) or {}
-    except TrustError:
-        return False
-    return note.get("passed") is True
-
-
-def _name(engine_sha256: str, gpu: Device) -> str:
-    return f"{engine_sha256}-{gpu.uuid}"
 
 
 def _judge(spec: ModelSpec, images: int, difference: float, agreement: float) -> tuple[bool, str]:

@@ -21,7 +21,7 @@ from medimg.runtime.files.paths import first_bytes
 from medimg.runtime.images import bmp, headers, opencv_decoder, tiff, tiff_pixels
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.notes import Note
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 
 Image: TypeAlias = NDArray[np.uint8]
 """`(rows, columns, 3)` uint8 RGB."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -10,6 +9,8 @@ from typing import Literal, TypeAlias
 from medimg.runtime.errors import ModelError
 from medimg.runtime.files.class_names import fault_of
 from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.statistics.verdict import Verdict
 
 SCHEMA = 1
 """The newest layout of the entry that this version reads and the one that it writes."""
@@ -17,15 +18,9 @@ SCHEMA = 1
 MAX_SPEC_BYTES = 4 * 1024 * 1024
 
 ColorOrder: TypeAlias = Literal["rgb", "bgr"]
-ResizeRule: TypeAlias = Literal["stretch-linear", "stretch-area", "stretch-nearest", "letterbox", "crop"]
-JpegRule: TypeAlias = Literal["full", "dct-scaled"]
 IntensityName: TypeAlias = Literal["caffe", "torch", "tf", "unit", "raw", "custom", "unspecified"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
-Verdict: TypeAlias = Literal["proven", "not proven", "failed", "unlabelled"]
-
-
-_WINDOW = re.compile("first|min-max|window-[1-9][0-9]?")
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -49,34 +44,6 @@ def _require_writable(value: object, where: str) -> None:
     elif isinstance(value, list):
         for item in value:
             _require_writable(item, where)
-
-
-@dataclass(frozen=True)
-class ImageRule:
-    """How bytes on disk become the uint8 array that the network takes."""
-
-    rows: int
-    """Height of the network's input, in pixels."""
-    columns: int
-    """Width of the network's input, in pixels."""
-    resize: ResizeRule = "stretch-linear"
-    """`stretch-*` ignore the aspect ratio; `letterbox` pads with black, `crop` takes the centre."""
-    sixteen_bit: Literal["full-range", "min-max"] = "full-range"
-    """Wider samples to 8 bits: the type's whole range (0 to 1 for floats), or the image's own range."""
-    orientation: Literal["apply", "ignore"] = "apply"
-    """Whether the EXIF orientation of a photograph is applied."""
-    dicom_window: str = "first"
-    """DICOM values to 8 bits: the file's VOI LUT or `first` window, its N-th as `window-N`, or `min-max`."""
-    jpeg: JpegRule = "full"
-    """JPEG files `full`, or by the largest of 1/2, 1/4 and 1/8 in the DCT domain that covers the input."""
-
-    def __post_init__(self) -> None:
-        if not (1 <= self.rows <= 8192 and 1 <= self.columns <= 8192):
-            raise ModelError(f"image size {self.rows}x{self.columns} is not within 1 to 8192 pixels a side")
-        if not _WINDOW.fullmatch(self.dicom_window):
-            raise ModelError(
-                f"dicom_window {self.dicom_window!r} is none of first, min-max and window-1 to window-99"
-            )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.model.spec import Verdict
 from medimg.runtime.statistics.bootstrap import Resamples
+from medimg.runtime.statistics.verdict import Verdict
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""

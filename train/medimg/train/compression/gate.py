@@ -1,8 +1,8 @@
 """Whether a compressed model is as good as the original, on images that chose nothing."""
 
-from medimg.runtime.model.spec import Verdict
 from medimg.runtime.statistics.bootstrap import Resamples
 from medimg.runtime.statistics.metrics import judge_drop, paired_drop_ci95
+from medimg.runtime.statistics.verdict import Verdict
 from medimg.train.compression.result import Gate
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.scores import area_difference, score

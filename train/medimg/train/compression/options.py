@@ -9,8 +9,8 @@ from medimg.runtime.model.spec import ColorOrder, IntensityName
 from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation
 from medimg.train.data.balance import CountsOfClasses
 from medimg.train.data.options import DataOptions
+from medimg.train.errors import require
 from medimg.train.fitting.options import copies_check
-from medimg.train.networks.options import require
 
 WidthRule: TypeAlias = Literal["latency", "macs", "uniform"]
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)x?")

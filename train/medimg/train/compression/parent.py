@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Task
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.spec import Head, HeldOut, ImageRule, Intensity, ModelSpec
+from medimg.runtime.model.spec import Head, HeldOut, Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples
 from medimg.runtime.statistics.metrics import images_needed
 from medimg.runtime.tasks.probabilities import Probabilities, as_probabilities

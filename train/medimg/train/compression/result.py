@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from medimg.runtime.model.spec import Verdict
 from medimg.runtime.statistics.bootstrap import Estimate, Resampling
+from medimg.runtime.statistics.verdict import Verdict
 from medimg.train.compression.latency import LatencyModel
 from medimg.train.compression.options import CompressOptions
 from medimg.train.fitting.journal import Phase

@@ -5,8 +5,8 @@ from itertools import combinations
 from pathlib import Path
 
 from medimg.runtime.data import DataSet, Split, Task
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cpus import usable_cpus
-from medimg.runtime.model.spec import ImageRule
 from medimg.train.data.array_store import open_store
 from medimg.train.data.decoded_images import cache_images
 from medimg.train.data.division import read_labelled
@@ -67,7 +67,7 @@ def check(
     """Read every image of a data set, the test part's too, and look for what would spoil a result.
 
     Args:
-        data: in any layout that `medimg.runtime.data.dataset.read_data` knows.
+        data: in any layout that `medimg.runtime.data.read_data` knows.
         options: patients and what may be left out, as they would be for `fit`.
         rule: how images become arrays, as it would be for `fit`.
         task: whether an image shows one class or any number.

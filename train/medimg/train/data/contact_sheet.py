@@ -10,7 +10,7 @@ from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import UsageError
 from medimg.runtime.files.writing import replaced
 from medimg.runtime.images.load import Image
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from medimg.train.data.augmentation import Augmentation, augment
 from medimg.train.data.division import divide
 from medimg.train.data.options import DataOptions

@@ -15,9 +15,9 @@ from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.images.limits import Limits
 from medimg.runtime.images.load import Image, read_size
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.spec import ImageRule
 from medimg.runtime.optional import installed_version
 from medimg.runtime.ordered import in_order, worker_threads
 from medimg.train.data.array_store import key_of

@@ -27,7 +27,7 @@ def read_division(data: Path, options: DataOptions, threads: int, task: Task = "
     """Read a data set and choose training and validation images, with no patient in two parts.
 
     Args:
-        data: in any layout that `medimg.runtime.data.dataset.read_data` knows.
+        data: in any layout that `medimg.runtime.data.read_data` knows.
         options: how to divide, and how to tell patients apart.
         threads: files opened at a time.
         task: whether an image shows one class or any number.

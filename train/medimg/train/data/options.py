@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from medimg.runtime.files.patterns import fault_of_pattern
-from medimg.train.networks.options import require
+from medimg.train.errors import require
 
 _LIMIT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)%|([0-9]{1,9})")
 

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from medimg.runtime import protocol
 from medimg.runtime.errors import ModelError
-from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.files.plain import to_plain
 from medimg.runtime.model.keras_files.whole import checked_copy
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.process import Message, ModelProcess, Reply, opening, serve
+from medimg.runtime.model.process import ModelProcess, Reply
 from medimg.runtime.model.spec import Intensity
-from medimg.train.keras_files import AGAIN, load_copy
+from medimg.train.keras_files import AGAIN
 
+WORKER = "medimg.train.evaluation.keras_worker"
+"""The module that serves in that process."""
 _idle: list[tuple[int, ModelProcess]] = []
 """The process that waits for the next file, with its number of threads."""
 
@@ -101,34 +103,4 @@ def _taken(threads: int) -> ModelProcess:
         if count == threads and process.alive:
             return process
         process.close()
-    return ModelProcess(__name__, "Keras", os.environ)
-
-
-def main() -> None:
-    """Serve in the process."""
-    from medimg.train.evaluation.answers import keras_answer
-    from medimg.train.evaluation.heatmaps import keras_maps
-    from medimg.train.keras_setup import start_keras
-    from medimg.train.networks.build import Network
-
-    networks: list[Network] = []
-
-    def answer(message: Message, blobs: list[bytes]) -> Reply:
-        if message["do"] == "open":
-            networks.clear()
-            start_keras(message["threads"]).backend.clear_session()
-            with opening(message["bytes"]):
-                networks.append(load_copy(Path(message["path"])))
-            return {}, []
-        (network,) = networks
-        images, intensity = protocol.bytes_pixels(blobs[0]), from_plain(Intensity, message["intensity"])
-        if message["do"] == "run":
-            return {}, [protocol.array_bytes(keras_answer(network, intensity)(images))]
-        maps = keras_maps(network, intensity)
-        return ({"reason": maps}, []) if isinstance(maps, str) else ({}, [protocol.array_bytes(maps(images))])
-
-    serve(answer)
-
-
-if __name__ == "__main__":
-    main()
+    return ModelProcess(WORKER, "Keras", os.environ)

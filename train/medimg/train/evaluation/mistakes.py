@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.images.load import Image
-from medimg.runtime.model.spec import ImageRule
+from medimg.runtime.images.rule import ImageRule
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.heatmaps import MapImages
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medimg.runtime.model.spec import ImageRule, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.report import Block, Picture, Section, Table, page
 from medimg.runtime.statistics.bootstrap import Estimate
 from medimg.train.evaluation import plots

@@ -90,7 +90,7 @@ def fit(
     state after each epoch; a training that was killed goes on from there, to the same model.
 
     Args:
-        data: a data set, in any layout that `medimg.runtime.data.dataset.read_data` knows.
+        data: a data set, in any layout that `medimg.runtime.data.read_data` knows.
         output: the Keras file to write, `.h5` or `.keras`.
         options: architecture, rates, epochs, split.
         threads: processor threads; by default those this process may use.

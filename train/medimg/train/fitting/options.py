@@ -6,12 +6,14 @@ from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
-from medimg.runtime.model.spec import ImageRule, Intensity, JpegRule
+from medimg.runtime.images.rule import ImageRule, JpegRule
+from medimg.runtime.model.spec import Intensity
 from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.data.balance import Balance
 from medimg.train.data.options import DataOptions
+from medimg.train.errors import require
 from medimg.train.keras_setup import PolicyChoice
-from medimg.train.networks.options import ARCHS, BLOCKS, Arch, NetworkOptions, require
+from medimg.train.networks.options import ARCHS, BLOCKS, Arch, NetworkOptions
 
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 Schedule: TypeAlias = Literal["fixed", "cosine", "plateau"]

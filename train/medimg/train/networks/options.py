@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from medimg.runtime.errors import UsageError
+from medimg.train.errors import require
 
 Arch: TypeAlias = Literal["vgg16", "vgg-bn", "cnn"]
 Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel"]
@@ -107,10 +107,3 @@ class NetworkOptions:
             side -= 2 * count if self.padding == "valid" else 0
             side //= 2
         return side
-
-
-def require(*checks: tuple[bool, str]) -> None:
-    """Raise a UsageError with the message of the first check that does not hold."""
-    for holds, message in checks:
-        if not holds:
-            raise UsageError(message)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import click
 
 from medimg.runtime.commandline import Command, PathArgument
-from medimg.runtime.model.spec import JpegRule
+from medimg.runtime.images.rule import JpegRule
 from medimg.train.data.augmentation import PRESETS
 from medimg.train.fitting.options import FitOptions
 

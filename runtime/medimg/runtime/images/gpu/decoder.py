@@ -18,8 +18,8 @@ from medimg.runtime.errors import BackendError
 from medimg.runtime.images.gpu.kinds import ALL, JpegKind, examples, kind_of
 from medimg.runtime.images.gpu.resizer import Resizer
 from medimg.runtime.images.load import read_jpeg
+from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cuda import Cuda
-from medimg.runtime.model.spec import ImageRule
 from medimg.runtime.optional import require
 
 LARGEST_DIFFERENCE = 1

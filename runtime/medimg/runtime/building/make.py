@@ -10,6 +10,7 @@ from medimg.runtime.engines import golden
 from medimg.runtime.engines.builder import BuildOptions, build
 from medimg.runtime.engines.layers import compare
 from medimg.runtime.engines.library import TensorRt, load_tensorrt
+from medimg.runtime.engines.verified import note_check
 from medimg.runtime.errors import BackendError, CheckFailedError, UsageError
 from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.model.containers import Artefact, open_onnx
@@ -145,14 +146,14 @@ class Making:
         except OSError as error:
             raise UsageError(f"{error.filename or path}: cannot be written ({error.strerror})") from None
         if found:
-            golden.note_check(record.engine_sha256, gpu, found)
+            note_check(record.engine_sha256, gpu, found)
         return _file(path, record, found)
 
     def _verify(self, backend: TensorRtBackend, path: Path) -> golden.GoldenCheck | None:
         if not path.exists():
             return None
         self.progress(f"verify on {path.name}")
-        found = golden.check(backend, self.artefact.spec, path, self.options.profile.most)
+        found = golden.check(backend.infer, self.artefact.spec, path, self.options.profile.most)
         self._require(
             found.passed,
             f"{path.name}: the engine's answers are not Keras's: max |Δp| {found.max_abs_diff:.1e}, top-1 "

@@ -1,0 +1,79 @@
+"""Image files that a layout of DATA names, and the data set that they make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medimg.runtime.data.dataset import DataSet, Sample, Split, Task
+from medimg.runtime.errors import DataError
+from medimg.runtime.files import class_names
+
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, and values of a CSV's split column, that name a part."""
+
+IMAGE_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dib",
+    ".dcm",
+    ".dicom",
+    "",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image file and what the layout says of it."""
+
+    path: Path
+    name: str
+    """Path relative to the data set's root."""
+    label: str | None = None
+    """Its class; in multi-label data its classes joined by `|`, empty for none of them."""
+    patient: str | None = None
+    split: Split | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What other columns of a table say of it."""
+
+
+def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
+    """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
+    form_of = class_names.same_class({name for item in found for name in named_classes(item.label, task)})
+    names = set(form_of.values())
+    if fault := class_names.fault_of(sorted(form_of)) or class_names.ambiguity_of(names):
+        raise DataError(fault)
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    index_of = {label: index for index, label in enumerate(labels)}
+
+    def sample(item: Found) -> Sample:
+        made = Sample(item.name, item.path, None, item.patient, item.split, attributes=item.attributes)
+        if item.label is None:
+            return made
+        if task == "multiclass":
+            return replace(made, label=index_of[form_of[item.label]])
+        shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
+        return replace(made, classes=tuple(sorted(shown)))
+
+    return DataSet(tuple(labels), tuple(map(sample, found)), task)
+
+
+def named_classes(label: str | None, task: Task) -> set[str]:
+    """Give the classes that a label names."""
+    if label is None:
+        return set()
+    return {label} if task == "multiclass" else {name.strip() for name in label.split("|")} - {""}
