@@ -11,7 +11,7 @@ DOWNLOAD_S = 10.0
 _FIND = """
 import sys
 from medimg.runtime.errors import MedimgError
-from medimg.train.weights import imagenet_weights
+from medimg.train.networks.weights import imagenet_weights
 try:
     print(imagenet_weights())
 except MedimgError as error:

@@ -217,7 +217,7 @@ def test_python_without_memfd_uses_a_file_without_a_name(
 
 FORKING = """
 import os
-from medimg.runtime.decoder_pool import DecoderPool
+from medimg.runtime.images.decoder_pool import DecoderPool
 pool = DecoderPool("pool_task", limit_s=5)
 before = bytes(pool.run(b"pid", 16))
 child = os.fork()
@@ -244,7 +244,7 @@ def test_a_forked_child_starts_its_own_workers(tmp_path: Path, pool: DecoderPool
 
 PARENT = """
 import os, signal, sys, threading, time
-from medimg.runtime.decoder_pool import DecoderPool
+from medimg.runtime.images.decoder_pool import DecoderPool
 pool = DecoderPool("pool_task", limit_s=1, patience=1)
 print(int(bytes(pool.run(b"pid", 16))), flush=True)
 if sys.argv[1] == "killed at work":

@@ -84,7 +84,7 @@ WRITER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from medimg.train.store import ArrayStore
+from medimg.train.data.array_store import ArrayStore
 
 store, folder, pause = ArrayStore(Path(sys.argv[1])), Path(sys.argv[2]), float(sys.argv[3])
 

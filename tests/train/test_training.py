@@ -203,11 +203,12 @@ tf.config.set_logical_device_configuration(
 )
 from dataclasses import replace
 from medimg.runtime.data import read_data
-from medimg.train.division import divide
-from medimg.train.options import FitOptions, Job
-from medimg.train.preparation import prepare
+from medimg.train.data.division import divide
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
+from medimg.train.fitting.preparation import prepare
 from medimg.train.progress import Progress
-from medimg.train.store import open_store
+from medimg.train.data.array_store import open_store
 
 options = FitOptions(
     weights=sys.argv[2], image_size=32, epochs=3, fine_tune_epochs=2, fine_tune_rate=1e-6, batch_size=6,
@@ -217,7 +218,7 @@ losses = []
 with open_store(None) as store:
     job = Job(store, 2, Progress(), options)
     prepared = prepare(divide(read_data(sys.argv[1]), options), job)
-    from medimg.train.finetune import assemble, train
+    from medimg.train.fitting.finetune import assemble, train
     for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
         on = replace(prepared, strategy=strategy)
         trained = train(on, job)

@@ -51,7 +51,7 @@ def _patients(dataset: DataSet) -> list[Group]:
 
 
 def _draw_by_stratum(
-    patients: list[Group], targets: NDArray[np.float32], fraction: float, random: np.random.Generator
+    patients: list[Group], targets: NDArray[np.float32], fraction: float, random: "np.random.Generator"
 ) -> Group:
     """Draw patients from among those whose images show the same classes."""
     strata: dict[tuple[int, ...], list[Group]] = {}
@@ -80,7 +80,7 @@ def _draw(groups: list[Group], fraction: float) -> Group:
 
 
 def _draw_by_class(
-    patients: list[Group], targets: NDArray[np.float32], fraction: float, random: np.random.Generator
+    patients: list[Group], targets: NDArray[np.float32], fraction: float, random: "np.random.Generator"
 ) -> Group:
     """Share out patients class by class, the rarest first, each to the part that lacks the most of it.
 

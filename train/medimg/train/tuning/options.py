@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from medimg.runtime.errors import UsageError
+from medimg.train.errors import require
 
 TunerName: TypeAlias = Literal["random", "bayesian", "hyperband", "grid"]
 ObjectiveName: TypeAlias = Literal["val-accuracy", "val-auc", "val-loss", "deployed"]
@@ -41,7 +42,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         budget = self.latency_budget_ms
-        checks = (
+        require(
             (self.tuner in TUNERS, f"tuner {self.tuner!r} is not one of {', '.join(TUNERS)}"),
             (
                 self.objective in DIRECTIONS,
@@ -63,9 +64,6 @@ class TuneOptions:
                 f"a latency budget says nothing to objective {self.objective!r}: use --objective deployed",
             ),
         )
-        for holds, message in checks:
-            if not holds:
-                raise UsageError(message)
 
     @property
     def trials(self) -> int | None:
