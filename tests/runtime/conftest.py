@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medimg.runtime.containers import embed_in_onnx
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec, Verification
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.containers import embed_in_onnx
+from medimg.runtime.model.spec import Intensity, ModelSpec, Verification
 
 FAKES = Path(__file__).parent / "fakes"
 Compile = Callable[[str], Path]
