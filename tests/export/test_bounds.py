@@ -17,6 +17,7 @@ def probe_often(folder: Path) -> None:
         pipeline._writable(folder)
 
 
+@pytest.mark.long
 def test_exports_that_begin_together_do_not_remove_each_others_probe(tmp_path: Path) -> None:
     folder = tmp_path / "artefacts"
     with get_context("spawn").Pool(2) as pool:

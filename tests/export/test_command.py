@@ -24,6 +24,7 @@ from medimg.train.keras_files import rewrite_spec
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 LABELS = ("cyst", "normal", "solid")
 ALL_PRECISIONS = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("kept_workers")]
 
 
 def saved(path: Path, *layers: Any, size: tuple[int, int, int] = (32, 32, 3)) -> Path:
@@ -65,7 +66,7 @@ def test_all_precisions_are_written_verified_and_described(
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.soak)])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_a_model_trained_in_mixed_precision_exports_in_float32(
-    run: Run, tmp_path: Path, suffix: str, policy: str
+    run_here: Run, tmp_path: Path, suffix: str, policy: str
 ) -> None:
     keras.mixed_precision.set_global_policy(policy)
     try:
@@ -73,7 +74,7 @@ def test_a_model_trained_in_mixed_precision_exports_in_float32(
     finally:
         keras.mixed_precision.set_global_policy("float32")
     write_spec(model, ModelSpec(LABELS, ImageRule(32, 32), Intensity.named("unit")))
-    done = run("medimg-export", model)
+    done = run_here("medimg-export", model)
     assert done.returncode == 0, done.stderr
     spec = ModelSpec.read(tmp_path / "mixed.onnx")
     assert spec.verification is not None
@@ -92,10 +93,10 @@ def test_a_model_trained_in_mixed_precision_exports_in_float32(
     ],
 )
 def test_every_head_gives_probabilities(
-    run: Run, tmp_path: Path, units: int, activation: str | None, classes: int, task: str, said: str
+    run_here: Run, tmp_path: Path, units: int, activation: str | None, classes: int, task: str, said: str
 ) -> None:
     model = saved(tmp_path / "head.keras", *head(units, activation))
-    done = run("medimg-export", model, "--preprocessing", "unit")
+    done = run_here("medimg-export", model, "--preprocessing", "unit")
     assert done.returncode == 0, done.stderr
     assert said in done.stderr
     with Classifier(tmp_path / "head.onnx") as classifier:
@@ -107,32 +108,34 @@ def test_every_head_gives_probabilities(
         np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_grey_network_takes_the_same_three_channels(run: Run, tmp_path: Path) -> None:
+def test_a_grey_network_takes_the_same_three_channels(run_here: Run, tmp_path: Path) -> None:
     model = saved(tmp_path / "grey.keras", *head(2, "softmax"), size=(24, 20, 1))
-    done = run("medimg-export", model, "--preprocessing", "unit", "--labels", "normal,pneumonia")
+    done = run_here("medimg-export", model, "--preprocessing", "unit", "--labels", "normal,pneumonia")
     assert done.returncode == 0, done.stderr
     with Classifier(tmp_path / "grey.onnx") as classifier:
         assert classifier.spec.intensity.channels == 1
         assert classifier.probabilities(np.zeros((1, 24, 20, 3), np.uint8)).shape == (1, 2)
 
 
-def test_unknown_preprocessing_is_said_and_predict_refuses(run: Run, tmp_path: Path, pictures: Path) -> None:
+def test_unknown_preprocessing_is_said_and_predict_refuses(
+    run_here: Run, tmp_path: Path, pictures: Path
+) -> None:
     model = saved(tmp_path / "foreign.keras", *head(3, "softmax"))
-    done = run("medimg-export", model, "--labels", ",".join(LABELS))
+    done = run_here("medimg-export", model, "--labels", ",".join(LABELS))
     assert done.returncode == 0, done.stderr
     assert "the preprocessing is unknown" in done.stderr
     assert "synthetic arrays only" in done.stderr
-    refused = run("medimg-run", "predict", tmp_path / "foreign.onnx", pictures)
+    refused = run_here("medimg-run", "predict", tmp_path / "foreign.onnx", pictures)
     assert refused.returncode == 2
     assert "--preprocessing" in refused.stderr
 
 
-def test_a_spec_file_sets_any_field(run: Run, small_model: Path, tmp_path: Path) -> None:
+def test_a_spec_file_sets_any_field(run_here: Run, small_model: Path, tmp_path: Path) -> None:
     fields = tmp_path / "fields.toml"
     fields.write_text(
         'intended_use = "triage"\n[allowed]\nmodality = ["US"]\n[image]\nresize = "letterbox"\n'
     )
-    done = run("medimg-export", small_model, "--output", tmp_path, "--spec", fields)
+    done = run_here("medimg-export", small_model, "--output", tmp_path, "--spec", fields)
     assert done.returncode == 0, done.stderr
     spec = ModelSpec.read(tmp_path / "small.onnx")
     assert (spec.intended_use, spec.allowed.modality, spec.image.resize) == ("triage", ("US",), "letterbox")
@@ -228,13 +231,13 @@ def calibration_folder(folder: Path, bad: BadCalibration) -> Path:
 
 @pytest.mark.parametrize("name", BAD_CALIBRATIONS)
 def test_bad_calibration_images_are_named_before_anything_is_written(
-    run: Run, tmp_path: Path, name: str
+    run_here: Run, tmp_path: Path, name: str
 ) -> None:
     bad = BAD_CALIBRATIONS[name]
     model = saved(tmp_path / "model.keras", *head(3, "softmax"))
     folder = calibration_folder(tmp_path / "images", bad)
     before = sorted(tmp_path.rglob("*"))
-    done = run("medimg-export", model, *ALL_PRECISIONS, "--calibration", folder, *bad.options)
+    done = run_here("medimg-export", model, *ALL_PRECISIONS, "--calibration", folder, *bad.options)
     assert done.returncode == 2
     assert bad.message in done.stderr
     assert "Traceback" not in done.stderr
@@ -242,11 +245,11 @@ def test_bad_calibration_images_are_named_before_anything_is_written(
 
 
 @pytest.mark.parametrize("name", bad_inputs())
-def test_bad_input_is_exit_2_with_its_own_message(run: Run, tmp_path: Path, name: str) -> None:
+def test_bad_input_is_exit_2_with_its_own_message(run_here: Run, tmp_path: Path, name: str) -> None:
     make, message = bad_inputs()[name]
     arguments = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    done = run("medimg-export", *arguments)
+    done = run_here("medimg-export", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -274,7 +277,7 @@ def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
 
 
 def test_an_artefact_that_fails_is_not_written_unless_forced(
-    run: Run, small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medimg.export import export_model, verify
 
@@ -340,7 +343,9 @@ def with_full_disk(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess
     return call
 
 
-@pytest.mark.parametrize(("size_kib", "left"), [(96, []), (184, ["small.onnx"])])
+@pytest.mark.parametrize(
+    ("size_kib", "left"), [pytest.param(96, [], marks=pytest.mark.soak), (184, ["small.onnx"])]
+)
 def test_a_disk_that_fills_up_half_way_leaves_no_partial_file(
     with_full_disk: Run,
     small_model: Path,

@@ -23,6 +23,7 @@ from medimg.runtime.model.spec import Intensity, ModelSpec
 
 NUMBERS = tuple(str(number) for number in range(12))
 TEXT = tuple(sorted(NUMBERS))
+pytestmark = pytest.mark.usefixtures("kept_workers")
 SPEC = ModelSpec(TEXT, ImageRule(16, 16), Intensity.named("raw"))
 
 
@@ -117,6 +118,7 @@ def with_blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_an_image_without_a_number_is_named_and_is_an_error_of_its_own(
     tmp_path: Path, with_blank: Path
 ) -> None:
@@ -151,6 +153,7 @@ def test_an_image_without_a_number_is_named_and_is_an_error_of_its_own(
         export_model(model, output=tmp_path / "no", preprocessing="raw", validation=only_blank)
 
 
+@pytest.mark.long
 def test_one_answer_to_all_images_proves_nothing_and_no_other_models_artefact_is_lost(tmp_path: Path) -> None:
     model = network(tmp_path / "m.keras", trained=False)
     result = export_model(model, labels=("a", "b", "c"))

@@ -31,7 +31,7 @@ from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.tasks.probabilities import as_probabilities, with_temperature
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:You are using a softmax over axis")]
 Tensor = Any
 IMAGES = synthetic_images(16, 16, 8)
 

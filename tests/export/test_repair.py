@@ -19,6 +19,7 @@ from medimg.runtime.model.containers import write_spec
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
 
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("kept_workers")]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SIZE = ImageRule(32, 32)
 INTENSITY = Intensity.named("tf")
@@ -75,9 +76,9 @@ def exported(run: Run, model: Path, pictures: Path, output: Path, *options: str)
 
 
 def test_a_model_made_hard_is_repaired_and_the_culprit_is_named(
-    run: Run, hard_model: Path, pictures: Path, tmp_path: Path
+    run_here: Run, hard_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    status, found = exported(run, hard_model, pictures, tmp_path / "out")
+    status, found = exported(run_here, hard_model, pictures, tmp_path / "out")
     assert status == 0
     (item,) = found["artefacts"]
     assert item["verification"]["verdict"] == "not proven"
@@ -100,9 +101,9 @@ def test_a_model_made_hard_is_repaired_and_the_culprit_is_named(
 
 
 def test_without_a_budget_it_fails_and_is_not_written(
-    run: Run, hard_model: Path, pictures: Path, tmp_path: Path
+    run_here: Run, hard_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    status, found = exported(run, hard_model, pictures, tmp_path / "out", "--repair-budget", "0")
+    status, found = exported(run_here, hard_model, pictures, tmp_path / "out", "--repair-budget", "0")
     assert status == 1
     (item,) = found["artefacts"]
     assert item["verification"]["verdict"] == "failed"
@@ -112,9 +113,11 @@ def test_without_a_budget_it_fails_and_is_not_written(
 
 
 def test_force_writes_what_failed_and_marks_it(
-    run: Run, hard_model: Path, pictures: Path, tmp_path: Path
+    run_here: Run, hard_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    status, found = exported(run, hard_model, pictures, tmp_path / "out", "--repair-budget", "0", "--force")
+    status, found = exported(
+        run_here, hard_model, pictures, tmp_path / "out", "--repair-budget", "0", "--force"
+    )
     assert status == 1
     assert found["artefacts"][0]["written"]
     verification = ModelSpec.read(tmp_path / "out" / "hard.int8.onnx").verification

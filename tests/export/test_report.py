@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
@@ -31,15 +32,16 @@ def report(run: Run, small_model: Path, pictures: Path, tmp_path_factory: pytest
     return page
 
 
-def browse(page: Path) -> str:
+@pytest.fixture(scope="module")
+def shown(report: Path) -> str:
+    """The page as a browser makes it."""
     browser = shutil.which("chromium")
     assert browser, "no chromium: install the package chromium"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def test_a_browser_shows_the_figures_and_runs_nothing(report: Path) -> None:
-    shown = browse(report)
+def test_a_browser_shows_the_figures_and_runs_nothing(shown: str) -> None:
     assert "<title>Export of small.keras</title>" in shown
     for text in (
         "small.int8.onnx",
@@ -53,8 +55,7 @@ def test_a_browser_shows_the_figures_and_runs_nothing(report: Path) -> None:
     assert len(re.findall(r'<img alt="[^"]+" src="data:image/svg\+xml;base64,', shown)) >= 1
 
 
-def test_the_page_holds_every_head_of_the_evidence(report: Path) -> None:
-    shown = browse(report)
+def test_the_page_holds_every_head_of_the_evidence(report: Path, shown: str) -> None:
     found = json.loads(report.with_suffix(".json").read_text())
     heads = (
         "Warnings",

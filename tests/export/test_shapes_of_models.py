@@ -23,7 +23,11 @@ from medimg.runtime.model.process import sense
 
 LAYERS = keras.layers
 SIZE = (16, 16, 3)
-pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.usefixtures("kept_workers"),
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"),
+]
 
 
 def heads(image: Any) -> tuple[Any, Any]:

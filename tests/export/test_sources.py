@@ -25,7 +25,11 @@ from medimg.runtime.model.keras_files.configuration import foreign, without_trai
 from medimg.runtime.model.spec import ModelSpec
 
 LAYERS = keras.layers
-pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.usefixtures("kept_workers"),
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"),
+]
 
 
 def sequential(*layers: Any, size: tuple[int | None, int | None, int] = (32, 32, 3), head: Any = None) -> Any:
@@ -199,6 +203,7 @@ LEGACY = """
 import os
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 import sys
+sys.modules["sklearn"] = sys.modules["matplotlib"] = None  # Keras would load them, and uses neither.
 import numpy as np
 import tf_keras as keras
 layers = keras.layers
@@ -461,6 +466,7 @@ def test_a_worker_that_dies_is_an_error_that_says_so(tmp_path: Path) -> None:
         source.predict(np.zeros((1, *source.input_shape), np.float32))
 
 
+@pytest.mark.usefixtures("own_worker")
 def test_the_worker_ends_with_its_source(tmp_path: Path) -> None:
     sequential(LAYERS.Conv2D(4, 3)).save(tmp_path / "model.keras")
     source = load_source(tmp_path / "model.keras")

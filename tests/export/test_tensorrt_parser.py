@@ -28,6 +28,8 @@ from medimg.train.fitting.options import ARCHS, FitOptions
 from medimg.train.networks import build as networks
 
 pytestmark = [
+    pytest.mark.long,
+    pytest.mark.usefixtures("kept_workers"),
     # It keeps the calls of the timing cache, and says that they do nothing in it.
     pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning"),

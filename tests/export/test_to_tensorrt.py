@@ -32,6 +32,7 @@ FRAMEWORKS = (
     "h5py",
     "sympy",
 )
+pytestmark = pytest.mark.long
 CHECK = GoldenCheck(4, "0" * 64, 1e-4, 1.0, True, "at most 5.0e-03 from Keras")
 
 
@@ -119,6 +120,7 @@ def test_one_number_is_the_largest_batch(small_artefact: Path, made: list[dict[s
     assert (profile.least, profile.best, profile.most) == (1, 16, 16)
 
 
+@pytest.mark.usefixtures("kept_workers")
 def test_behind_an_export(
     small_model: Path, pictures: Path, made: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -155,7 +155,9 @@ def test_a_field_that_differs_is_found(
         to_triton.check(Path(served.path), model, config)
 
 
-def test_the_command_writes_a_repository_from_a_finished_file(model: Path, tmp_path: Path, run: Run) -> None:
+def test_the_command_writes_a_repository_from_a_finished_file(
+    model: Path, tmp_path: Path, run: Run, run_here: Run
+) -> None:
     done = run("medimg-export", model, "--to", "triton", "--batch-size", "8", "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
     (served,) = json.loads((tmp_path / "t.json").read_text())["repository"]
@@ -168,13 +170,15 @@ def test_the_command_writes_a_repository_from_a_finished_file(model: Path, tmp_p
     }
     assert "onnxruntime on gpu" in done.stdout
     assert read_config(tmp_path / "triton" / "tiny").max_batch_size == 8
-    again = run("medimg-export", model, "--to", "triton", "--output", tmp_path, "--max-drop", "0.1")
+    again = run_here("medimg-export", model, "--to", "triton", "--output", tmp_path, "--max-drop", "0.1")
     assert again.returncode == 2
     assert "--max-drop concerns an export" in again.stderr
 
 
-def test_an_export_ends_in_a_repository(small_model: Path, tmp_path: Path, run: Run) -> None:
-    done = run("medimg-export", small_model, "--to", "triton", "--golden", "2", "--output", tmp_path)
+@pytest.mark.long
+@pytest.mark.usefixtures("kept_workers")
+def test_an_export_ends_in_a_repository(small_model: Path, tmp_path: Path, run_here: Run) -> None:
+    done = run_here("medimg-export", small_model, "--to", "triton", "--golden", "2", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warmed up by golden image" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"small.onnx", "small.golden.npz", "triton"}

@@ -99,7 +99,7 @@ def main() -> None:
 
     def answer(message: Message, blobs: list[bytes]) -> Reply:
         if message["do"] == "open":
-            networks.append(_open(message))
+            networks[:] = [_open(message)]
             return networks[0].describe(), []
         (network,) = networks
         if message["do"] == "predict":
