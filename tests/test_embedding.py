@@ -19,6 +19,7 @@ def block(language: str) -> str:
     return str(found)
 
 
+@pytest.mark.long
 def test_the_program_in_the_docs_answers_as_medimg_does(small_artefact: Path, tmp_path: Path) -> None:
     (tmp_path / "classify.cpp").write_text(block("cpp"), encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 Watched = Callable[..., "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.long
 
 # ONNX Runtime uploads its first report after some ten seconds.
 STAYS = """
@@ -19,6 +20,38 @@ from medimg.runtime import Classifier
 kept = [Classifier(sys.argv[1], backend=name) for name in ("onnxruntime", "openvino")]
 time.sleep(15)
 """
+
+
+def watching(calls: Path) -> list[str]:
+    """A command that runs another, no socket of which or of whose children can be connected.
+
+    Args:
+        calls: what it writes: one line a system call that can send something.
+    """
+    strace = ["strace", "--follow-forks", "--seccomp-bpf", "-qq", "--output-append-mode", f"--output={calls}"]
+    return [*strace, "--trace=connect,sendto,sendmsg,sendmmsg", "--inject=connect:error=ENETUNREACH"]
+
+
+def of_a_new_user(home: Path) -> dict[str, str]:
+    """The environment; what a build server sets keeps some packages from reporting, which do so elsewhere."""
+    return {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def staying(
+    small_artefact: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple["subprocess.Popen[bytes]", Path]]]:
+    """Processes that stay while the other tests run, and folders of what they did."""
+    started = {}
+    for name, variables in (("quiet", {}), ("reporting", {"ORT_DISABLE_TELEMETRY": "0"})):
+        folder = tmp_path_factory.mktemp(name)
+        command = [*watching(folder / "calls.txt"), sys.executable, "-c", STAYS, str(small_artefact)]
+        environment = of_a_new_user(folder) | variables
+        with (folder / "said.txt").open("w") as said:
+            started[name] = subprocess.Popen(command, env=environment, stderr=said), folder
+    yield started
+    for process, _ in started.values():
+        process.wait()
 
 
 @pytest.fixture
@@ -30,22 +63,17 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
-    """What strace writes: one line a system call that can send something."""
     return tmp_path / "calls.txt"
 
 
 @pytest.fixture
 def watched(home: Path, calls: Path) -> Watched:
-    """Run a command as a new user would; no socket of it or its children can be connected."""
-    strace = ["strace", "--follow-forks", "--seccomp-bpf", "-qq", "--output-append-mode", f"--output={calls}"]
-    strace += ["--trace=connect,sendto,sendmsg,sendmmsg", "--inject=connect:error=ENETUNREACH"]
-    # What a build server sets keeps some packages from reporting, which do so elsewhere.
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    """Run a command as a new user would; see `watching`."""
 
-    def call(*command: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def call(*command: str | Path) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [*strace, *map(str, command)],
-            env=environment | variables,
+            [*watching(calls), *map(str, command)],
+            env=of_a_new_user(home),
             capture_output=True,
             text=True,
             check=False,
@@ -109,13 +137,10 @@ def test_no_command_connects(
     assert left <= {".keras", ".cache/medimg", ".cache/matplotlib", ".config/matplotlib"}
 
 
-def test_a_process_that_stays_does_not_connect(watched: Watched, calls: Path, small_artefact: Path) -> None:
-    done = watched(sys.executable, "-c", STAYS, small_artefact)
-    assert done.returncode == 0, done.stderr
-    assert not outgoing(calls)
-
-
-def test_a_process_that_stays_would_be_seen(watched: Watched, calls: Path, small_artefact: Path) -> None:
-    done = watched(sys.executable, "-c", STAYS, small_artefact, ORT_DISABLE_TELEMETRY="0")
-    assert done.returncode == 0, done.stderr
-    assert outgoing(calls)
+@pytest.mark.parametrize(("name", "connects"), [("quiet", False), ("reporting", True)])
+def test_a_process_that_stays_connects_only_where_reports_are_allowed(
+    staying: dict[str, tuple["subprocess.Popen[bytes]", Path]], name: str, connects: bool
+) -> None:
+    process, folder = staying[name]
+    assert process.wait() == 0, (folder / "said.txt").read_text()
+    assert bool(outgoing(folder / "calls.txt")) == connects

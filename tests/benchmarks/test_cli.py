@@ -27,6 +27,7 @@ def bench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
+@pytest.mark.long
 def test_a_run_prints_a_table_and_writes_json(tiny_artefact: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     found = bench("run", tiny_artefact, "--duration", "0.2", "--batch-size", "1,2", "--json", output)
@@ -40,6 +41,7 @@ def test_a_run_prints_a_table_and_writes_json(tiny_artefact: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
+@pytest.mark.long
 def test_json_on_standard_output_stands_alone(run_here: Run, tiny_artefact: Path) -> None:
     options = ("--duration", "0.2", "--scenario", "single-stream", "--json", "-")
     found = run_here("medimg-bench", "run", tiny_artefact, *options)
@@ -50,6 +52,7 @@ def test_json_on_standard_output_stands_alone(run_here: Run, tiny_artefact: Path
     ]
 
 
+@pytest.mark.long
 def test_threads_are_obeyed(run_here: Run, tiny_artefact: Path) -> None:
     found = run_here(
         "medimg-bench", "run", tiny_artefact, "--duration", "0.2", "--threads", "1", "--json", "-"
@@ -118,6 +121,7 @@ def test_the_options_offer_what_can_be_measured() -> None:
     assert set(BACKENDS) == {"auto", *NAMES, *ENGINE_NAMES}
 
 
+@pytest.mark.long
 def test_the_affinity_of_the_process_sets_its_threads(tiny_artefact: Path) -> None:
     core = str(min(os.sched_getaffinity(0)))
     command = ["taskset", "-c", core, sys.executable, "-m", "medimg.benchmarks", "run", str(tiny_artefact)]

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_an_exported_model_is_measured_by_each_back_end(small_artefact: Path, run: Any, backend: str) -> None:
-    done = run(
+def test_an_exported_model_is_measured_by_each_back_end(
+    small_artefact: Path, run_here: Any, backend: str
+) -> None:
+    done = run_here(
         "medimg-bench", "run", small_artefact, "--backend", backend, "--duration", "0.3", "--json", "-"
     )
     assert done.returncode == 0, done.stderr

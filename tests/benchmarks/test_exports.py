@@ -124,11 +124,12 @@ def test_an_incomplete_result_writes_its_json_only(full: Benchmark, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.html", "a.json", "a.md"]
 
 
+@pytest.mark.long
 def test_a_killed_run_keeps_what_it_has_measured(tiny_artefact: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     command = [sys.executable, "-m", "medimg.benchmarks", "run", str(tiny_artefact), "--driver", "native"]
     options = ["--scenario", "single-stream", "--scenario", "offline", "--batch-size", "1"]
-    with subprocess.Popen([*command, *options, "--duration", "5", "--json", str(output)]) as process:
+    with subprocess.Popen([*command, *options, "--duration", "2", "--json", str(output)]) as process:
         while not output.exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -58,6 +58,7 @@ def test_a_library_without_code_for_the_card_is_refused() -> None:
         cut_library(_library([(80, NEEDED)]), 90)
 
 
+@pytest.mark.long
 def test_a_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that end well, fail and hang: each keeps the figures that it had written."""
     kit = tmp_path / "kit"

@@ -1,6 +1,7 @@
 """Small simulated data, and small models trained on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +16,45 @@ from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.train import FitOptions, FitResult, Usage, fit, simulate
 from medimg.train.evaluation.answers import Answers, one_hot
 from medimg.train.keras_files import save
+from medimg.train.networks import options as network_options
 from medimg.train.networks.options import NetworkOptions
 
 COLORS = ("red", "green", "blue")
+PUBLISHED = network_options._VGG
+NARROW = {
+    arch: tuple((filters // 8, count) for filters, count in blocks) for arch, blocks in PUBLISHED.items()
+}
+
+
+@contextmanager
+def _widths(blocks: object) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_options, "_VGG", blocks)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def narrow_vgg(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both VGGs have an eighth of their filters here: their layers are the point, not 15 million weights.
+
+    Tests on real weights and those that use `published_widths` see the published networks.
+    """
+    if request.node.get_closest_marker("real") or "published_widths" in request.fixturenames:
+        yield
+        return
+    with _widths(NARROW):
+        yield
+
+
+@pytest.fixture
+def published_widths() -> None:
+    """See `narrow_vgg`."""
 
 
 @pytest.fixture(scope="session")
 def tiny() -> FitOptions:
-    """What trains in seconds."""
-    return FitOptions(arch="vgg-bn", image_size=32, dense_units=8, epochs=2, batch_size=8)
+    """What trains in a second."""
+    return FitOptions(arch="cnn", image_size=32, filters=8, dense_units=8, epochs=2, batch_size=8)
 
 
 @pytest.fixture(scope="session")
@@ -36,23 +67,32 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random VGG16 weights in a file laid out as Keras's own."""
+    """Random weights of the narrow VGG16 in a file laid out as Keras's own."""
     path = tmp_path_factory.mktemp("weights") / "vgg16_notop.h5"
-    write_weights(path)
+    with _widths(NARROW):
+        write_weights(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def scratch(simulated: Path, tiny: FitOptions, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
-    """A vgg-bn trained from scratch in bfloat16, saved as `.h5`."""
-    options = replace(tiny, precision_policy="mixed_bfloat16")
+    """The narrow vgg-bn trained from scratch in bfloat16, saved as `.h5`."""
+    options = replace(tiny, arch="vgg-bn", precision_policy="mixed_bfloat16")
     usage = Usage("tests", modality=("US",))
-    return fit(simulated, tmp_path_factory.mktemp("scratch") / "model.h5", options, usage=usage)
+    with _widths(NARROW):
+        return fit(simulated, tmp_path_factory.mktemp("scratch") / "model.h5", options, usage=usage)
+
+
+@pytest.fixture(scope="session")
+def wide(scratch: FitResult, simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """The same with the published widths."""
+    with _widths(PUBLISHED):
+        return fit(simulated, tmp_path_factory.mktemp("wide") / "model.h5", scratch.options)
 
 
 @pytest.fixture(scope="session")
 def fine_tuned(simulated: Path, base_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
-    """A vgg16 fine-tuned in two phases in float32, saved as `.keras`."""
+    """The narrow vgg16 fine-tuned in two phases in float32, saved as `.keras`."""
     options = FitOptions(
         weights=str(base_weights),
         image_size=32,
@@ -62,7 +102,8 @@ def fine_tuned(simulated: Path, base_weights: Path, tmp_path_factory: pytest.Tem
         batch_size=8,
         precision_policy="float32",
     )
-    return fit(simulated, tmp_path_factory.mktemp("fine-tuned") / "model.keras", options)
+    with _widths(NARROW):
+        return fit(simulated, tmp_path_factory.mktemp("fine-tuned") / "model.keras", options)
 
 
 def write_weights(path: Path) -> None:

@@ -17,6 +17,8 @@ from medimg.train import FitResult, Usage, calibrate, evaluate
 from medimg.train.evaluation.summary import WIDTH, calibration_lines
 from medimg.train.keras_files import load_float32, rewrite_spec
 
+pytestmark = pytest.mark.long
+
 Run = Callable[..., "CompletedProcess[str]"]
 
 

@@ -10,6 +10,7 @@ import pytest
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.long
 def test_from_simulated_images_to_figures(run: Run, tmp_path: Path) -> None:
     done = run(
         "medimg-train", "simulate", "images", *["--train", "4", "--test", "1", "--size", "48"], cwd=tmp_path

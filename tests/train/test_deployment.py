@@ -60,11 +60,13 @@ def test_export_and_bench_say_what_a_model_is_worth(
     assert 0 < found.latency_ms < 1e3 * found.seconds
 
 
+@pytest.mark.long
 def test_a_command_that_fails_gives_its_own_words(judges: Judges, tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match=r"medimg.export failed: .*absent.keras: no such file"):
         measure(tmp_path / "absent.keras", judges, threads=1)
 
 
+@pytest.mark.long
 def test_a_slow_device_is_timed_for_longer(small_artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "TIMED_S", (1e-6, 1.0))
     assert time_singles(small_artefact, 1)["p50"] > 0

@@ -2,7 +2,6 @@ import zipfile
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 import pytest
 
@@ -15,6 +14,8 @@ from medimg.train.evaluation.answers import ask
 from medimg.train.keras_files import load_float32, save
 from medimg.train.progress import Progress
 
+pytestmark = pytest.mark.long
+
 
 def test_the_test_part_is_measured(scratch: FitResult, simulated: Path) -> None:
     figures = evaluate(scratch.output, simulated)
@@ -26,6 +27,8 @@ def test_the_test_part_is_measured(scratch: FitResult, simulated: Path) -> None:
 
 
 def test_accuracy_is_that_of_an_independent_count(scratch: FitResult, simulated: Path) -> None:
+    import keras
+
     data = read_data(simulated).part("train")
     model = keras.models.load_model(scratch.output)
     right = 0
@@ -103,6 +106,8 @@ def test_a_column_that_cannot_divide(colored_model: Path, colored: Path, simulat
 
 
 def test_several_labels_an_image(tmp_path: Path) -> None:
+    import keras
+
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60, 8, 8, 3), np.uint8)
     labels = (images.mean(axis=(1, 2)) > 127).astype(np.uint8)
@@ -123,6 +128,8 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["sigmoid", "logits"])
 def test_every_head_is_measured_as_probabilities(head: str, tmp_path: Path) -> None:
+    import keras
+
     units = 1 if head == "sigmoid" else 2
     dense = keras.layers.Dense(units, activation="sigmoid" if head == "sigmoid" else None)
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D(), dense])
@@ -161,12 +168,16 @@ def test_wrong_use(colored_model: Path, colored: Path) -> None:
 
 
 def test_a_keras_file_without_a_spec(simulated: Path, tmp_path: Path) -> None:
+    import keras
+
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "foreign.keras")
     with pytest.raises(NoSpecError, match="carries no medimg entry"):
         evaluate(tmp_path / "foreign.keras", simulated)
 
 
 def test_a_file_that_keras_cannot_load(tmp_path: Path) -> None:
+    import keras
+
     (tmp_path / "broken.keras").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(ModelError, match=r"broken\.keras: not a \.keras archive.*breaks off"):
         load_float32(tmp_path / "broken.keras")
@@ -185,6 +196,8 @@ def test_a_file_that_keras_cannot_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
 def test_any_policy_is_read_back_in_float32(policy: str, suffix: str, tmp_path: Path) -> None:
+    import keras
+
     layers = keras.layers
     inner = keras.Sequential(
         [layers.Input((8, 8, 3)), layers.Conv2D(4, 3, dtype=policy), layers.Flatten(dtype=policy)]
@@ -202,6 +215,8 @@ def test_any_policy_is_read_back_in_float32(policy: str, suffix: str, tmp_path: 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".hdf5"])
 def test_a_saved_spec_is_read_back(suffix: str, tmp_path: Path) -> None:
+    import keras
+
     spec = ModelSpec(("a", "b"), ImageRule(8, 8), Intensity.named("unit"), tools={"keras": "3"})
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     save(model, spec, tmp_path / f"model{suffix}")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -21,6 +20,8 @@ UNIT = Intensity.named("unit")
 @pytest.mark.parametrize("units", [1, 3])
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_mean_of_a_map_is_the_logit(units: int, separate: bool) -> None:
+    import keras
+
     layers = keras.layers
     activation = "sigmoid" if units == 1 else "softmax"
     last = (
@@ -51,6 +52,8 @@ def test_the_mean_of_a_map_is_the_logit(units: int, separate: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["flatten", "hidden", "maximum"])
 def test_other_heads_have_none_and_it_is_said(kind: str) -> None:
+    import keras
+
     layers = keras.layers
     pooling = {"flatten": layers.Flatten, "maximum": layers.GlobalMaxPooling2D}
     head = [pooling.get(kind, layers.GlobalAveragePooling2D)()]

@@ -112,6 +112,7 @@ def test_code_and_files_are_refused_by_every_verb(
     assert not canary.exists()
 
 
+@pytest.mark.long
 def test_a_model_far_larger_than_its_arrays_is_refused(small_model: Path, tmp_path: Path) -> None:
     """Keras would make 800 GB of weights before it sees that the file holds none of them."""
     layers = [

@@ -52,6 +52,7 @@ def test_a_policy_asked_for_is_kept(tmp_path: Path) -> None:
     assert choose_policy("float32", root=tmp_path) == "float32"
 
 
+@pytest.mark.long
 def test_starting_is_quiet_and_sets_threads() -> None:
     code = (
         "from medimg.train.keras_setup import start_keras; start_keras(1, 0)\n"

@@ -21,6 +21,7 @@ def test_networks_are_flat_and_end_in_float32_probabilities(arch: str, policy: s
     assert {layer.compute_dtype for layer in network.layers[1:-1]} == {policy.removeprefix("mixed_")}
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_widths_of_the_blocks() -> None:
     for arch, convolutions in (("vgg16", 13), ("vgg-bn", 8)):
         network = build(FitOptions(arch=arch, image_size=32, dense_units=4), 2, "float32")  # type: ignore[arg-type]

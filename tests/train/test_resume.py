@@ -23,6 +23,8 @@ from medimg.train.fitting.checkpoint import Checkpoint, Variables, training_fold
 from medimg.train.fitting.journal import Epoch, Phase
 from medimg.train.keras_files import load_float32
 
+pytestmark = pytest.mark.long
+
 
 class KilledError(Exception):
     """Stands for a kill."""

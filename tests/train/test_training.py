@@ -23,7 +23,10 @@ from medimg.train.fitting.job import Job
 from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_files import load_float32
+from medimg.train.networks import options as network_options
 from medimg.train.progress import Progress
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,8 @@ DEVICES = """
 import json, sys
 from pathlib import Path
 import tensorflow as tf
+from medimg.train.networks import options as network_options
+network_options._VGG = json.loads(sys.argv[3])
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -234,8 +239,9 @@ with open_store(None) as store:
 
 
 def test_two_devices_give_the_loss_curve_of_one(simulated: Path, base_weights: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", DEVICES]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DEVICES, str(simulated), str(base_weights)],
+        [*command, str(simulated), str(base_weights), json.dumps(network_options._VGG)],
         capture_output=True,
         text=True,
         check=False,

@@ -18,6 +18,8 @@ from medimg.train import FitOptions, TuneOptions, TuneResult, tune
 from medimg.train.errors import TuningError
 from medimg.train.tuning.result import TrialResult
 
+pytestmark = pytest.mark.long
+
 BASE = FitOptions(
     arch="cnn", image_size=32, filters=8, blocks=2, epochs=1, batch_size=8, precision_policy="float32"
 )

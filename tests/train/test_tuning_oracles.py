@@ -50,11 +50,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_oracles, "IDLE_S", 0)
 
 
+@pytest.mark.parametrize("trials", [2, pytest.param(4, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_a_search_killed_between_any_two_writes_ends_as_if_it_had_not_been(
-    tuner: TunerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuner: TunerName, trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuning = TuneOptions(tuner=tuner, max_trials=4)
+    tuning = TuneOptions(tuner=tuner, max_trials=trials)
     writes, write = 0, tuning_oracles._save_state
 
     def count(thing: Any, path: str) -> None:
@@ -66,7 +67,7 @@ def test_a_search_killed_between_any_two_writes_ends_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(tuning_oracles, "_save_state", count)
         whole = search(tmp_path / "whole", tuning)
-    assert len(whole) == 4
+    assert len(whole) == trials
     for last in range(writes):
         folder = tmp_path / str(last)
         folder.mkdir()
@@ -104,8 +105,17 @@ def test_more_trials_can_be_asked_for_later(tuner: TunerName, tmp_path: Path) ->
     assert len({str(trial.values) for trial in both}) == 5
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
-@pytest.mark.parametrize("damage", [None, b"", b'{"trial_id": ', b"[]", b"\xff"])
+DAMAGES = (None, b"", b'{"trial_id": ', b"[]", b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("tuner", "damage"),
+    [
+        pytest.param(tuner, damage, marks=[pytest.mark.soak] * (tuner != TUNERS[0] and damage != b""))
+        for tuner in TUNERS
+        for damage in DAMAGES
+    ],
+)
 def test_a_damaged_trial_runs_again_with_the_same_values(
     tuner: TunerName, damage: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

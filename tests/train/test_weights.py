@@ -19,7 +19,7 @@ from medimg.train.networks.weights import load_weights
 WEIGHTS_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network() -> Network:
     return build(FitOptions(image_size=32), 2, "float32")
 
@@ -81,8 +81,8 @@ def test_a_missing_layer(network: Network, changed: Path) -> None:
 def test_a_layer_of_another_shape(network: Network, changed: Path) -> None:
     with h5py.File(changed, "r+") as file:
         del file["block2_conv1"]["block2_conv1_W_1:0"]
-        file["block2_conv1"]["kernel"] = np.zeros((5, 5, 64, 128), np.float32)
-    with pytest.raises(WeightsError, match=r"block2_conv1 needs kernel of shape \(3, 3, 64, 128\)"):
+        file["block2_conv1"]["kernel"] = np.zeros((5, 5, 8, 16), np.float32)
+    with pytest.raises(WeightsError, match=r"block2_conv1 needs kernel of shape \(3, 3, 8, 16\)"):
         load_weights(network, changed)
 
 
@@ -93,7 +93,7 @@ def test_values_that_are_no_numbers(network: Network, changed: Path) -> None:
         load_weights(network, changed)
 
 
-@pytest.mark.parametrize("size", [0, 100, 20_000_000])
+@pytest.mark.parametrize("size", [0, 100, 100_000])
 def test_a_truncated_file(network: Network, changed: Path, size: int) -> None:
     with changed.open("r+b") as file:
         file.truncate(size)

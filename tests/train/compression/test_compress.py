@@ -1,13 +1,19 @@
 """`compress` from end to end on small chains; other rooms' commands are stand-ins but in the last test."""
 
+import io
 import json
-from collections.abc import Callable
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -17,20 +23,47 @@ from medimg.runtime.model.containers import file_sha256, open_onnx
 from medimg.runtime.model.plan import BatchProfile
 from medimg.runtime.model.spec import Intensity, ModelSpec, OperatingPoint
 from medimg.train import CompressOptions, compress
-from medimg.train.compression import device, parent, point
+from medimg.train.compression import device, parent, passes, workshop
+from medimg.train.compression.chain import build, read_chain, weights_of
 from medimg.train.compression.gate import judge
 from medimg.train.compression.options import read_ratio
+from medimg.train.compression.result import CompressResult
 from medimg.train.compression.summary import compress_lines
+from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.augmentation import read_augmentation
 from medimg.train.data.parts import Parts
 from medimg.train.errors import ChainError, TargetError
+from medimg.train.evaluation import keras_process
 from medimg.train.evaluation.summary import WIDTH
+from medimg.train.fitting.job import Job
+from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_files import load_float32, save
+from medimg.train.progress import Progress
+
+pytestmark = pytest.mark.long
 
 Run = Callable[..., "CompletedProcess[str]"]
 LABELS = ("blue", "green", "red")
 SIDE = 16
 QUICK = CompressOptions(macs=(2.0, 4.0), max_drop=0.25, epochs=2, widths="macs", multiple=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_process() -> Iterator[None]:
+    """Keras's own process, which each compression starts anew, is kept for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_process, "_end", lambda: None)
+        yield
+    keras_process._end()
+
+
+def parameters(path: Path) -> int:
+    """Count the weights in a Keras file, without Keras."""
+    file = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5")) if path.suffix == ".keras" else path
+    sizes: list[int] = []
+    with h5py.File(file) as weights:
+        weights.visititems(lambda _name, item: sizes.append(item.size) if hasattr(item, "size") else None)
+    return sum(sizes)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +112,10 @@ def network(data: Path) -> Any:
     return model
 
 
-@pytest.fixture
-def model(network: Any, tmp_path: Path) -> Path:
-    path = tmp_path / "model.keras"
+@pytest.fixture(scope="module")
+def source(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That chain with a spec."""
+    path = tmp_path_factory.mktemp("source") / "model.keras"
     points = (OperatingPoint("red", 0.4, "sensitivity 0.9 on the part val"), OperatingPoint("blue", 0.3, "?"))
     spec = ModelSpec(LABELS, ImageRule(SIDE, SIDE), Intensity.named("unit"), operating_points=points)
     save(network, spec.with_(temperature=1.5), path)
@@ -89,30 +123,55 @@ def model(network: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Stand-ins for export and bench: the artefact is the Keras file, and takes a millisecond a megabyte."""
+def model(source: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(source, tmp_path))
+
+
+@contextmanager
+def stand_ins() -> Iterator[list[Path]]:
+    """For export and bench: the artefact is the Keras file, which takes a millisecond a thousand weights."""
     found: list[Path] = []
 
     def export(path: Path, *_arguments: Any) -> dict[str, Any]:
         found.append(path)
         return {"path": str(path)}
 
-    monkeypatch.setattr(device, "export_int8", export)
-    monkeypatch.setattr(
-        device, "time_singles", lambda path, *_arguments: {"p50": load_float32(path).count_params() / 1e3}
-    )
-    return found
+    import keras
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "export_int8", export)
+        patch.setattr(device, "time_singles", lambda path, *_arguments: {"p50": parameters(path) / 1e3})
+        # To compile a network first takes longer than its few steps here.
+        at_once = property(lambda _self: True, lambda _self, _value: None)
+        patch.setattr(keras.Model, "run_eagerly", at_once, raising=False)
+        for module in (passes, parent, workshop):
+            patch.setattr(module, "BATCH", 48)
+        yield found
 
 
-@pytest.mark.usefixtures("exported")
+@pytest.fixture
+def exported() -> Iterator[list[Path]]:
+    """What the stand-in for export was given."""
+    with stand_ins() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> CompressResult:
+    """Two points, without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    with stand_ins():
+        return compress(source, data, folder / "small.h5", QUICK, threads=1, plot=folder / "plot.svg")
+
+
 def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
-    model: Path, data: Path, tmp_path: Path
+    whole: CompressResult, source: Path, data: Path
 ) -> None:
-    output = tmp_path / "small.h5"
-    before = ModelSpec.read(model)
-    found = compress(model, data, output, QUICK, threads=1, plot=tmp_path / "plot.svg")
+    found, before = whole, ModelSpec.read(source)
+    assert found.output is not None
+    output = Path(found.output)
     assert [item.name for item in found.points] == ["2x", "4x"]
-    assert (found.kept, found.output, found.not_tried) == ("4x", str(output), ())
+    assert (found.kept, output.name, found.not_tried) == ("4x", "small.h5", ())
     for item, ratio in zip(found.points, (2, 4), strict=True):
         assert item.macs <= found.macs / ratio
         assert item.gate.images == 90
@@ -122,9 +181,9 @@ def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
         assert item.notes == ("the threshold of blue names no sensitivity to keep: choose one by calibrate",)
     small, spec = load_float32(output), ModelSpec.read(output)
     assert [type(layer).__name__ for layer in small.layers[1:]] == [
-        type(layer).__name__ for layer in load_float32(model).layers
+        type(layer).__name__ for layer in load_float32(source).layers
     ]
-    assert small.count_params() < load_float32(model).count_params() / 3
+    assert small.count_params() < load_float32(source).count_params() / 3
     assert (spec.labels, spec.head, spec.image, spec.intensity) == (
         *(before.labels, before.head, before.image, before.intensity),
     )
@@ -133,15 +192,16 @@ def test_the_fastest_point_that_passes_is_a_smaller_model_of_the_same_spec(
     assert spec.operating_points[0].threshold != 0.4
     record, gate = spec.compression, found.points[1].gate
     assert record is not None
-    assert record.parent_sha256 == file_sha256(model)
+    assert record.parent_sha256 == file_sha256(source)
     assert (record.macs, record.parent_macs) == (found.points[1].macs, found.macs)
     assert (record.verdict, record.images) == (gate.verdict, 90)
     assert record.accuracy_drop_ci95 == gate.accuracy_drop_ci95
     assert "distillation" in record.method
     long = [line for line in compress_lines(found) if len(line) > WIDTH]
-    assert all(str(tmp_path) in line or str(data) in line for line in long), long
-    assert ">4x<" in (tmp_path / "plot.svg").read_text()
-    assert not list(tmp_path.glob("*.training"))
+    paths = (source, output, data)
+    assert all(any(str(path) in line for path in paths) for line in long), long
+    assert ">4x<" in output.with_name("plot.svg").read_text()
+    assert not list(output.parent.glob("*.training"))
 
 
 def test_a_point_that_fails_ends_the_ladder_and_nothing_is_written(
@@ -163,17 +223,17 @@ def test_a_point_that_fails_ends_the_ladder_and_nothing_is_written(
 def test_least_squares_keep_what_plain_pruning_loses(model: Path, data: Path, tmp_path: Path) -> None:
     areas = []
     for reconstruct in (True, False):
-        options = replace(QUICK, macs=(4.0,), epochs=0, reconstruct=reconstruct, max_drop=0.9)
-        (item,) = compress(model, data, tmp_path / "small.h5", options, threads=1).points
-        areas.append(item.gate.roc_auc.value)
+        options = replace(QUICK, macs=(4.0, 8.0), epochs=0, reconstruct=reconstruct, max_drop=0.9)
+        points = compress(model, data, tmp_path / "small.h5", options, threads=1).points
+        areas.append(sum(item.gate.roc_auc.value for item in points))
     assert areas[0] > areas[1]
 
 
 @pytest.mark.usefixtures("exported")
 def test_after_a_kill_it_goes_on_to_the_same_model(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: CompressResult, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = compress(model, data, tmp_path / "whole.keras", QUICK, threads=1)
+    assert whole.output is not None
     made: list[str] = []
 
     def killed(*arguments: Any) -> Any:
@@ -182,7 +242,7 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
             raise KeyboardInterrupt
         return judge(*arguments)
 
-    monkeypatch.setattr(point, "judge", killed)
+    monkeypatch.setattr("medimg.train.compression.point.judge", killed)
     with pytest.raises(KeyboardInterrupt):
         compress(model, data, tmp_path / "small.keras", QUICK, threads=1)
     assert not (tmp_path / "small.keras").exists()
@@ -195,7 +255,7 @@ def test_after_a_kill_it_goes_on_to_the_same_model(
     assert [item.widths for item in found.points] == [item.widths for item in whole.points]
     for one, other in zip(
         load_float32(tmp_path / "small.keras").get_weights(),
-        load_float32(tmp_path / "whole.keras").get_weights(),
+        load_float32(Path(whole.output)).get_weights(),
         strict=True,
     ):
         assert np.array_equal(one, other)
@@ -225,7 +285,7 @@ def test_with_a_cache_the_original_is_asked_once(
 
 
 def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
-    model: Path, data: Path, tmp_path: Path, exported: list[Path], monkeypatch: pytest.MonkeyPatch
+    model: Path, data: Path, tmp_path: Path, exported: list[Path]
 ) -> None:
     options = replace(QUICK, macs=(4.0,), widths="latency", epochs=0, max_drop=0.9)
     (tmp_path / "cache").mkdir()
@@ -233,21 +293,27 @@ def test_with_a_cache_only_the_original_and_the_points_are_timed_again(
         exported.clear()
         compress(model, data, tmp_path / output, options, threads=1, cache_dir=tmp_path / "cache")
     assert len(exported) == 2
-    exported.clear()
-    # A model with other weights has the same layers.
-    other = load_float32(model)
-    other.set_weights([0.99 * array for array in other.get_weights()])
-    save(other, ModelSpec.read(model), tmp_path / "other.keras")
-    arguments = {"threads": 1, "cache_dir": tmp_path / "cache"}
-    compress(tmp_path / "other.keras", data, tmp_path / "of-other.keras", options, **arguments)  # type: ignore[arg-type]
-    assert len(exported) == 2
+
+
+def test_what_is_timed_is_known_by_its_layers_and_by_where_it_ran(
+    network: Any, source: Path, tmp_path: Path, exported: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, spec = ArrayStore(tmp_path, kept=True), ModelSpec.read(source)
+    timer = device.Device(QUICK, Job(store, 1, Progress(), FitOptions()), source, tmp_path)
+    weights = weights_of(read_chain(network, "model"))
+
+    def timed(share: float) -> int:
+        """Time the network with a share of its weights; how many exports there were since the first."""
+        given = {name: [share * array for array in arrays] for name, arrays in weights.items()}
+        own = build(read_chain(load_float32(source), "model"), (SIDE, SIDE))
+        timer.time_probe(device.Probe(own, lambda: given, spec), store)
+        return len(exported)
+
+    assert (timed(1), timed(1), timed(0.99)) == (1, 1, 1)
     monkeypatch.setattr(device, "installed_version", lambda package: f"another {package}")
-    compress(model, data, tmp_path / "three.keras", options, threads=1, cache_dir=tmp_path / "cache")
-    assert len(exported) > 6
-    exported.clear()
+    assert timed(1) == 2
     monkeypatch.setattr(device, "cpu_flags", lambda: frozenset({"another processor's"}))
-    compress(model, data, tmp_path / "four.keras", options, threads=1, cache_dir=tmp_path / "cache")
-    assert len(exported) > 2
+    assert timed(1) == 3
 
 
 @pytest.mark.usefixtures("exported")
@@ -257,13 +323,13 @@ def test_a_timing_that_other_work_disturbed_does_not_count(
     disturbed = cycle([1, 3, 1, 3, 1])
 
     def timed(path: Path, *_arguments: Any) -> dict[str, float]:
-        return {"p50": next(disturbed) * load_float32(path).count_params() / 1e3}
+        return {"p50": next(disturbed) * parameters(path) / 1e3}
 
     monkeypatch.setattr(device, "time_singles", timed)
     options = replace(QUICK, macs=(2.0,), widths="latency", epochs=0, max_drop=0.9)
     found = compress(model, data, tmp_path / "small.h5", options, threads=1)
     assert found.latency_model is not None
-    assert found.latency_ms == load_float32(model).count_params() / 1e3
+    assert found.latency_ms == parameters(model) / 1e3
     assert found.latency_model.timings[0].latency_ms == found.latency_ms
     assert found.latency_model.scatter > 0.3
     assert any("timings of one network scattered by" in line for line in compress_lines(found))
@@ -307,7 +373,7 @@ def test_a_latency_is_reached_as_measured_or_said_to_be_out_of_reach(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     options = replace(QUICK, macs=(), widths="latency", epochs=0, max_drop=0.9, multiple=None)
-    whole = load_float32(model).count_params() / 1e3
+    whole = parameters(model) / 1e3
     found = compress(model, data, tmp_path / "small.h5", replace(options, latency_ms=0.5 * whole), threads=1)
     assert found.latency_ms == whole
     assert found.points[0].latency_ms <= 0.5 * whole
@@ -341,7 +407,7 @@ def test_the_original_is_asked_about_every_copy(
 
     from medimg.train.compression.distillation import distil
 
-    monkeypatch.setattr(point, "distil", watched)
+    monkeypatch.setattr("medimg.train.compression.point.distil", watched)
     changes = {"augment": read_augmentation("xray"), "augment_copies": 3}
     compress(model, data, tmp_path / "small.h5", replace(QUICK, macs=(2.0,), **changes), threads=1)  # type: ignore[arg-type]
     train, validation = seen[0].train, seen[0].validation
@@ -444,6 +510,27 @@ def test_data_without_a_test_part_or_with_few_images_are_refused(
         compress(model, table, tmp_path / "small.h5", replace(QUICK, max_drop=0.01), threads=1)
     with pytest.raises(UsageError, match="is the original itself"):
         compress(model, data, model, QUICK, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small.onnx", "an exported artefact is not compressed: give the Keras file"),
+        ("absent.keras", "no such file"),
+        ("foreign.h5", "carries no spec"),
+    ],
+)
+def test_what_the_file_alone_shows_is_said_before_keras_starts(
+    name: str, message: str, network: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_arguments: Any) -> None:
+        raise AssertionError
+
+    network.save(tmp_path / "foreign.h5")
+    (tmp_path / "small.onnx").touch()
+    monkeypatch.setattr(sys.modules[compress.__module__], "start_keras", started)
+    with pytest.raises(MedimgError, match=message):
+        compress(tmp_path / name, data, tmp_path / "small.h5", QUICK)
 
 
 @pytest.mark.parametrize(
