@@ -51,14 +51,14 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
 
 
 def make_config(folder: Path, **changes: Any) -> NodeConfig:
-    """A configuration for this machine alone, with short waits."""
+    """A configuration for this machine alone, with short waits but for senders, who may be on a busy one."""
     config = NodeConfig(
         str(folder / "state"),
         address="127.0.0.1",
         port=0,
         status_port=0,
         drain_s=5.0,
-        receive=Reception(reserve_mb=1.0, network_timeout_s=2.0),
+        receive=Reception(reserve_mb=1.0, network_timeout_s=20.0),
         inference=Inference(series_idle_s=0.3, retry_s=0.1),
     )
     return replace(config, **changes)

@@ -3,6 +3,7 @@
 import json
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -146,6 +147,25 @@ def test_a_slow_disk_is_not_the_senders_silence(
     assert done.stderr.count("(Success)") == len(images), done.stderr
     assert not node.counters.total("associations_aborted")
     assert told(node) == []
+
+
+def test_a_request_that_comes_just_too_late_is_not_left_without_an_answer(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read after the node has given up waiting for it, and before its connection is closed for that."""
+    node = start(make_config(tmp_path, receive=Reception(reserve_mb=1, network_timeout_s=5.0)))
+    gave_up = threading.Event()
+
+    def give_up(provider: Any, **_: object) -> None:
+        wait_for(lambda: provider.state_machine.current_state == "Sta2")
+        gave_up.set()
+
+    monkeypatch.setattr("pynetdicom.dul.DULServiceProvider.receive_pdu", give_up)
+    with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=20) as connection:
+        assert gave_up.wait(20)
+        connection.sendall(association_request())
+        assert connection.recv(1) == b""
+    wait_for(lambda: 'medimg_connections_refused_total{reason="slow"} 1' in node.counters.text({}))
 
 
 def test_idle_connections_keep_nobody_out(start: Start, tmp_path: Path) -> None:

@@ -228,6 +228,20 @@ def _wake(association: Any) -> None:  # noqa: ANN401
         association.dul.to_user_queue.put(None)
 
 
+def _kill(association: Any) -> None:  # noqa: ANN401
+    """Wait for the end of a connection as pynetdicom does, and end it where its request came too late.
+
+    Then nobody answers the request, and nothing else would end the connection (PS3.8 9.2.3, state 3).
+    """
+    association._reactor_checkpoint.set()
+    association._kill, association.is_established, association._is_paused = True, False, True
+    while association.dul.is_alive() and not association.dul.stop_dul():
+        if association.requestor.primitive is None and association.dul.state_machine.current_state == "Sta3":
+            end(association, "its request of association came too late", "slow")
+            return
+        time.sleep(0.001)
+
+
 def blame(association: Any, cause: str, reason: object) -> None:  # noqa: ANN401
     """Note why this side ends an association, unless it has a reason already."""
     connection = association.dul.socket
@@ -259,6 +273,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
                 self.server.ended(association, bounded)
 
         association.run = run
+        association.kill = lambda: _kill(association)
         self.server.connected(association)
         return association
 
