@@ -184,8 +184,8 @@ def contents_of_rows(store: Store, now: float) -> list[bytes]:
     return contents
 
 
-def fill(folder: Path, year: Year) -> int:
-    """Make the folder's content; give the bytes of a row's content."""
+def fill(folder: Path, year: Year) -> None:
+    """Make the folder's content."""
     store = Store(folder, ["pacs"])
     contents = contents_of_rows(store, year.now)
     with store._transaction() as database:
@@ -214,7 +214,14 @@ def fill(folder: Path, year: Year) -> int:
     database.executemany("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
     database.commit()
     database.close()
-    return sum(map(len, contents)) // KINDS
+
+
+def bytes_a_row(state: Path) -> int:
+    """Give the size of a folded series' content."""
+    database = sqlite3.connect(state / "node.db")
+    ((size,),) = database.execute("SELECT avg(length(content)) FROM (SELECT * FROM history LIMIT 1000)")
+    database.close()
+    return round(float(size))
 
 
 def touch(paths: Iterator[Path] | list[Path]) -> None:
@@ -314,22 +321,24 @@ def len_of_history(store: Store) -> int:
 
 def measure(folder: Path, model: Path, series_per_hour: float) -> dict[str, Any]:
     """Fill a folder, and measure."""
-    year = Year(time.time(), series_per_hour)
-    state, empty = folder / "state", folder / "empty"
+    state, empty, filled = folder / "state", folder / "empty", folder / "filled.json"
+    if filled.exists():
+        year = Year(**json.loads(filled.read_text()))
+    else:
+        year = Year(time.time(), series_per_hour)
+        fill(state, year)
+        add_lines(state, year)
+        filled.write_text(json.dumps(vars(year)))
+    shutil.rmtree(empty, ignore_errors=True)
     empty.mkdir()
-    began = time.perf_counter()
-    content_bytes = fill(state, year)
-    add_lines(state, year)
-    filled_s = time.perf_counter() - began
     return {
-        "series_per_hour": series_per_hour,
+        "series_per_hour": year.series_per_hour,
         "images_a_series": IMAGES,
         "days_of_rows": Retention().results_days,
         "rows_of_series": year.folded,
         "images": year.with_images * IMAGES,
-        "bytes_a_row": content_bytes,
+        "bytes_a_row": bytes_a_row(state),
         "database_mb": (state / "node.db").stat().st_size / 1e6,
-        "filled_s": filled_s,
         "start": start(folder, model),
         "start_with_an_empty_folder": start(empty, model),
         "start_limit_s": 10,
@@ -348,7 +357,13 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="Where the state is made; a temporary folder unless given."
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="Leave what was made in --folder, and use what is there."
+    )
     options = parser.parse_args()
+    if options.keep:
+        print(json.dumps(measure(options.folder, options.model.resolve(), options.series_per_hour)))
+        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         print(json.dumps(measure(Path(name), options.model.resolve(), options.series_per_hour)))
         # Quicker than what TemporaryDirectory does.
