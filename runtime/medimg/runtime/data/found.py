@@ -61,13 +61,13 @@ def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
     index_of = {label: index for index, label in enumerate(labels)}
 
     def sample(item: Found) -> Sample:
-        made = Sample(item.name, item.path, None, item.patient, item.split, attributes=item.attributes)
-        if item.label is None:
-            return made
-        if task == "multiclass":
-            return replace(made, label=index_of[form_of[item.label]])
-        shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
-        return replace(made, classes=tuple(sorted(shown)))
+        label = classes = None
+        if item.label is not None and task == "multiclass":
+            label = index_of[form_of[item.label]]
+        elif item.label is not None:
+            shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
+            classes = tuple(sorted(shown))
+        return Sample(item.name, item.path, label, item.patient, item.split, classes, item.attributes)
 
     return DataSet(tuple(labels), tuple(map(sample, found)), task)
 

@@ -44,9 +44,13 @@ def table_rows(
         delimiter = _delimiter(first, wanted)
         reader = csv.reader(chain((first,), lines), delimiter=delimiter, strict=True)
         header = _header(next(reader, []), where, wanted)
+        is_plain = all(header)
         for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num, _cells(header, row, f"{where}: line {reader.line_num}")
+            stripped = [cell.strip() for cell in row]
+            if is_plain and len(stripped) == len(header) and any(stripped):
+                yield reader.line_num, dict(zip(header, stripped, strict=True))
+            elif any(stripped):
+                yield reader.line_num, _cells(header, stripped, f"{where}: line {reader.line_num}")
     except UnicodeDecodeError:
         raise DataError(f"{where}: is not UTF-8 text: save it as CSV UTF-8") from None
     except csv.Error as error:
@@ -92,8 +96,8 @@ def _header(cells: Sequence[str], where: str, wanted: Sequence[str]) -> list[str
 
 
 def _cells(header: list[str], row: Sequence[str], where: str) -> dict[str, str]:
-    """Give cells their names; a spreadsheet's empty ones need none, nor do the row numbers of pandas."""
-    if any(cell.strip() for cell in row[len(header) :]):
+    """Give stripped cells their names; a spreadsheet's empty ones need none, nor do pandas' row numbers."""
+    if any(row[len(header) :]):
         raise DataError(
             f"{where} has {len(row)} cells where the header has {len(header)}: "
             "quote a text with a comma in it, or name the column"
@@ -101,7 +105,7 @@ def _cells(header: list[str], row: Sequence[str], where: str) -> dict[str, str]:
     cells = {}
     for place, (name, cell) in enumerate(zip(header, row, strict=False)):
         if name:
-            cells[name] = cell.strip()
-        elif cell.strip() and not (place == 0 and cell.strip().isdecimal()):
+            cells[name] = cell
+        elif cell and not (place == 0 and cell.isdecimal()):
             raise DataError(f"{where} has a text in column {place + 1}, which has no name: name the column")
     return cells
