@@ -1,12 +1,13 @@
-"""What must be known of an image that is classified all the same, from its file to its report."""
+"""What must be known of an image that has its answer all the same, and why another has none."""
 
 import json
+import runpy
 import time
 from pathlib import Path
 
 import pydicom
 
-from .conftest import Start, make_image, storescu, uid_of, wait_for
+from .conftest import ROOT, Start, make_image, storescu, uid_of, wait_for
 
 PASSED_OVER = "its window 1 has a width of 0 and was passed over"
 
@@ -32,6 +33,22 @@ def test_a_note_stands_in_every_report_of_the_series(start: Start, tmp_path: Pat
     ]
     (answer,) = next(line for line in lines if line["kind"] == "series")["answers"]
     assert answer["notes"] == [{"note": PASSED_OVER, "instances": [uid_of(paths[0])]}]
+
+
+def test_an_image_without_a_number_is_answered_with_its_reason(start: Start, tmp_path: Path) -> None:
+    # The tests of all doors are no package that these could import from.
+    write_model = runpy.run_path(str(ROOT / "tests" / "test_no_number.py"))["write_model"]
+    node = start(model=write_model(tmp_path / "nan.onnx", "nan"))
+    black = make_image(tmp_path / "black.dcm", series="1.2.3", tags={"PixelData": bytes(2 * 64 * 64)})
+    other = make_image(tmp_path / "other.dcm", series="1.2.3", number=2)
+    assert storescu(node.receiver.port, black, other).returncode == 0
+    wait_for(lambda: node.store.counts()["series"] == 0 and list(node.store.reports.glob("*.dcm")))
+    rows = node.store._rows("SELECT sop_uid, outcome, reason FROM instances")
+    outcomes = {uid: (outcome, reason) for uid, outcome, reason in rows}
+    assert outcomes[uid_of(other)] == ("classified", None)
+    outcome, reason = outcomes[uid_of(black)]
+    assert outcome == "unreadable"
+    assert reason.startswith("the model gives no number for it")
 
 
 def notes_in(report: Path) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from medimg.runtime.model.preprocess import Images, to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.runtime.tasks.probabilities import (
     Probabilities,
+    answered,
     as_probabilities,
     require_columns,
     require_numbers,
@@ -50,6 +51,8 @@ class Answers:
     """`keras`, or the runtime's back end."""
     precision: str
     """What really ran."""
+    failed: tuple[str, ...] = ()
+    """Names of images that were left out, since the model gives no number for them."""
 
     @property
     def decided(self) -> NDArray[np.bool_]:
@@ -93,6 +96,7 @@ def ask(
     threads: int,
     progress: Progress,
     device: str = "auto",
+    leave_out_failed: bool = False,
 ) -> Answers:
     """Run a model on labelled images; a Keras file runs in float32, whatever it was saved under.
 
@@ -105,6 +109,8 @@ def ask(
         threads: processor threads.
         progress: shows how far it has come.
         device: of that back end.
+        leave_out_failed: whether images for which the model gives no number are left out and named, as
+            long as there are others.
 
     Raises:
         DataError: the data hold a class that the model does not know.
@@ -123,12 +129,16 @@ def ask(
     steps = math.ceil(len(known) / batch_size)
     with _open(model, spec, (backend, device), threads) as runner:
         tracked = progress.track(batches, f"evaluate on {len(known)} images", steps)
-        answers = (require_columns(runner.answer(batch), spec, str(model)) for batch in tracked)
-        probabilities = np.concatenate(list(answers))
-    require_numbers(probabilities, (sample.name for sample in known.samples))
-    return Answers(
+        found = (require_columns(runner.answer(batch), spec, str(model)) for batch in tracked)
+        probabilities = np.concatenate(list(found))
+    names, is_number = [sample.name for sample in known.samples], answered(probabilities)
+    if not leave_out_failed or not is_number.any():
+        require_numbers(probabilities, names)
+    answers = Answers(
         spec.labels, spec.task, shown, probabilities, known.samples, runner.backend, runner.precision
     )
+    failed = tuple(names[place] for place in np.flatnonzero(~is_number))
+    return replace(answers.chosen(np.flatnonzero(is_number)), failed=failed) if failed else answers
 
 
 def keras_answer(network: Network, intensity: Intensity) -> Answer:

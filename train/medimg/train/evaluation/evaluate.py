@@ -49,6 +49,8 @@ class ModelEvaluation:
     operating_points: tuple[PointScores, ...]
     """Those of the model's spec, on these images."""
     subgroups: tuple[Subgroup, ...]
+    failed: tuple[str, ...] = ()
+    """Images for which the model gives no number; no figure counts them."""
 
 
 def evaluate(
@@ -86,6 +88,7 @@ def evaluate(
         DataError: the data lack that part, or hold a class that the model does not know.
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
+        NoNumberError: the model gives no number for any image.
         UsageError: the model has no class of that name, `group_by` is no pattern, images are wanted and no
             report, or the report cannot be written.
     """
@@ -102,7 +105,14 @@ def evaluate(
         require_groups(dataset.samples, column)
     dataset = with_patients(dataset, DataOptions(group_by=group_by).group_by, threads)
     answers = ask(
-        model, spec, dataset, batch_size=batch_size, backend=backend, threads=threads, progress=progress
+        model,
+        spec,
+        dataset,
+        batch_size=batch_size,
+        backend=backend,
+        threads=threads,
+        progress=progress,
+        leave_out_failed=True,
     )
     resamples = Resamples(answers.patients)
     result = ModelEvaluation(
@@ -122,6 +132,7 @@ def evaluate(
             for column in subgroups
             for group in measure_subgroups(answers, column, spec.operating_points, positive)
         ),
+        failed=answers.failed,
     )
     if report is not None:
         _write_report(result, answers, spec, Path(report), with_images=with_images)

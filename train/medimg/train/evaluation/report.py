@@ -14,7 +14,7 @@ from medimg.train.evaluation.heatmaps import MapImages
 from medimg.train.evaluation.mistakes import Mistake, draw, worst_mistakes
 from medimg.train.evaluation.operating_points import PointScores
 from medimg.train.evaluation.subgroups import SMALL_CLASS, SMALL_GROUP, Subgroup
-from medimg.train.evaluation.summary import COLLAPSED, has_collapsed, resampling_line
+from medimg.train.evaluation.summary import COLLAPSED, failed_line, has_collapsed, resampling_line
 from medimg.train.terminal import SIMULATED
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def _warnings(result: "ModelEvaluation", pictures: Sequence[Block]) -> Iterator[
         yield SIMULATED
     if any(has_collapsed(scores) for scores in (result.scores, *(g.scores for g in result.subgroups))):
         yield COLLAPSED
+    if result.failed:
+        yield f"{failed_line(result.failed)}."
     if result.part == "val":
         yield "The part val chose among models, so these figures flatter."
     if small := [f"{group.column} {group.value}" for group in result.subgroups if group.small]:

@@ -152,8 +152,20 @@ def _notes(result: "ModelEvaluation") -> Iterator[str]:
     if result.simulated_data:
         yield ""
         yield SIMULATED
+    if result.failed:
+        yield ""
+        yield f"{failed_line(result.failed)}:"
+        yield from (f"  {printable(name)}" for name in result.failed[:_MOST_FAILED])
+        if len(result.failed) > _MOST_FAILED:
+            yield f"  and {len(result.failed) - _MOST_FAILED} more: --json lists all"
 
 
+def failed_line(failed: Sequence[str]) -> str:
+    """Say how many images the figures lack."""
+    return f"failed: {len(failed)} image(s), in no figure: the model gives no number for them (NaN)"
+
+
+_MOST_FAILED = 20
 COLLAPSED = "Where all of n images are right, no draw differs: up to 3/n may still be wrong."
 
 

@@ -65,16 +65,18 @@ def evaluate(
     split: Split | None,
     json_file: str | None,
     **options: Any,  # noqa: ANN401  those of the function
-) -> None:
+) -> int:
     """Measure MODEL, a Keras file or an exported artefact, on the labelled images of DATA.
 
     Each figure has a 95 % interval, from the bootstrap over patients where DATA name them, else over images.
+    Images for which MODEL gives no number are named, counted in no figure, and make the exit status 1.
     """
     from medimg.train.evaluation.evaluate import evaluate as run_evaluate
     from medimg.train.evaluation.summary import evaluation_lines
 
     result = run_evaluate(model, data, split=split, progress=terminal_progress(), **options)
     show(result, evaluation_lines(result), json_file)
+    return 1 if result.failed else 0
 
 
 @click.command()
