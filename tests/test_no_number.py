@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medimg.runtime.containers import embed_in_onnx
-from medimg.runtime.spec import ImageRule, Intensity, ModelSpec
+from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.containers import embed_in_onnx
+from medimg.runtime.model.spec import Intensity, ModelSpec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SIDE = 16

@@ -1,7 +1,7 @@
 """Image files that a layout of DATA names, and the data set that they make."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medimg.runtime.data.dataset import DataSet, Sample, Split, Task
