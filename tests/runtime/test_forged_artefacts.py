@@ -1,19 +1,21 @@
 """Artefacts whose hashes fit and whose graphs are made to harm."""
 
 import contextlib
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from medimg.runtime.backends import NAMES, choose_backend
+from medimg.runtime.backends import NAMES, Backend, Choice, choose_backend
 from medimg.runtime.errors import BackendError, ModelError
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine import memory
-from medimg.runtime.model.containers import embed_in_onnx, open_onnx
+from medimg.runtime.model.containers import Artefact, embed_in_onnx, open_onnx
 from medimg.runtime.model.spec import Intensity, ModelSpec
 
 SPEC = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("unit"))
@@ -207,3 +209,24 @@ def test_the_bound_is_lifted_afterwards() -> None:
     with memory.limited(2**26), pytest.raises(MemoryError):
         np.ones(2**26, np.float64)
     assert np.ones(2**26, np.float64).nbytes == 2**29
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_graph_is_tried_on_the_processor_before_a_gpu_sees_it(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"medimg.runtime.backends.with_{backend}")
+    real, devices = module.open_artefact, []
+
+    def opened(artefact: Artefact, device: str, *more: Any) -> Backend:
+        devices.append(device)
+        made: Backend = real(artefact, "cpu", *more)
+        return made
+
+    monkeypatch.setattr(module, "open_artefact", opened)
+    Choice(backend, "gpu:0", "").open(open_onnx(forged(tmp_path, network())), 1).close()
+    assert devices == ["cpu", "gpu:0"]
+    monkeypatch.setattr(memory, "BASE_BYTES", 2**29)
+    with pytest.raises(BackendError, match=r"refused: one image takes more than 0\.5 GB"):
+        Choice(backend, "gpu:0", "").open(open_onnx(forged(tmp_path, huge(by_batch=False))), 1)
+    assert devices == ["cpu", "gpu:0", "cpu"]

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Literal, Protocol, TypeAlias
 
@@ -109,12 +110,14 @@ class Choice:
             BackendError: the back end refuses it, or it does not answer as its spec says.
         """
         open_artefact = _module(self.backend).open_artefact
-        if self.device != "cpu":
-            opened: Backend = open_artefact(artefact, self.device, threads, tuned_for)
-            return opened
-        return _opened_within_bounds(
-            lambda: open_artefact(artefact, self.device, threads, tuned_for), artefact
-        )
+        on_processor = partial(open_artefact, artefact, "cpu", threads, tuned_for)
+        if self.device == "cpu":
+            return _opened_within_bounds(on_processor, artefact)
+        if self.backend in NAMES:
+            # A GPU's driver reserves more memory than any bound allows: the graph is tried without it first.
+            _opened_within_bounds(on_processor, artefact).close()
+        opened: Backend = open_artefact(artefact, self.device, threads, tuned_for)
+        return opened
 
 
 def _opened_within_bounds(open_artefact: Callable[[], Backend], artefact: Artefact) -> Backend:
