@@ -58,11 +58,17 @@ def one_process() -> Iterator[None]:
 
 
 def parameters(path: Path) -> int:
-    """Count the weights in a Keras file, without Keras."""
+    """Count the weights of the layers in a Keras file, without Keras."""
     file = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5")) if path.suffix == ".keras" else path
     sizes: list[int] = []
+
+    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        # Beside them lie the optimiser's state and the seeds of Dropout, which are whole numbers.
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and not name.startswith("optimizer"):
+            sizes.append(item.size)
+
     with h5py.File(file) as weights:
-        weights.visititems(lambda _name, item: sizes.append(item.size) if hasattr(item, "size") else None)
+        weights.visititems(add)
     return sum(sizes)
 
 
