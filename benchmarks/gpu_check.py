@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from commands import CommandFailedError, run_command
 from medimg.benchmarks.environment import Environment, now, read_environment
 from medimg.benchmarks.percentiles import summarise
-from medimg.runtime.backends import Probabilities, availability_of
+from medimg.runtime.backends import availability_of
 from medimg.runtime.building.make import make_engine
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.commandline import write_json
@@ -34,6 +34,7 @@ from medimg.runtime.machine.cuda import Cuda, Device, Resources
 from medimg.runtime.model.plan import BatchProfile
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.metrics import top1_agreement
+from medimg.runtime.tasks import Probabilities
 
 SCHEMA = 1
 SUFFIXES = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.tasks import Probabilities
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.decoded_images import cache_images
 from medimg.train.fitting.job import Job

@@ -25,11 +25,11 @@ from medimg.export.sources.worker import _MARKED, _flattened, _prepare
 from medimg.export.synthetic import synthetic_images
 from medimg.export.to_fp16 import to_fp16
 from medimg.export.to_onnx import convert
-from medimg.runtime.backends import Probabilities, choose_backend
+from medimg.runtime.backends import choose_backend
 from medimg.runtime.errors import MedimgError, UsageError
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec
-from medimg.runtime.tasks.probabilities import as_probabilities, with_temperature
+from medimg.runtime.tasks import Probabilities, task_named, task_of_head
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:You are using a softmax over axis")]
 Tensor = Any
@@ -204,7 +204,7 @@ def test_the_head_is_what_keras_shows_or_asked_for(name: str) -> None:
     spec, _ = make_spec(source, options, None)
     assert spec.head == head
     assert spec.task == ("multilabel" if head == "multilabel" else "multiclass")
-    expected = as_probabilities(source.predict(IMAGES.astype(np.float32)), spec.head)
+    expected = task_of_head(spec.head).finish(source.predict(IMAGES.astype(np.float32)), spec.head)
     if head in ("softmax", "multilabel"):
         np.testing.assert_array_equal(expected, source.predict(IMAGES.astype(np.float32)))
     for temperature in (1.0, 1.7):
@@ -212,7 +212,9 @@ def test_the_head_is_what_keras_shows_or_asked_for(name: str) -> None:
         network = convert_network(source, spec)
         found = artefact_answers(network, spec, IMAGES)
         limit = 1e-5 if temperature == 1 else 2e-4
-        np.testing.assert_allclose(found, with_temperature(expected, spec), atol=limit)
+        np.testing.assert_allclose(
+            found, task_named(spec.task).tempered(expected, spec.temperature), atol=limit
+        )
     half = spec.with_(precision="fp16")
     assert np.isfinite(artefact_answers(to_fp16(network), half, IMAGES)).all()
 

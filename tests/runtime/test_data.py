@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medimg.runtime.data import DataSet, Sample, Task, load_batches, read_data, stratified_split
+from medimg.runtime.data import DataSet, Sample, load_batches, read_data, stratified_split
 from medimg.runtime.data import medmnist as medmnist_module
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.files.paths import walk_images
 from medimg.runtime.images.load import load_image, prepare
 from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.tasks import TaskName
 
 RULE = ImageRule(8, 10)
 
@@ -638,7 +639,7 @@ TWO = ((2, 8, 8), "|u1", 128)
     ],
 )
 def test_archives_that_would_cost_much(
-    task: Task,
+    task: TaskName,
     members: dict[str, tuple[tuple[int, ...], str, int]],
     reason: str,
     tmp_path: Path,

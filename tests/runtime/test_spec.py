@@ -18,7 +18,6 @@ from medimg.runtime.model.spec import (
     SCHEMA,
     Allowed,
     ColorOrder,
-    Head,
     Intensity,
     IntensityName,
     ModelSpec,
@@ -28,6 +27,7 @@ from medimg.runtime.model.spec import (
     Verification,
 )
 from medimg.runtime.statistics.verdict import Verdict
+from medimg.runtime.tasks import Head
 
 SMALL = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("caffe"))
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)

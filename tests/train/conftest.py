@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medimg.runtime.data import DataSet, Sample, Task, read_data
+from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.spec import Intensity, ModelSpec
+from medimg.runtime.tasks import TaskName
 from medimg.train import FitOptions, FitResult, Usage, fit, simulate
 from medimg.train.evaluation.answers import Answers, one_hot
 from medimg.train.keras_files import save
@@ -127,7 +128,7 @@ def made() -> Callable[..., Answers]:
     """Makes the answers of a model that knows the odds, and overstates them where `sharpness` is above 1."""
 
     def make(
-        classes: int, images: int, seed: int, task: Task = "multiclass", sharpness: float = 1.0
+        classes: int, images: int, seed: int, task: TaskName = "multiclass", sharpness: float = 1.0
     ) -> Answers:
         random = np.random.default_rng(seed)
         logits = 1.5 * random.normal(size=(images, classes))

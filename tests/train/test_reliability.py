@@ -11,7 +11,7 @@ from medimg.runtime.errors import DataError
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples
-from medimg.runtime.tasks.probabilities import with_temperature
+from medimg.runtime.tasks import task_named
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.reliability import BINS, Reliability, fit_temperature, measure_reliability
 
@@ -75,7 +75,10 @@ def test_the_temperature_is_what_sharpened_the_answers(sharpness: float, task: s
     assert temperature == pytest.approx(sharpness, rel=0.08)
     spec = ModelSpec(answers.labels, ImageRule(8, 8), Intensity.named("unit"), task=answers.task)
     tempered = replace(
-        answers, probabilities=with_temperature(answers.probabilities, spec.with_(temperature=temperature))
+        answers,
+        probabilities=task_named(spec.with_(temperature=temperature).task).tempered(
+            answers.probabilities, spec.with_(temperature=temperature).temperature
+        ),
     )
     assert measured(tempered).nll.value <= measured(answers).nll.value
     assert fit_temperature(tempered) == pytest.approx(1, abs=1e-3)
@@ -102,7 +105,9 @@ def test_a_real_model_is_better_calibrated_on_images_that_chose_nothing(
     validation, test = regression
     temperature = fit_temperature(validation)
     spec = ModelSpec(test.labels, ImageRule(28, 28), Intensity.named("unit"), temperature=temperature)
-    after = measured(replace(test, probabilities=with_temperature(test.probabilities, spec)))
+    after = measured(
+        replace(test, probabilities=task_named(spec.task).tempered(test.probabilities, spec.temperature))
+    )
     before = measured(test)
     assert temperature > 1
     assert after.nll.value < before.nll.value

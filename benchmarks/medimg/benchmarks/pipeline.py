@@ -9,11 +9,11 @@ import numpy as np
 
 from medimg.benchmarks.clock import Clock, RealClock
 from medimg.benchmarks.results import Validity
-from medimg.runtime.backends import Probabilities
 from medimg.runtime.classifier import best_classes
 from medimg.runtime.data import Sample
 from medimg.runtime.model.preprocess import Images
 from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks import Probabilities
 from medimg.runtime.tasks.probabilities import require_numbers
 
 TOP_K = 5

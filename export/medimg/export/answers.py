@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from medimg.runtime.backends import Probabilities, choose_backend
+from medimg.runtime.backends import choose_backend
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks import Probabilities
 
 
 def answers(

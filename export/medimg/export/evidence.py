@@ -17,9 +17,9 @@ from medimg.export.sources.base import Source
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.images.rule import ImageRule, ResizeRule
 from medimg.runtime.model.preprocess import to_network_input
-from medimg.runtime.model.spec import ColorOrder, Head, Intensity, IntensityName
+from medimg.runtime.model.spec import ColorOrder, Intensity, IntensityName
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks.probabilities import as_probabilities
+from medimg.runtime.tasks import Head, task_of_head
 
 SCALINGS: tuple[IntensityName, ...] = ("caffe", "torch", "tf", "unit", "raw")
 FIRST_IMAGES = 48
@@ -187,7 +187,7 @@ class _Trial:
         key = hashlib.sha256(network_input.tobytes()).digest()
         if key not in self._known:
             outputs = self._source.predict(network_input)
-            self._known[key] = as_probabilities(outputs, self._head).argmax(axis=1)
+            self._known[key] = task_of_head(self._head).finish(outputs, self._head).argmax(axis=1)
         return self._known[key]
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from medimg.export.errors import SourceError
 from medimg.export.graph import HEAD, OUTPUT, Chain, rename_tensor
 from medimg.export.sources.heads import COMBINING
-from medimg.runtime.model.spec import Head
+from medimg.runtime.tasks import Head
 
 ACTIVATION_MAP = "activation_map"
 TEMPERATURE = f"{HEAD}temperature"

@@ -13,8 +13,8 @@ from medimg.export.sources.clues import QUANTITY_LOSSES
 from medimg.export.synthetic import synthetic_images
 from medimg.runtime.errors import UsageError
 from medimg.runtime.model.preprocess import to_network_input
-from medimg.runtime.model.spec import Head, Intensity, ModelSpec
-from medimg.runtime.tasks.probabilities import Probabilities
+from medimg.runtime.model.spec import Intensity, ModelSpec
+from medimg.runtime.tasks import Head, Probabilities
 
 TRIED = 8
 """Synthetic images that an undecided network is asked about, in each scaling."""

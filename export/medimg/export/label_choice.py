@@ -17,7 +17,7 @@ from medimg.runtime.errors import UsageError
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks.probabilities import Probabilities, as_probabilities
+from medimg.runtime.tasks import Probabilities, task_of_head
 
 MOST_IMAGES = 256
 BATCH = 16
@@ -121,7 +121,7 @@ def check_names(path: Path, spec: ModelSpec, found: DataLabels) -> None:
 def _answers(source: Source, spec: ModelSpec, images: DataSet, threads: int) -> Probabilities:
     batches = load_batches(images.samples, spec.image, BATCH, threads)
     parts = [source.predict(to_network_input(batch, spec.intensity)) for batch in batches]
-    return as_probabilities(np.concatenate(parts), spec.head)
+    return task_of_head(spec.head).finish(np.concatenate(parts), spec.head)
 
 
 def _right(predicted: NDArray[np.int64], images: DataSet, names: tuple[str, ...]) -> NDArray[np.bool_]:

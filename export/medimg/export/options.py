@@ -11,8 +11,9 @@ from medimg.export.sources.base import Architecture, Request, Source
 from medimg.runtime.errors import UsageError
 from medimg.runtime.files.plain import from_plain, to_plain
 from medimg.runtime.images.rule import ImageRule, ResizeRule
-from medimg.runtime.model.spec import ColorOrder, Head, Intensity, IntensityName, ModelSpec, Precision
+from medimg.runtime.model.spec import ColorOrder, Intensity, IntensityName, ModelSpec, Precision
 from medimg.runtime.model.spec import Source as SourceEntry
+from medimg.runtime.tasks import Head
 
 NOT_CLASSES = (
     "if its folders are not classes, give a folder that holds the images itself, "

@@ -19,11 +19,11 @@ from medimg.export.calibration import (
 )
 from medimg.export.errors import CalibrationError
 from medimg.export.to_int8 import to_int8
-from medimg.runtime.backends import Probabilities
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.model.preprocess import Images
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
+from medimg.runtime.tasks import Probabilities
 from medimg.runtime.tasks.probabilities import answered
 
 METHODS: dict[str, Callable[[Histogram], float]] = {

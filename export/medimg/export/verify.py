@@ -12,13 +12,13 @@ from medimg.export.errors import SourceError
 from medimg.export.head_choice import check_answers
 from medimg.export.sources.base import Source
 from medimg.export.synthetic import names_of, synthetic_images
-from medimg.runtime.backends import Probabilities, choose_backend
+from medimg.runtime.backends import choose_backend
 from medimg.runtime.data import DataSet, load_batches
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import ModelSpec, Precision, Verification
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks.probabilities import as_probabilities, with_temperature
+from medimg.runtime.tasks import Probabilities, task_named, task_of_head
 
 FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""
@@ -246,7 +246,9 @@ def _reference(source: Source, spec: ModelSpec, batch: NDArray[Any]) -> Probabil
         network_input = batch.astype(np.float32)
     else:
         network_input = to_network_input(batch.astype(np.uint8), spec.intensity)
-    return with_temperature(as_probabilities(source.predict(network_input), spec.head), spec)
+    return task_named(spec.task).tempered(
+        task_of_head(spec.head).finish(source.predict(network_input), spec.head), spec.temperature
+    )
 
 
 def _synthetic_batches(spec: ModelSpec) -> Batches:

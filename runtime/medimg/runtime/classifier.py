@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Backend, Choice, Probabilities, Tuning, choose_backend
+from medimg.runtime.backends import Backend, Choice, Tuning, choose_backend
 from medimg.runtime.errors import BackendError, ImageError, MedimgError, ModelError, UsageError
 from medimg.runtime.images.gpu import GpuDecoder, open_decoder
 from medimg.runtime.images.load import load_frames, prepare
@@ -22,6 +22,7 @@ from medimg.runtime.model.containers import open_artefact
 from medimg.runtime.model.preprocess import Images
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.ordered import in_order, worker_threads
+from medimg.runtime.tasks import Probabilities
 from medimg.runtime.tasks.probabilities import NO_NUMBER, answered, require_columns
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"

@@ -12,7 +12,8 @@ from medimg.runtime.backends import NAMES
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.errors import ModelError
 from medimg.runtime.node.config import Delivery, DicomDestination
-from medimg.runtime.node.overlay import draw, evidence, overlay_uid
+from medimg.runtime.node.overlay import draw, overlay_uid
+from medimg.runtime.tasks import task_named
 
 from .conftest import Start, free_port, make_config, make_series, series_of, storescu, uid_of, wait_for
 from .tiny_model import write_tiny_model
@@ -106,9 +107,9 @@ def test_evidence_and_its_drawing() -> None:
     maps = np.zeros((2, 2, 3), np.float32)
     maps[0, 0] = (4, 1, 1)
     maps[1, 1] = (5, 5, 5)
-    heat = evidence(maps, 0, "multiclass")
+    heat = task_named("multiclass").evidence(maps, 0)
     assert heat.tolist() == [[1, 0], [0, 0]]
-    assert evidence(maps, 0, "multilabel")[1, 1] == 1
+    assert task_named("multilabel").evidence(maps, 0)[1, 1] == 1
     grey = np.full((32, 16, 3), 90, np.uint8)
     plain, hot = draw(grey, None, ["x" * 100, "naïve"]), draw(grey, heat, ["x" * 100, "naïve"])
     assert plain.shape == hot.shape

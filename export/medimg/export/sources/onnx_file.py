@@ -27,8 +27,9 @@ from medimg.runtime.backends.with_onnxruntime import WITHOUT_SATURATION
 from medimg.runtime.errors import NoSpecError
 from medimg.runtime.files.downloads import what_it_is
 from medimg.runtime.model.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
-from medimg.runtime.model.spec import Head, ModelSpec
+from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import Head
 
 NEWEST_OPSET = 18
 BATCH = 8

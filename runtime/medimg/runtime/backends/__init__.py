@@ -15,10 +15,9 @@ from medimg.runtime.machine.cpus import saturates_in_int8
 from medimg.runtime.machine.memory import allowance, limited
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec, Precision
+from medimg.runtime.tasks import Probabilities
 from medimg.runtime.tasks.probabilities import require_columns
 
-Probabilities: TypeAlias = NDArray[np.float32]
-"""`(batch, classes)` float32."""
 Tuning: TypeAlias = Literal["latency", "throughput"]
 """Whether one batch is to be answered soonest, with all threads, or many at once, each with fewer threads."""
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Availability, Probabilities, Tuning
+from medimg.runtime.backends import Availability, Tuning
 from medimg.runtime.backends.cuda_form import FUSES, for_cuda
 from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, MissingDependencyError
 from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import Probabilities
 
 _FATAL = 4
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Availability, Probabilities, Tuning
+from medimg.runtime.backends import Availability, Tuning
 from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.machine.cpus import saturates_in_int8
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import Probabilities
 
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _FIRST_USE = threading.Lock()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Availability, Probabilities, Tuning
+from medimg.runtime.backends import Availability, Tuning
 from medimg.runtime.engines.layers import inspect_engine
 from medimg.runtime.engines.library import Messages, TensorRt, is_out_of_memory, load_tensorrt, messages
 from medimg.runtime.engines.verified import was_verified
@@ -18,6 +18,7 @@ from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, Mod
 from medimg.runtime.machine.cuda import Cuda, Device, Resources
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.plan import REBUILD, EngineRecord
+from medimg.runtime.tasks import Probabilities
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.backends import Probabilities
 from medimg.runtime.errors import BackendError, ModelError, UsageError
 from medimg.runtime.model.containers import read_spec
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import Probabilities
 
 IDENTITY = "medimg_artefact_sha256"
 """Parameter of a model's configuration that says which file the server runs."""

@@ -15,10 +15,9 @@ from medimg.runtime.images.load import Image, load_image, prepare
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.preprocess import Images
 from medimg.runtime.ordered import in_order, worker_threads
+from medimg.runtime.tasks import TaskName
 
 Split: TypeAlias = Literal["train", "val", "test"]
-Task: TypeAlias = Literal["multiclass", "multilabel"]
-"""Whether an image shows exactly one class, or any number of them."""
 
 
 _SEVERAL = "the images show any number of classes (multi-label), where exactly one is wanted"
@@ -64,7 +63,7 @@ class DataSet:
     labels: tuple[str, ...]
     """One name a class; empty where nothing is labelled."""
     samples: tuple[Sample, ...]
-    task: Task = "multiclass"
+    task: TaskName = "multiclass"
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
     """Files of a folder that are neither images that can be read nor texts, counted by suffix."""
 
@@ -98,13 +97,11 @@ class DataSet:
         Raises:
             DataError: an image has no label.
         """
-        if self.task == "multiclass":
-            return np.eye(len(self.labels), dtype=np.float32)[self.truth]
         targets = np.zeros((len(self), len(self.labels)), np.float32)
         for row, sample in zip(targets, self.samples, strict=True):
-            if sample.classes is None:
+            if sample.label is None and sample.classes is None:
                 raise DataError(f"{sample.name}: has no label")
-            row[list(sample.classes)] = 1
+            row[list(sample.classes or ()) if sample.label is None else sample.label] = 1
         return targets
 
     def relabelled(self, labels: tuple[str, ...]) -> "DataSet":

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medimg.runtime.data.dataset import DataSet, Sample, Split, Task
+from medimg.runtime.data.dataset import DataSet, Sample, Split
 from medimg.runtime.errors import DataError
 from medimg.runtime.files import class_names
+from medimg.runtime.tasks import TaskName, task_named
 
 SPLITS: dict[str, Split] = {
     "train": "train",
@@ -50,9 +51,11 @@ class Found:
     """What other columns of a table say of it."""
 
 
-def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
+def from_found(found: Sequence[Found], task: TaskName = "multiclass") -> DataSet:
     """Make a data set of files; labels are sorted, as numbers where all of them are numbers."""
-    form_of = class_names.same_class({name for item in found for name in named_classes(item.label, task)})
+    rules = task_named(task)
+    classes_of = [None if item.label is None else rules.named(item.label) for item in found]
+    form_of = class_names.same_class({name for named in classes_of for name in named or ()})
     names = set(form_of.values())
     if fault := class_names.fault_of(sorted(form_of)) or class_names.ambiguity_of(names):
         raise DataError(fault)
@@ -60,20 +63,9 @@ def from_found(found: Sequence[Found], task: Task = "multiclass") -> DataSet:
     labels = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
     index_of = {label: index for index, label in enumerate(labels)}
 
-    def sample(item: Found) -> Sample:
-        label = classes = None
-        if item.label is not None and task == "multiclass":
-            label = index_of[form_of[item.label]]
-        elif item.label is not None:
-            shown = {index_of[form_of[name]] for name in named_classes(item.label, task)}
-            classes = tuple(sorted(shown))
+    def sample(item: Found, named: set[str] | None) -> Sample:
+        indices = None if named is None else {index_of[form_of[name]] for name in named}
+        label, classes = (None, None) if indices is None else rules.marks(indices)
         return Sample(item.name, item.path, label, item.patient, item.split, classes, item.attributes)
 
-    return DataSet(tuple(labels), tuple(map(sample, found)), task)
-
-
-def named_classes(label: str | None, task: Task) -> set[str]:
-    """Give the classes that a label names."""
-    if label is None:
-        return set()
-    return {label} if task == "multiclass" else {name.strip() for name in label.split("|")} - {""}
+    return DataSet(tuple(labels), tuple(map(sample, found, classes_of)), task)

@@ -15,21 +15,20 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data.dataset import Task
 from medimg.runtime.errors import DataError
 from medimg.runtime.images.limits import Limits
+from medimg.runtime.tasks import TaskName, task_named
 
 PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 MAX_BYTES_IN_MEMORY = 2**28
 MAX_IMAGES = 2**20
 """Of a part; the largest set of MedMNIST has 165,466 for training."""
-MAX_CLASSES = 10_000
 MAX_LABELS = 2**26
 """Of a part, each as a column of a row."""
 
@@ -137,7 +136,7 @@ class Part:
     """`(images,)`, or `(images, classes)` of 0 and 1 in multi-label data; None where the part has none."""
 
 
-def read_parts(path: Path, task: Task) -> list[Part]:
+def read_parts(path: Path, task: TaskName) -> list[Part]:
     """Read an archive.
 
     Raises:
@@ -231,19 +230,16 @@ class _Array:
 
 
 def _read_part(
-    archive: zipfile.ZipFile, name: Literal["train", "val", "test"], path: Path, task: Task
+    archive: zipfile.ZipFile, name: Literal["train", "val", "test"], path: Path, task: TaskName
 ) -> Part:
     """Read a part, once the headers of its images and labels say that they belong together."""
     images = _Array.find(archive, f"{name}_images")
     _require_images(images, path)
     if f"{name}_labels.npy" not in archive.namelist():
         return Part(name, images.read(archive), None)
-    labels, where = _Array.find(archive, f"{name}_labels"), f"{path}: {name}_labels"
-    if task == "multilabel":
-        _require_columns(labels, images.shape[0], where)
-        return Part(name, images.read(archive), _multi_labels(labels.read(archive), where))
-    _require_one_each(labels, images.shape[0], where)
-    return Part(name, images.read(archive), _single_labels(labels.read(archive), where))
+    labels, where, rules = _Array.find(archive, f"{name}_labels"), f"{path}: {name}_labels", task_named(task)
+    rules.require_archived(labels, images.shape[0], where)
+    return Part(name, images.read(archive), rules.from_archive(labels.read(archive), where))
 
 
 def _require_images(images: _Array, path: Path) -> None:
@@ -259,40 +255,3 @@ def _require_images(images: _Array, path: Path) -> None:
             f"{path}: {images.name} has the shape {images.shape}; "
             f"at most {MAX_IMAGES:,} images of 1 to {most:,} pixels are read"
         )
-
-
-def _require_columns(labels: _Array, images: int, where: str) -> None:
-    shape = labels.shape
-    if (
-        len(shape) != 2
-        or shape[0] != images
-        or not 0 < shape[1] <= MAX_CLASSES
-        or labels.dtype.kind not in "iu"
-    ):
-        raise DataError(
-            f"{where} is {labels.dtype} of shape {labels.shape}; "
-            f"a column of 0 and 1 for each class is wanted for multi-label data, {images} rows"
-        )
-
-
-def _require_one_each(labels: _Array, images: int, where: str) -> None:
-    if len(labels.shape) == 2 and labels.shape[1] != 1:
-        raise DataError(
-            f"{where} gives {labels.shape[1]} labels an image; one class an image is wanted, "
-            "unless the task is multi-label"
-        )
-    if labels.size != images or len(labels.shape) > 2 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where} is {labels.dtype} of shape {labels.shape}; {images} integers are wanted")
-
-
-def _multi_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
-    if not np.isin(labels, (0, 1)).all():
-        raise DataError(f"{where} holds {labels.min()} to {labels.max()}; multi-label data hold 0 and 1")
-    return labels.astype(np.int64)
-
-
-def _single_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
-    # As they are stored: a number beyond int64 would become another one.
-    if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
-        raise DataError(f"{where} holds {labels.min()} to {labels.max()}; classes count from 0")
-    return cast("NDArray[np.int64]", labels.reshape(-1).astype(np.int64))

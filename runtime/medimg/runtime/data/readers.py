@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from medimg.runtime.data import cifar, medmnist
-from medimg.runtime.data.dataset import DataSet, Sample, Split, Task
+from medimg.runtime.data.dataset import DataSet, Sample, Split
 from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found, from_found
 from medimg.runtime.data.table import read_table
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.paths import is_file, is_folder, is_text, visible, walk_images
 from medimg.runtime.files.text import printable
 from medimg.runtime.images.load import may_hold_image
+from medimg.runtime.tasks import TaskName, task_named
 
 _LOG = logging.getLogger(__name__)
 _OTHER_IMAGES = {
@@ -35,14 +36,10 @@ _OTHER_IMAGES = {
 _WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
 
 
-def read(path: Path, *, labelled: bool, task: Task) -> DataSet:
+def read(path: Path, *, labelled: bool, task: TaskName) -> DataSet:
     """Read a data set; see `medimg.runtime.data.read_data`."""
     suffix = path.suffix.lower()
-    if task == "multilabel" and is_folder(path):
-        raise DataError(
-            f"{path}: a folder gives every image one class: multi-label data are a CSV whose labels are "
-            "joined by |, or a MedMNIST .npz"
-        )
+    task_named(task).require_layout(path, folder=is_folder(path))
     try:
         if is_folder(path):
             dataset = read_cifar(path) if cifar.is_cifar(path) else _read_folder(path, labelled=labelled)
@@ -77,7 +74,7 @@ def read_cifar(folder: Path) -> DataSet:
     return DataSet(labels, tuple(samples))
 
 
-def read_medmnist(path: Path, task: Task = "multiclass") -> DataSet:
+def read_medmnist(path: Path, task: TaskName = "multiclass") -> DataSet:
     """Read a MedMNIST archive, whose classes have numbers unless the file's name tells the set."""
     samples: list[Sample] = []
     classes = 0
@@ -179,11 +176,5 @@ def _require_classes(dataset: DataSet, path: Path) -> None:
     without = [sample.name for sample in dataset.samples if sample.label is None and sample.classes is None]
     if without:
         raise DataError(f"{path}: {len(without)} image(s) have no label ({', '.join(without[:3])})")
-    if dataset.task == "multilabel":
-        shown = dataset.targets.mean(axis=0)
-        if not ((shown > 0) & (shown < 1)).any():
-            raise DataError(f"{path}: no class is shown by some of the images and not by others")
-        return
-    present = sorted({dataset.labels[int(label)] for label in set(dataset.truth.tolist())})
-    if len(present) < 2:
-        raise DataError(f"{path}: shows only the class {present[0]!r}; two or more are wanted")
+    if fault := task_named(dataset.task).fault_of(dataset.targets, dataset.labels):
+        raise DataError(f"{path}: {fault}")

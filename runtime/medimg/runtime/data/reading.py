@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from medimg.runtime.data import readers
-from medimg.runtime.data.dataset import DataSet, Task
+from medimg.runtime.data.dataset import DataSet
 from medimg.runtime.errors import DataError
+from medimg.runtime.tasks import TaskName
 
 
-def read_data(path: str | Path, *, labelled: bool = True, task: Task = "multiclass") -> DataSet:
+def read_data(path: str | Path, *, labelled: bool = True, task: TaskName = "multiclass") -> DataSet:
     """Read a data set, whichever layout it has; images in files are found, not yet opened.
 
     - a folder with a folder per class, or `train/ val/ test/` each holding such;

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medimg.runtime.data.dataset import DataSet, Split, Task
-from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found, named_classes
+from medimg.runtime.data.dataset import DataSet, Split
+from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.paths import is_file, visible
 from medimg.runtime.files.tables import table_rows
+from medimg.runtime.tasks import TaskName, task_named
 
 _COLUMNS = ("path", "label", "patient", "split")
 
@@ -27,7 +28,7 @@ class _Row(NamedTuple):
 _NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
-def read_table(path: Path, *, labelled: bool, task: Task) -> list[Found]:
+def read_table(path: Path, *, labelled: bool, task: TaskName) -> list[Found]:
     """Read the rows of a CSV file, in its order; paths are relative to the file.
 
     Rows that say the same twice count once. Other columns are kept as attributes. In multi-label data
@@ -73,9 +74,9 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
     )
 
 
-def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, _Row]]:
+def _rows(path: Path, *, labelled: bool, task: TaskName) -> Iterator[tuple[int, _Row]]:
     wanted = _COLUMNS[:2] if labelled else _COLUMNS[:1]
-    needed = wanted if task == "multiclass" else _COLUMNS[:1]
+    needed = wanted if task_named(task).needs_label else _COLUMNS[:1]
     with path.open("rb") as file:
         for line, cells in table_rows(file, str(path), wanted):
             for name in needed:
@@ -84,13 +85,11 @@ def _rows(path: Path, *, labelled: bool, task: Task) -> Iterator[tuple[int, _Row
             yield line, _row(path, line, cells, task, labelled=labelled)
 
 
-def _row(path: Path, line: int, cells: dict[str, str], task: Task, *, labelled: bool) -> _Row:
+def _row(path: Path, line: int, cells: dict[str, str], task: TaskName, *, labelled: bool) -> _Row:
     name = cells["path"]
     if "\0" in name:
         raise DataError(f"{path}: line {line} has a path with a zero byte")
-    label = cells.get("label", "")
-    if task == "multilabel":
-        label = "|".join(sorted(named_classes(label, task)))
+    label = task_named(task).written(cells.get("label", ""))
     split = cells.get("split") or None
     return _Row(
         name,

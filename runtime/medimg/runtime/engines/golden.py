@@ -17,7 +17,7 @@ from medimg.runtime.files.writing import replaced
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks.probabilities import Probabilities
+from medimg.runtime.tasks import Probabilities
 
 SUFFIX = ".golden.npz"
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3}

@@ -11,6 +11,7 @@ from medimg.runtime.files.class_names import fault_of
 from medimg.runtime.files.plain import from_plain, to_plain
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.statistics.verdict import Verdict
+from medimg.runtime.tasks import Head, TaskName, task_named
 
 SCHEMA = 1
 """The newest layout of the entry that this version reads and the one that it writes."""
@@ -20,7 +21,6 @@ MAX_SPEC_BYTES = 4 * 1024 * 1024
 ColorOrder: TypeAlias = Literal["rgb", "bgr"]
 IntensityName: TypeAlias = Literal["caffe", "torch", "tf", "unit", "raw", "custom", "unspecified"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
-Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -207,7 +207,7 @@ class ModelSpec:
     """One name a class, in the order of the output columns."""
     image: ImageRule
     intensity: Intensity
-    task: Literal["multiclass", "multilabel"] = "multiclass"
+    task: TaskName = "multiclass"
     head: Head = "softmax"
     """The Keras model's own last step; an artefact's output is always probabilities."""
     precision: Precision = "fp32"
@@ -240,6 +240,8 @@ class ModelSpec:
             raise ModelError(fault)
         if len(set(self.labels)) != len(self.labels):
             raise ModelError(f"labels repeat: {', '.join(self.labels)}")
+        if self.head not in task_named(self.task).heads:
+            raise ModelError(f"a {self.task} model has no head {self.head!r}")
         if not 0 < self.temperature < math.inf:
             raise ModelError(f"temperature {self.temperature} is not positive and finite")
 

@@ -18,6 +18,7 @@ from medimg.runtime.node.models import Model, Models
 from medimg.runtime.node.records import Member
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import task_named
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,25 +75,16 @@ class Overlays:
             raise ImageError(f"{source.sop_uid}: its file was removed")
         image = next(load_frames(source.path, model.classifier.spec.image))
         spec = group.spec
-        heat = evidence(model.classifier.activation_map(image), best, spec.task) if spec.heatmap else None
+        heat = (
+            task_named(spec.task).evidence(model.classifier.activation_map(image), best)
+            if spec.heatmap
+            else None
+        )
         return Picture(draw(image, heat, _texts(group, source, best)), source)
 
 
 def _is_drawable(group: sr.Group, model: Model) -> bool:
     return group.scores is not None and group.model_sha256 == model.sha256
-
-
-def evidence(activation_map: NDArray[np.float32], index: int, task: str) -> NDArray[np.float32]:
-    """Give where an image speaks for a class, from 0 to 1.
-
-    Args:
-        activation_map: `(rows, columns, classes)`.
-        index: of the class.
-        task: where one class excludes the others, what speaks for all alike speaks for none.
-    """
-    others = activation_map.mean(axis=2) if task == "multiclass" else 0
-    positive = np.maximum(activation_map[..., index] - others, 0)
-    return np.asarray(positive / (positive.max() or 1), np.float32)
 
 
 def draw(image: Image, heat: NDArray[np.float32] | None, texts: Sequence[str]) -> Image:

@@ -18,6 +18,7 @@ from medimg.runtime.node.identity import HEADER, ISSUERS
 from medimg.runtime.node.records import Member, Series
 from medimg.runtime.node.worker import NOT_DIAGNOSTIC
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import task_named
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.88.33"
 TRANSFER_SYNTAX = "1.2.840.10008.1.2.1"
@@ -246,7 +247,7 @@ def _measurements(sr: Any, codes: Any, group: Group, content: ReportContent) -> 
 
 def _finding(sr: Any, group: Group, content: ReportContent) -> Any:  # noqa: ANN401
     """Give the most likely class, where exactly one class holds."""
-    if group.scores is None or group.spec.task != "multiclass":
+    if group.scores is None or not task_named(group.spec.task).exclusive:
         return None
     best = group.spec.labels[group.scores.index(max(group.scores))]
     return _code(sr, best, group.spec, content.codes)

@@ -16,6 +16,7 @@ Z95 = 1.959963984540054
 
 Labels: TypeAlias = NDArray[np.int64]
 Probabilities: TypeAlias = NDArray[np.float32]
+"""`(images, classes)` float32."""
 
 
 @dataclass(frozen=True)

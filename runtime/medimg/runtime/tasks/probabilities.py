@@ -1,15 +1,18 @@
-"""From a Keras model's outputs to the probabilities that its artefact gives."""
+"""What probabilities, `(images, classes)`, have in common."""
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.errors import ModelError, NoNumberError
-from medimg.runtime.model.spec import Head, ModelSpec
+from medimg.runtime.statistics.metrics import Probabilities
 
-Probabilities: TypeAlias = NDArray[np.float32]
+if TYPE_CHECKING:
+    from medimg.runtime.model.spec import ModelSpec
+
+SUM_TOLERANCE, RANGE_TOLERANCE = 1e-3, 1e-5
 NO_NUMBER = "the model gives no number for it (NaN, as after a division by zero)"
 
 
@@ -33,7 +36,7 @@ def require_numbers(probabilities: Probabilities, names: Iterable[str]) -> None:
             raise NoNumberError(f"{name}: {NO_NUMBER}")
 
 
-def require_columns(probabilities: Probabilities, spec: ModelSpec, name: str) -> Probabilities:
+def require_columns(probabilities: Probabilities, spec: "ModelSpec", name: str) -> Probabilities:
     """Count the columns that a model gives against the classes that its spec names.
 
     Raises:
@@ -47,24 +50,12 @@ def require_columns(probabilities: Probabilities, spec: ModelSpec, name: str) ->
     return probabilities
 
 
-def as_probabilities(outputs: NDArray[np.float32], head: Head) -> Probabilities:
-    """Turn the last layer's outputs, `(batch, units)`, into `(batch, classes)` as an artefact gives them."""
-    if head == "logits" and outputs.shape[1] == 1:
-        outputs, head = np.asarray(1 / (1 + np.exp(-outputs)), np.float32), "sigmoid"
-    if head == "sigmoid":
-        return np.concatenate([1 - outputs, outputs], axis=1)
-    if head == "logits":
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
-    return outputs
+def lie_within(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which rows, `(images, classes)`, hold values from 0 to 1 alone; gives `(images,)`."""
+    within = (values >= -RANGE_TOLERANCE) & (values <= 1 + RANGE_TOLERANCE)
+    return np.asarray(within.all(axis=1))
 
 
-def with_temperature(probabilities: Probabilities, spec: ModelSpec) -> Probabilities:
-    """Divide the logits behind probabilities by the spec's temperature."""
-    if spec.temperature == 1:
-        return probabilities
-    raised = probabilities.astype(np.float64) ** (1 / spec.temperature)
-    if spec.task == "multilabel":
-        others = (1 - probabilities.astype(np.float64)) ** (1 / spec.temperature)
-        return np.asarray(raised / (raised + others), np.float32)
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
+def sum_to_one(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Tell which rows, `(images, classes)`, hold values from 0 to 1 that sum to 1; gives `(images,)`."""
+    return np.asarray(lie_within(values) & (np.abs(values.sum(axis=1) - 1) < SUM_TOLERANCE))

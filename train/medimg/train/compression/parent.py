@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.runtime.data import DataSet, Task
+from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.preprocess import Images
-from medimg.runtime.model.spec import Head, HeldOut, Intensity, ModelSpec
+from medimg.runtime.model.spec import HeldOut, Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples
 from medimg.runtime.statistics.metrics import images_needed
-from medimg.runtime.tasks.probabilities import Probabilities, as_probabilities
+from medimg.runtime.tasks import Head, Probabilities, TaskName, task_of_head
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.passes import BATCH, grams, layer_answers, logits
@@ -92,7 +92,7 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     prove(model, threads)
     chain = read_chain(load_float32(model), str(model))
     several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
-    task: Task = "multilabel" if several else "multiclass"
+    task: TaskName = "multilabel" if several else "multiclass"
     held_out = spec.held_out if spec else None
     dataset = read_labelled(data, fit_options(options, held_out, multilabel=several), threads, task)
     spec = spec or _made_spec(chain, dataset, options, str(model))
@@ -284,7 +284,7 @@ def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:
 def _probabilities(logits: NDArray[np.float32], spec: ModelSpec) -> Probabilities:
     if spec.task == "multilabel":
         return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
-    return as_probabilities(logits, "logits")
+    return task_of_head("logits").finish(logits, "logits")
 
 
 def reference(parent: Parent, path: Path, test: DataSet, job: Job, kept: ArrayStore) -> Answers:

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, Split, Task
+from medimg.runtime.data import DataSet, Split
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.tasks import TaskName
 from medimg.train.data.array_store import open_store
 from medimg.train.data.decoded_images import cache_images
 from medimg.train.data.division import read_labelled
@@ -41,7 +42,7 @@ class DataReport:
     """What a data set holds."""
 
     data: str
-    task: Task
+    task: TaskName
     labels: tuple[str, ...]
     parts: tuple[PartReport, ...]
     duplicates: tuple[Duplicates, ...]
@@ -59,7 +60,7 @@ def check(
     options: DataOptions | None = None,
     *,
     rule: ImageRule = FITTED,
-    task: Task = "multiclass",
+    task: TaskName = "multiclass",
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,

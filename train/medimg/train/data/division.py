@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.data import DataSet, Task, read_data, stratified_split
+from medimg.runtime.data import DataSet, read_data, stratified_split
 from medimg.runtime.data.patients import with_patients
 from medimg.runtime.data.table import unlisted_images
 from medimg.runtime.errors import DataError
+from medimg.runtime.tasks import TaskName
 from medimg.train.data.decoded_images import SHOWN
 from medimg.train.data.options import DataOptions
 
@@ -23,7 +24,7 @@ class Division:
     """How many the test part has."""
 
 
-def read_division(data: Path, options: DataOptions, threads: int, task: Task = "multiclass") -> Division:
+def read_division(data: Path, options: DataOptions, threads: int, task: TaskName = "multiclass") -> Division:
     """Read a data set and choose training and validation images, with no patient in two parts.
 
     Args:
@@ -39,7 +40,7 @@ def read_division(data: Path, options: DataOptions, threads: int, task: Task = "
     return divide(read_labelled(data, options, threads, task), options)
 
 
-def read_labelled(data: Path, options: DataOptions, threads: int, task: Task = "multiclass") -> DataSet:
+def read_labelled(data: Path, options: DataOptions, threads: int, task: TaskName = "multiclass") -> DataSet:
     """Read a data set whole, and say of every image whose it is; see `read_division`."""
     dataset = read_data(data, task=task)
     if data.suffix.lower() == ".csv" and not options.allow_unlisted:

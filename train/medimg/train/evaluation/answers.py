@@ -16,14 +16,8 @@ from medimg.runtime.errors import ModelError
 from medimg.runtime.model.applicability import require_applicable
 from medimg.runtime.model.preprocess import Images, to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
-from medimg.runtime.tasks.probabilities import (
-    Probabilities,
-    answered,
-    as_probabilities,
-    require_columns,
-    require_numbers,
-    with_temperature,
-)
+from medimg.runtime.tasks import Probabilities, task_named, task_of_head
+from medimg.runtime.tasks.probabilities import answered, require_columns, require_numbers
 from medimg.train.evaluation.keras_process import opened
 from medimg.train.keras_files import SUFFIXES
 from medimg.train.networks.build import Network
@@ -163,7 +157,9 @@ def _open(path: Path, spec: ModelSpec, where: tuple[str, str], threads: int) -> 
     if path.suffix in SUFFIXES:
         with opened(path, spec.intensity, threads) as model:
             yield _Runner(
-                lambda images: with_temperature(as_probabilities(model.answer(images), spec.head), spec),
+                lambda images: task_named(spec.task).tempered(
+                    task_of_head(spec.head).finish(model.answer(images), spec.head), spec.temperature
+                ),
                 "keras",
                 "fp32",
             )

@@ -10,7 +10,7 @@ from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
 from medimg.runtime.statistics.bootstrap import Resamples, Resampling
-from medimg.runtime.tasks.probabilities import with_temperature
+from medimg.runtime.tasks import task_named
 from medimg.train.data.division import divide, read_labelled
 from medimg.train.data.options import DataOptions
 from medimg.train.evaluation.answers import Answers, ask
@@ -197,7 +197,9 @@ def _choose(
 
 
 def _at(answers: Answers, spec: ModelSpec) -> Answers:
-    return replace(answers, probabilities=with_temperature(answers.probabilities, spec))
+    return replace(
+        answers, probabilities=task_named(spec.task).tempered(answers.probabilities, spec.temperature)
+    )
 
 
 def _with_points(

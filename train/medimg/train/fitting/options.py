@@ -4,10 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
 from medimg.runtime.images.rule import ImageRule, JpegRule
 from medimg.runtime.model.spec import Intensity
+from medimg.runtime.tasks import TaskName
 from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.data.balance import Balance
 from medimg.train.data.options import DataOptions
@@ -107,7 +107,7 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
         return Copies(self.augment, self.augment_copies, self.seed)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> TaskName:
         """How many classes an image may show."""
         return "multilabel" if self.head == "multilabel" else "multiclass"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from medimg.runtime.data import Task
 from medimg.runtime.errors import UsageError
+from medimg.runtime.tasks import TaskName
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.division import Division, require_every_class
 from medimg.train.data.duplicates import Duplicates, find_duplicates, fingerprints
@@ -24,7 +24,7 @@ class Prepared:
     """What all trainings on the same images share; made once, used by every trial."""
 
     labels: tuple[str, ...]
-    task: Task
+    task: TaskName
     """Whether an image shows one class or several."""
     images: Parts
     """`(images, rows, columns, 3)` uint8 RGB; every image counts 1."""
@@ -91,7 +91,7 @@ def prepare(division: Division, job: Job) -> Prepared:
     )
 
 
-def require_head(options: FitOptions, classes: int, task: Task = "multiclass") -> None:
+def require_head(options: FitOptions, classes: int, task: TaskName = "multiclass") -> None:
     """Check that a head can learn the classes of a data set.
 
     Args:
