@@ -10,7 +10,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from medimg.export.errors import SourceError
 from medimg.export.graph import HEAD, OUTPUT, Chain, rename_tensor
 from medimg.export.sources.heads import COMBINING
-from medimg.runtime.tasks import Head
+from medimg.export.tasks import add_end
+from medimg.runtime.tasks import Head, task_of_head
 
 ACTIVATION_MAP = "activation_map"
 TEMPERATURE = f"{HEAD}temperature"
@@ -28,17 +29,11 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
     Logits get a softmax; a one-unit sigmoid becomes two columns, 1 - p and p; the logits are divided by the
     temperature.
     """
-    graph = model.graph
+    graph, task = model.graph, task_of_head(head)
     final, units = graph.output[0].name, graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    _mark_head(graph, final, is_output=head in ("softmax", "multilabel"))
+    _mark_head(graph, final, is_output=task.is_finished(head))
     steps = Chain(final, HEAD)
-    if head == "logits" and units > 1:
-        steps.add("Softmax", axis=1)
-    elif head == "logits":
-        steps.add("Sigmoid")
-    if head == "sigmoid" or (head == "logits" and units == 1):
-        _add_columns(steps, steps.last)
-        units = 2
+    units = add_end(steps, head, units)
     if steps.nodes:
         steps.nodes[-1].output[0] = OUTPUT
         graph.node.extend(steps.nodes)
@@ -48,7 +43,7 @@ def finish_head(model: ModelProto, head: Head, temperature: float = 1.0) -> Mode
     if temperature != 1 and any(map(_is_activation, graph.node)):
         _divide_logits(graph, temperature)
     elif temperature != 1:
-        _temper(graph, temperature, alone=head == "multilabel")
+        _temper(graph, temperature, alone=not task.exclusive)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", units]))
     return model
@@ -144,15 +139,6 @@ def _combines_activations(name: str, producers: Mapping[str, NodeProto]) -> bool
     made = [item for item in node.input if item in producers]
     return node.op_type in _ACTIVATIONS or (
         node.op_type in COMBINING and bool(made) and all(_combines_activations(i, producers) for i in made)
-    )
-
-
-def _add_columns(steps: Chain, final: str) -> None:
-    complement = f"{HEAD}complement"
-    steps.constants.append(numpy_helper.from_array(np.array(1, np.float32), f"{HEAD}one"))
-    steps.nodes.append(helper.make_node("Sub", [f"{HEAD}one", final], [complement], name=complement))
-    steps.nodes.append(
-        helper.make_node("Concat", [complement, final], [OUTPUT], name=f"{HEAD}columns", axis=1)
     )
 
 

@@ -14,11 +14,11 @@ from medimg.export.synthetic import synthetic_images
 from medimg.runtime.errors import UsageError
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
-from medimg.runtime.tasks import Head, Probabilities
+from medimg.runtime.tasks import Head, Probabilities, task_named
+from medimg.runtime.tasks.probabilities import RANGE_TOLERANCE, lie_within, sum_to_one
 
 TRIED = 8
 """Synthetic images that an undecided network is asked about, in each scaling."""
-SUM_TOLERANCE, RANGE_TOLERANCE = 1e-3, 1e-5
 _SAY = "say what they are with --head softmax|sigmoid|multilabel|logits"
 _NO_LABELS = (
     "one unit tells nothing by a softmax, which is then always 1: such a model cannot tell classes apart"
@@ -44,7 +44,7 @@ def choose_head(source: Source, intensity: Intensity) -> tuple[Head, list[str]]:
     if source.ending.direct:
         return ("sigmoid" if units == 1 else "multilabel"), _doubts_of_sigmoids(source)
     outputs = _answers(source, intensity)
-    within, whole = lie_within(outputs), sum_to_one(outputs)
+    within, whole = bool(lie_within(outputs).all()), bool(sum_to_one(outputs).all())
     if whole and units > 1 and nature.kind != "linear":
         said = "" if nature.is_probable else ", which no last activation shows"
         return "softmax", [
@@ -78,29 +78,14 @@ def check_answers(spec: ModelSpec, reference: Probabilities, where: str) -> None
     Raises:
         UsageError: they are not.
     """
-    finite = reference[np.isfinite(reference).all(axis=1)]
-    if lie_within(finite) and (spec.task == "multilabel" or sum_to_one(finite)):
+    finite, task = reference[np.isfinite(reference).all(axis=1)], task_named(spec.task)
+    wrong = finite[~task.are_answers(finite)]
+    if not len(wrong):
         return
-    wrong = next(row for row in finite if not _is_right(row, whole=spec.task == "multiclass"))
-    wanted = "from 0 to 1 that sum to 1" if spec.task == "multiclass" else "from 0 to 1"
     raise UsageError(
-        f"{where}: its head is said to be {spec.head}, which gives values {wanted}, but Keras gives "
-        f"{_shown(wrong)} on a trial image: {_SAY}"
+        f"{where}: its head is said to be {spec.head}, which gives values {task.range_of_answers}, but Keras "
+        f"gives {_shown(wrong[0])} on a trial image: {_SAY}"
     )
-
-
-def lie_within(outputs: NDArray[np.float32]) -> bool:
-    """Whether all values, `(images, units)`, are from 0 to 1."""
-    return bool(((outputs >= -RANGE_TOLERANCE) & (outputs <= 1 + RANGE_TOLERANCE)).all())
-
-
-def sum_to_one(outputs: NDArray[np.float32]) -> bool:
-    """Whether each image's values, `(images, units)`, are from 0 to 1 and sum to 1."""
-    return lie_within(outputs) and bool((np.abs(outputs.sum(axis=1) - 1) < SUM_TOLERANCE).all())
-
-
-def _is_right(row: NDArray[np.float32], *, whole: bool) -> bool:
-    return sum_to_one(row[None]) if whole else lie_within(row[None])
 
 
 def _answers(source: Source, intensity: Intensity) -> NDArray[np.float32]:

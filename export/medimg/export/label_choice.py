@@ -17,7 +17,7 @@ from medimg.runtime.errors import UsageError
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks import Probabilities, task_of_head
+from medimg.runtime.tasks import Probabilities, task_named, task_of_head
 
 MOST_IMAGES = 256
 BATCH = 16
@@ -68,7 +68,7 @@ def decide_order(
     orders = f"as text ({_shown(found.names)}) or by number ({_shown(found.as_numbers)})"
     question = f"the classes of the data are numbers, in order {orders}: say the order with --labels A,B,C"
     labelled = images.with_samples(item for item in images.samples if item.label is not None)
-    if spec.intensity.rule == "unspecified" or spec.task != "multiclass" or not len(labelled):
+    if spec.intensity.rule == "unspecified" or not task_named(spec.task).exclusive or not len(labelled):
         raise UsageError(f"{question}, or --preprocessing, so that Keras's answers on the data decide")
     places = np.random.default_rng(0).permutation(len(labelled))[:MOST_IMAGES]
     drawn = labelled.with_samples(labelled.samples[place] for place in places)
@@ -112,7 +112,11 @@ def check_names(path: Path, spec: ModelSpec, found: DataLabels) -> None:
     Raises:
         SourceError: a name is several classes, joined.
     """
-    if spec.task == "multilabel" and spec.labels == found.names and any("|" in name for name in found.names):
+    if (
+        not task_named(spec.task).exclusive
+        and spec.labels == found.names
+        and any("|" in name for name in found.names)
+    ):
         raise SourceError(
             f"{path}: its classes do not exclude one another, the data's names are joined: --labels"
         )

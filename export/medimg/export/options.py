@@ -13,7 +13,7 @@ from medimg.runtime.files.plain import from_plain, to_plain
 from medimg.runtime.images.rule import ImageRule, ResizeRule
 from medimg.runtime.model.spec import ColorOrder, Intensity, IntensityName, ModelSpec, Precision
 from medimg.runtime.model.spec import Source as SourceEntry
-from medimg.runtime.tasks import Head
+from medimg.runtime.tasks import Head, task_of_head
 
 NOT_CLASSES = (
     "if its folders are not classes, give a folder that holds the images itself, "
@@ -124,7 +124,7 @@ def make_spec(
     known = origin.spec
     intensity = _intensity(source, options, known, warnings)
     head = _head(source, options, known, intensity, warnings)
-    classes = max(2, source.units) if head != "multilabel" else source.units
+    classes = task_of_head(head).columns(source.units)
     image = replace(known.image, rows=rows, columns=columns) if known else ImageRule(rows, columns)
     spec = ModelSpec(
         labels=_labels(options, known, data_labels or DataLabels(), classes, warnings),
@@ -132,7 +132,7 @@ def make_spec(
             ImageRule, {**to_plain(image), **({"resize": options.resize} if options.resize else {})}
         ),
         intensity=intensity,
-        task="multilabel" if head == "multilabel" else "multiclass",
+        task=task_of_head(head).name,
         head=head,
         source=SourceEntry(
             origin.path.resolve().name if origin.path.is_dir() else origin.path.name,

@@ -36,6 +36,7 @@ from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError, ModelError, UsageError
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.tasks import task_named
 
 OVERFLOW_BATCHES = 4
 """Batches of images on which activations beyond half precision are looked for."""
@@ -149,7 +150,7 @@ def _with_evidence(
     """Find an unknown preprocessing with labelled images, if there are any."""
     shown = None if spec.intensity.rule == "unspecified" else spec.intensity
     known = shown is not None and options.tells_scaling(source.origin.spec)
-    if known or spec.task != "multiclass" or validation is None or not validation.labels:
+    if known or not task_named(spec.task).exclusive or validation is None or not validation.labels:
         return spec, None
     with steps.step("find preprocessing"):
         evidence = find_preprocessing(

@@ -94,7 +94,7 @@ def make_trial(
         )
         raise SourceError(f"{named}: Keras gives no number for any of {len(reference)} trial images")
     check_answers(spec, reference, str(source.origin.path))
-    judges = kind != "synthetic" and validation and spec.task == "multiclass"
+    judges = kind != "synthetic" and validation and task_named(spec.task).exclusive
     labelled = images if judges and images is not None and images.labels else None
     return Trial(
         "validation" if validation and kind != "synthetic" else kind,  # type: ignore[arg-type]  # one of the three
@@ -225,7 +225,9 @@ def _judged(
     found: Verification, spec: ModelSpec, trial: Trial, answers: Probabilities, max_drop: float
 ) -> Verification:
     if trial.truth is None:
-        enough = spec.task == "multilabel" or found.top1_agreement >= AGREEMENT_FLOOR[spec.precision]
+        enough = (
+            not task_named(spec.task).exclusive or found.top1_agreement >= AGREEMENT_FLOOR[spec.precision]
+        )
         return replace(found, verdict="unlabelled" if enough else "failed")
     reference_right = trial.answered & (trial.reference.argmax(axis=1) == trial.truth)
     right = np.isfinite(answers).all(axis=1) & (answers.argmax(axis=1) == trial.truth)

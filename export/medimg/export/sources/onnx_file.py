@@ -29,7 +29,7 @@ from medimg.runtime.files.downloads import what_it_is
 from medimg.runtime.model.containers import MAX_ONNX_BYTES, file_sha256, open_onnx
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.tasks import Head
+from medimg.runtime.tasks import task_named
 
 NEWEST_OPSET = 18
 BATCH = 8
@@ -231,8 +231,9 @@ def _own_spec(path: Path) -> ModelSpec | None:
 
 def _of_probabilities(spec: ModelSpec) -> ModelSpec:
     """Say of an artefact's spec what holds for its graph: it ends in probabilities, temperature folded in."""
-    head: Head = "multilabel" if spec.task == "multilabel" else "softmax"
-    return spec.with_(head=head, temperature=1.0, verification=None, artefact_sha256=None)
+    return spec.with_(
+        head=task_named(spec.task).finished, temperature=1.0, verification=None, artefact_sha256=None
+    )
 
 
 def _take_off_our_ends(path: Path, model: ModelProto, spec: ModelSpec) -> None:

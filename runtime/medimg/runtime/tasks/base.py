@@ -52,11 +52,23 @@ class Task(Protocol):
     def finish(self, outputs: NDArray[np.float32], head: Head) -> Probabilities:
         """Turn the last layer's outputs, `(images, units)`, into `(images, classes)` as an artefact gives."""
 
+    def of_logits(self, logits: NDArray[np.float32]) -> Probabilities:
+        """Turn logits, `(images, units)`, into `(images, classes)`."""
+
     def tempered(self, probabilities: Probabilities, temperature: float) -> Probabilities:
         """Divide the logits behind probabilities, `(images, classes)`, by a temperature."""
 
     def are_answers(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Tell which rows, `(images, classes)`, can be answers of this task; gives `(images,)`."""
+
+    def decided(self, probabilities: Probabilities) -> NDArray[np.bool_]:
+        """Decide which classes each image shows, `(images, classes)`."""
+
+    def columns(self, units: int) -> int:
+        """Give the number of classes of a network with so many units in its last layer."""
+
+    def is_finished(self, head: Head) -> bool:
+        """Tell whether a head gives probabilities as an artefact does."""
 
     def evidence(self, activation_map: NDArray[np.float32], index: int) -> NDArray[np.float32]:
         """Give where an image speaks for a class, from 0 to 1.

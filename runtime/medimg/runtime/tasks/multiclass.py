@@ -34,6 +34,9 @@ class Multiclass:
             return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
         return outputs
 
+    def of_logits(self, logits: NDArray[np.float32]) -> Probabilities:
+        return self.finish(logits, "logits")
+
     def tempered(self, probabilities: Probabilities, temperature: float) -> Probabilities:
         if temperature == 1:
             return probabilities
@@ -42,6 +45,15 @@ class Multiclass:
 
     def are_answers(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
         return sum_to_one(values)
+
+    def decided(self, probabilities: Probabilities) -> NDArray[np.bool_]:
+        return np.asarray(np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None])
+
+    def columns(self, units: int) -> int:
+        return max(2, units)
+
+    def is_finished(self, head: Head) -> bool:
+        return head == self.finished
 
     def evidence(self, activation_map: NDArray[np.float32], index: int) -> NDArray[np.float32]:
         # What speaks for all classes alike speaks for none.

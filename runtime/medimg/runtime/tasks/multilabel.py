@@ -13,6 +13,9 @@ from medimg.runtime.statistics.metrics import Probabilities
 from medimg.runtime.tasks.base import MAX_CLASSES, ArrayHeader, Head, TaskName
 from medimg.runtime.tasks.probabilities import lie_within
 
+DECISION = 0.5
+"""The probability from which on a class is decided to be there."""
+
 
 class Multilabel:
     """See `base.Task`."""
@@ -28,6 +31,9 @@ class Multilabel:
         del head
         return outputs
 
+    def of_logits(self, logits: NDArray[np.float32]) -> Probabilities:
+        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
+
     def tempered(self, probabilities: Probabilities, temperature: float) -> Probabilities:
         if temperature == 1:
             return probabilities
@@ -37,6 +43,15 @@ class Multilabel:
 
     def are_answers(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
         return lie_within(values)
+
+    def decided(self, probabilities: Probabilities) -> NDArray[np.bool_]:
+        return np.asarray(probabilities >= DECISION)
+
+    def columns(self, units: int) -> int:
+        return units
+
+    def is_finished(self, head: Head) -> bool:
+        return head == self.finished
 
     def evidence(self, activation_map: NDArray[np.float32], index: int) -> NDArray[np.float32]:
         positive = np.maximum(activation_map[..., index], 0)

@@ -106,7 +106,7 @@ def compress(
     # It takes many networks, each asked a few times, for a loop that compiles one again and again.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     parent, dataset = read_parent(model, data, options, threads)
-    base = fit_options(options, parent.spec.held_out, multilabel=parent.spec.task == "multilabel")
+    base = fit_options(options, parent.spec.held_out, parent.spec.task)
     division, test = _parts(dataset, base, options.max_drop, str(data))
     if division.validation_from == "split":
         held_out = HeldOut(base.validation_fraction, base.seed, base.group_by)

@@ -17,7 +17,7 @@ from medimg.runtime.model.preprocess import Images
 from medimg.runtime.model.spec import HeldOut, Intensity, ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples
 from medimg.runtime.statistics.metrics import images_needed
-from medimg.runtime.tasks import Head, Probabilities, TaskName, task_of_head
+from medimg.runtime.tasks import Head, Probabilities, TaskName, task_named, task_of_head
 from medimg.train.compression.chain import Chain, read_chain
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.passes import BATCH, grams, layer_answers, logits
@@ -33,6 +33,7 @@ from medimg.train.evaluation.scores import score
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_files import SUFFIXES, load_float32
+from medimg.train.tasks import head_of, train_task
 
 LOOKED_AT = 96
 """Images that channels are chosen by."""
@@ -91,21 +92,20 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     spec = known_spec(model, options)
     prove(model, threads)
     chain = read_chain(load_float32(model), str(model))
-    several = spec.task == "multilabel" if spec else chain.activation == "sigmoid" and chain.classes > 1
-    task: TaskName = "multilabel" if several else "multiclass"
+    task = spec.task if spec else task_of_head(head_of(chain.activation, chain.classes)).name
     held_out = spec.held_out if spec else None
-    dataset = read_labelled(data, fit_options(options, held_out, multilabel=several), threads, task)
+    dataset = read_labelled(data, fit_options(options, held_out, task), threads, task)
     spec = spec or _made_spec(chain, dataset, options, str(model))
     return Parent(
         str(model), file_sha256(model), chain, spec, _smaller(spec.image, chain, options)
     ), dataset.relabelled(spec.labels)
 
 
-def fit_options(options: CompressOptions, held_out: HeldOut | None, *, multilabel: bool) -> FitOptions:
+def fit_options(options: CompressOptions, held_out: HeldOut | None, task: TaskName) -> FitOptions:
     """Give what reading and dividing data take; what the original's spec says comes before the options."""
     said = held_out or HeldOut(options.validation_fraction, options.seed, options.group_by)
     return FitOptions(
-        head="multilabel" if multilabel else "softmax",
+        head=train_task(task).default_head,
         validation_fraction=said.fraction,
         group_by=said.group_by,
         seed=said.seed,
@@ -124,7 +124,6 @@ def _made_spec(chain: Chain, dataset: DataSet, options: CompressOptions, name: s
     classes = 2 if chain.classes == 1 else chain.classes
     if classes != len(dataset.labels):
         raise DataError(f"{name}: has {classes} classes, the data have {', '.join(dataset.labels)}")
-    several = "multilabel" if chain.classes > 1 else "sigmoid"
     return ModelSpec(
         dataset.labels,
         ImageRule(rows, columns),
@@ -132,7 +131,7 @@ def _made_spec(chain: Chain, dataset: DataSet, options: CompressOptions, name: s
             options.preprocessing, channels=1 if channels == 1 else 3, color_order=options.color_order
         ),
         task=dataset.task,
-        head=_HEADS.get(chain.activation, several),  # type: ignore[arg-type]  # one of the two
+        head=head_of(chain.activation, chain.classes),
     )
 
 
@@ -232,7 +231,7 @@ def teach(parent: Parent, division: Division, job: Job, kept: ArrayStore) -> Tau
         known = kept.array(key, len(images), given).values
         smaller = cache_images(dataset, parent.image, job.options, job, f"{part} images")
         number, read = copies.number if copies else 1, seen.dataset
-        truth = np.concatenate([read.targets if read.task == "multilabel" else read.truth] * number)
+        truth = np.concatenate([train_task(read.task).truth_of(read)] * number)
         return Lesson(copied(smaller, copies), truth, np.asarray(known), number), seen
 
     validation, validated = lesson(division.validation, "validation")
@@ -273,7 +272,7 @@ def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:
         "fp32",
     )
     found = score(given, Resamples(given.patients)).balanced_accuracy
-    chance = 0.5 if parent.spec.task == "multilabel" else 1 / parent.spec.classes
+    chance = train_task(parent.spec.task).chance(parent.spec.classes)
     if not found.low > chance:
         raise ModelError(
             f"{parent.name}: its balanced accuracy on {len(dataset)} validation images is {found}, which "
@@ -282,9 +281,7 @@ def require_trained(parent: Parent, lesson: Lesson, dataset: DataSet) -> None:
 
 
 def _probabilities(logits: NDArray[np.float32], spec: ModelSpec) -> Probabilities:
-    if spec.task == "multilabel":
-        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
-    return task_of_head("logits").finish(logits, "logits")
+    return task_named(spec.task).of_logits(logits)
 
 
 def reference(parent: Parent, path: Path, test: DataSet, job: Job, kept: ArrayStore) -> Answers:

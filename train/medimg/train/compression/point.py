@@ -11,6 +11,7 @@ from pathlib import Path
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.plain import from_plain, to_plain
 from medimg.runtime.files.writing import replaced
+from medimg.runtime.tasks import task_named
 from medimg.train.compression.chain import arrays_of, build, set_weights
 from medimg.train.compression.distillation import distil, targets
 from medimg.train.compression.gate import judge
@@ -94,7 +95,7 @@ def _trained(shop: Workshop, name: str, widths: Widths, folder: Path) -> tuple[N
     set_weights(student, weights)
     parts = Parts(_part(shop, shop.taught.train), _part(shop, shop.taught.validation))
     journal = Journal(Checkpoint(folder, {"width": str(widths), "precision": policy}))
-    exclusive = shop.parent.spec.task == "multiclass" and chain.classes > 1
+    exclusive = task_named(shop.parent.spec.task).exclusive and chain.classes > 1
     phase = distil(
         student,
         parts,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from medimg.runtime.errors import ModelError
 from medimg.runtime.model.applicability import require_applicable
 from medimg.runtime.model.preprocess import Images, to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
-from medimg.runtime.tasks import Probabilities, task_named, task_of_head
+from medimg.runtime.tasks import Probabilities, TaskName, task_named, task_of_head
 from medimg.runtime.tasks.probabilities import answered, require_columns, require_numbers
 from medimg.train.evaluation.keras_process import opened
 from medimg.train.keras_files import SUFFIXES
@@ -26,16 +26,13 @@ from medimg.train.progress import Progress
 Answer: TypeAlias = Callable[[Images], Probabilities]
 """From `(batch, rows, columns, 3)` uint8 RGB to `(batch, classes)` float32."""
 
-DECISION = 0.5
-"""With several labels an image, a class is decided from this probability on."""
-
 
 @dataclass(frozen=True)
 class Answers:
     """A model's answers beside the truth."""
 
     labels: tuple[str, ...]
-    task: Literal["multiclass", "multilabel"]
+    task: TaskName
     shown: NDArray[np.bool_]
     """`(images, classes)`: which classes each image truly shows."""
     probabilities: Probabilities
@@ -51,9 +48,7 @@ class Answers:
     @property
     def decided(self) -> NDArray[np.bool_]:
         """Which classes were decided, `(images, classes)`."""
-        if self.task == "multilabel":
-            return self.probabilities >= DECISION
-        return one_hot(self.probabilities.argmax(axis=1), len(self.labels))
+        return task_named(self.task).decided(self.probabilities)
 
     @property
     def right(self) -> NDArray[np.bool_]:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from medimg.runtime.commandline import write_text
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.data.patients import with_patients
@@ -14,8 +12,7 @@ from medimg.runtime.files.writing import require_writable
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples, Resampling
-from medimg.runtime.statistics.metrics import Evaluation, evaluate_labels
-from medimg.runtime.statistics.metrics import evaluate as evaluate_classes
+from medimg.runtime.statistics.metrics import Evaluation
 from medimg.train.data.options import DataOptions
 from medimg.train.evaluation.answers import Answers, ask
 from medimg.train.evaluation.operating_points import PointScores, measure_point
@@ -24,6 +21,7 @@ from medimg.train.evaluation.scores import Scores, score
 from medimg.train.evaluation.subgroups import Subgroup, measure_subgroups, require_groups
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import is_simulated
+from medimg.train.tasks import train_task
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,4 @@ def choose_part(dataset: DataSet, split: Split | None, name: str) -> tuple[DataS
 
 def count(answers: Answers) -> Evaluation:
     """Count right and wrong decisions."""
-    if answers.task == "multilabel":
-        return evaluate_labels(answers.shown, answers.decided, answers.labels)
-    return evaluate_classes(
-        np.argmax(answers.shown, axis=1), np.argmax(answers.decided, axis=1), answers.labels
-    )
+    return train_task(answers.task).count(answers.shown, answers.decided, answers.labels)

@@ -1,7 +1,5 @@
 """The mistakes that a model is surest of, as pictures."""
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +8,7 @@ from medimg.runtime.images.load import Image
 from medimg.runtime.images.rule import ImageRule
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.heatmaps import MapImages
+from medimg.train.tasks import Mistake, train_task
 
 WORST = 12
 LEAST_SIDE_PX = 192
@@ -19,45 +18,10 @@ STRONGEST = 0.65
 """Share of the colour at the place that speaks most."""
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """One wrong decision."""
-
-    place: int
-    """Of the image."""
-    decided: int | None
-    """The class that it was decided to show; None for a class that was missed among several."""
-    true: int | None
-    """The class that it shows; None for a class that was found wrongly among several."""
-    surprise: float
-    """How sure the model was: the probability of what it decided less that of what is true."""
-
-
 def worst_mistakes(answers: Answers, count: int = WORST) -> list[Mistake]:
     """Choose the wrong decisions that the model was surest of, worst first."""
     probabilities = answers.probabilities.astype(np.float64)
-    wrong = answers.shown != answers.decided
-    if answers.task == "multilabel":
-        found = [
-            Mistake(
-                int(place),
-                None if answers.shown[place, column] else int(column),
-                int(column) if answers.shown[place, column] else None,
-                float(abs(2 * probabilities[place, column] - 1)),
-            )
-            for place, column in np.argwhere(wrong)
-        ]
-    else:
-        decided, true = answers.decided.argmax(axis=1), answers.shown.argmax(axis=1)
-        found = [
-            Mistake(
-                int(place),
-                int(decided[place]),
-                int(true[place]),
-                float(probabilities[place, decided[place]] - probabilities[place, true[place]]),
-            )
-            for place in np.flatnonzero(wrong.any(axis=1))
-        ]
+    found = train_task(answers.task).mistakes(answers.shown, answers.decided, probabilities)
     return sorted(found, key=lambda mistake: -mistake.surprise)[:count]
 
 

@@ -20,6 +20,7 @@ from medimg.runtime.optional import require
 from medimg.runtime.statistics.bootstrap import Estimate, Resamples, Values, Weights
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.scores import share
+from medimg.train.tasks import train_task
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
@@ -114,9 +115,7 @@ def _decisions(answers: Answers) -> tuple[Values, NDArray[np.bool_]]:
     """Give each decision's confidence and whether it is right, `(images, decisions)`."""
     probabilities = answers.probabilities.astype(np.float64)
     right = answers.shown == answers.decided
-    if answers.task == "multilabel":
-        return np.maximum(probabilities, 1 - probabilities), right
-    return probabilities.max(axis=1, keepdims=True), right.all(axis=1, keepdims=True)
+    return train_task(answers.task).decisions(probabilities, right)
 
 
 def _bin_sums(confidence: Values, right: NDArray[np.bool_], bins: NDArray[np.int64]) -> Values:
@@ -153,17 +152,10 @@ def _downwards_too(found: Estimate) -> Estimate:
 def _squared_distances(answers: Answers) -> Values:
     """Give each image's part of the Brier score."""
     squares = (answers.probabilities.astype(np.float64) - answers.shown) ** 2
-    several = answers.task == "multilabel" or len(answers.labels) == 2
-    return np.asarray(squares.mean(axis=1) if several else squares.sum(axis=1))
+    return train_task(answers.task).squared_distances(squares)
 
 
 def _nll(answers: Answers, temperature: float = 1.0) -> Values:
     """Give each image's negative log-likelihood, with its logits divided by a temperature."""
     probabilities = answers.probabilities.astype(np.float64)
-    logs = np.log(np.maximum(probabilities, SMALLEST))
-    if answers.task == "multilabel":
-        logits = logs - np.log(np.maximum(1 - probabilities, SMALLEST))
-        signs = np.where(answers.shown, -1.0, 1.0)
-        return np.asarray(np.logaddexp(0, signs * logits / temperature).mean(axis=1))
-    logits = logs / temperature
-    return np.asarray(np.logaddexp.reduce(logits, axis=1) - logits[answers.shown])
+    return train_task(answers.task).log_losses(probabilities, answers.shown, temperature, SMALLEST)

@@ -11,10 +11,11 @@ from medimg.runtime.statistics.bootstrap import Estimate
 from medimg.train.evaluation import plots
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.heatmaps import MapImages
-from medimg.train.evaluation.mistakes import Mistake, draw, worst_mistakes
+from medimg.train.evaluation.mistakes import draw, worst_mistakes
 from medimg.train.evaluation.operating_points import PointScores
 from medimg.train.evaluation.subgroups import SMALL_CLASS, SMALL_GROUP, Subgroup
 from medimg.train.evaluation.summary import COLLAPSED, failed_line, has_collapsed, resampling_line
+from medimg.train.tasks import Mistake
 from medimg.train.terminal import SIMULATED
 
 if TYPE_CHECKING:

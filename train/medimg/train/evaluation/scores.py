@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medimg.runtime.statistics.bootstrap import Estimate, Resamples, Values, Weights
+from medimg.runtime.tasks import task_named
 from medimg.train.evaluation.answers import Answers
+from medimg.train.tasks import train_task
 
 Flags: TypeAlias = NDArray[np.bool_]
 
@@ -115,7 +117,7 @@ def area_difference(first: Answers, second: Answers, resamples: Resamples) -> Es
 
 
 def _is_binary(answers: Answers) -> bool:
-    return answers.task == "multiclass" and len(answers.labels) == 2
+    return task_named(answers.task).exclusive and len(answers.labels) == 2
 
 
 def _rankings(answers: Answers) -> list["Ranking"]:
@@ -190,14 +192,13 @@ def _areas(weights: Weights, rankings: Sequence[Ranking], positive: int | None) 
 def _overall(weights: Weights, answers: Answers) -> Values:
     """Compute accuracy and balanced accuracy, `(draws, 2)`."""
     right = answers.right
-    several = answers.task == "multilabel"
     rates = class_rates(weights, answers.shown, answers.decided)
-    balanced = _mean(rates[..., :2].mean(axis=-1) if several else rates[..., 0])
+    balanced = _mean(train_task(answers.task).recalls(rates))
     return np.stack([share(weights @ right, weights.sum(axis=1)), balanced], axis=1)
 
 
 def _confusion(answers: Answers, resamples: Resamples) -> tuple[tuple[Estimate, ...], ...]:
-    if answers.task == "multilabel":
+    if not task_named(answers.task).exclusive:
         return ()
     classes = len(answers.labels)
     cells = (answers.shown[:, :, None] & answers.decided[:, None, :]).reshape(len(answers.shown), -1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medimg.runtime.errors import UsageError
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.statistics.metrics import Probabilities
+from medimg.runtime.tasks import task_of_head
 from medimg.train.data.augmentation import Augmentation
 from medimg.train.data.balance import image_weights
 from medimg.train.data.batches import Batches, Transform, as_float
@@ -31,7 +32,6 @@ from medimg.train.networks.build import (
     POOL,
     PROBABILITIES,
     Network,
-    as_columns,
     build,
     copy_weights,
     last_frozen,
@@ -59,7 +59,8 @@ class Trained:
 
     def validation_probabilities(self) -> Probabilities:
         """Give `(images, classes)` for the validation images, in the precision of training."""
-        return as_columns(self.network.predict(self.validation, verbose=0), self.options.head)
+        outputs = self.network.predict(self.validation, verbose=0)
+        return task_of_head(self.options.head).finish(outputs, self.options.head)
 
 
 def train(prepared: Prepared, job: Job) -> Trained:

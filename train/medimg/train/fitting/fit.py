@@ -13,13 +13,12 @@ from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import HeldOut, ModelSpec
 from medimg.runtime.optional import require
 from medimg.runtime.statistics.metrics import Evaluation
-from medimg.runtime.statistics.metrics import evaluate as score
-from medimg.runtime.statistics.metrics import evaluate_labels as score_labels
+from medimg.runtime.tasks import task_of_head
 from medimg.train.data.array_store import key_of, open_store
 from medimg.train.data.decoded_images import BATCH
 from medimg.train.data.division import Division, read_division
 from medimg.train.data.duplicates import Duplicates
-from medimg.train.evaluation.answers import keras_answer
+from medimg.train.evaluation.answers import keras_answer, one_hot
 from medimg.train.fitting.checkpoint import Checkpoint, training_folder
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Journal, Phase
@@ -28,16 +27,14 @@ from medimg.train.fitting.preparation import Prepared, prepare
 from medimg.train.intended_use import Usage
 from medimg.train.keras_files import check_output, save
 from medimg.train.keras_setup import Policy
-from medimg.train.networks.build import Network, as_columns
+from medimg.train.networks.build import Network
 from medimg.train.networks.weights import LoadedWeights
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import is_simulated
+from medimg.train.tasks import train_task_of_head
 
 if TYPE_CHECKING:
     from medimg.train.fitting.finetune import Trained
-
-DECISION = 0.5
-"""Above which probability a class of several counts as found."""
 
 
 @dataclass(frozen=True)
@@ -200,14 +197,15 @@ def _spec(fitted: _Fitted, division: Division, simulated: bool) -> ModelSpec:
 def judge(network: Network, prepared: Prepared, job: Job) -> Evaluation:
     """Measure a float32 network on the validation images; its figures are those of the saved model."""
     images, head = prepared.images.validation, job.options.head
+    task = task_of_head(head)
     answer = keras_answer(network, job.options.intensity)
     starts = range(0, len(images), BATCH)
     probabilities = np.concatenate(
         [
-            as_columns(answer(images.inputs[start : start + BATCH]), head)
+            task.finish(answer(images.inputs[start : start + BATCH]), head)
             for start in job.progress.track(starts, "judge in float32", len(starts))
         ]
     )
-    if head == "multilabel":
-        return score_labels(images.truth > 0, probabilities > DECISION, prepared.labels)
-    return score(images.truth, probabilities.argmax(axis=1), prepared.labels)
+    decided = task.decided(probabilities)
+    shown = images.truth > 0 if images.truth.ndim == 2 else one_hot(images.truth, len(prepared.labels))
+    return train_task_of_head(head).count(shown, decided, prepared.labels)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 from medimg.runtime.errors import UsageError
 from medimg.runtime.images.rule import ImageRule, JpegRule
 from medimg.runtime.model.spec import Intensity
-from medimg.runtime.tasks import TaskName
+from medimg.runtime.tasks import TaskName, task_of_head
 from medimg.train.data.augmentation import NO_AUGMENTATION, Augmentation, Copies
 from medimg.train.data.balance import Balance
 from medimg.train.data.options import DataOptions
@@ -94,7 +94,7 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
                 f"weights {self.weights}: {self.arch} trains from scratch; only vgg16 takes weights",
             ),
             (
-                self.head != "multilabel" or self.balance != "sampling",
+                task_of_head(self.head).exclusive or self.balance != "sampling",
                 "balance sampling draws images by their class, of which multilabel has several: take another",
             ),
         )
@@ -109,7 +109,7 @@ class FitOptions(TrainingOptions, NetworkOptions, DataOptions):
     @property
     def task(self) -> TaskName:
         """How many classes an image may show."""
-        return "multilabel" if self.head == "multilabel" else "multiclass"
+        return task_of_head(self.head).name
 
     @property
     def pretrained(self) -> str | None:

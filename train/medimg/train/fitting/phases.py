@@ -14,7 +14,7 @@ from medimg.train.fitting.job import Job
 from medimg.train.fitting.journal import Epoch, Phase
 from medimg.train.fitting.options import FitOptions, Schedule
 from medimg.train.networks.build import Network
-from medimg.train.networks.options import Head
+from medimg.train.tasks import TrainedHead, train_task_of_head
 
 if TYPE_CHECKING:
     from medimg.train.data.batches import Batches
@@ -215,9 +215,8 @@ def _optimizer(plan: Plan, options: FitOptions, steps: int) -> Any:  # noqa: ANN
     return optimizers.SGD(rate, options.momentum) if options.optimizer == "sgd" else optimizers.Adam(rate)
 
 
-def _loss(head: Head) -> dict[str, Any]:
+def _loss(head: TrainedHead) -> dict[str, Any]:
     from keras import metrics
 
-    if head == "softmax":
-        return {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
-    return {"loss": "binary_crossentropy", "metrics": [metrics.BinaryAccuracy(name="accuracy")]}
+    learned = train_task_of_head(head).learned(head)
+    return {"loss": learned.loss, "metrics": [getattr(metrics, learned.accuracy)(name="accuracy")]}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from medimg.runtime.errors import UsageError
 from medimg.runtime.tasks import TaskName
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.division import Division, require_every_class
@@ -17,6 +16,7 @@ from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
 from medimg.train.networks.weights import imagenet_weights
+from medimg.train.tasks import train_task
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,12 @@ def require_head(options: FitOptions, classes: int, task: TaskName = "multiclass
     Raises:
         UsageError: it cannot; the message names one that can.
     """
-    if task == "multilabel" and options.head != "multilabel":
-        raise UsageError(
-            f"--head {options.head} gives one class an image, the data have several: take --head multilabel"
-        )
-    if task == "multiclass" and options.head == "multilabel":
-        raise UsageError(
-            "--head multilabel is for several classes an image, the data have one: --head softmax"
-        )
-    if options.head == "sigmoid" and classes != 2:
-        raise UsageError(
-            f"--head sigmoid is one unit for two classes, the data have {classes}: take --head softmax"
-        )
+    train_task(task).require_head(options.head, classes)
 
 
 def _part(decoded: DecodedImages) -> Part:
     dataset = decoded.dataset
-    truth = dataset.targets if dataset.task == "multilabel" else dataset.truth
+    truth = train_task(dataset.task).truth_of(dataset)
     return Part(decoded.images, truth, np.ones(len(truth), np.float32), decoded.key)
 
 

@@ -8,11 +8,9 @@ Source:
 
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from medimg.runtime.statistics.metrics import Probabilities
 from medimg.train.keras_setup import Policy
-from medimg.train.networks.options import BLOCKS, Head, NetworkOptions
+from medimg.train.networks.options import BLOCKS, NetworkOptions
+from medimg.train.tasks import train_task_of_head
 
 Network: TypeAlias = Any
 """A functional Keras model; Keras is optional and untyped."""
@@ -88,11 +86,6 @@ def copy_weights(source: Network, target: Network) -> None:
             target.get_layer(layer.name).set_weights(layer.get_weights())
 
 
-def as_columns(outputs: Probabilities, head: Head) -> Probabilities:
-    """Give a probability a class, `(batch, classes)`, for what a network gives."""
-    return np.hstack([1 - outputs, outputs]) if head == "sigmoid" else outputs
-
-
 def _chain(options: NetworkOptions, classes: int, policy: Policy) -> list[Layer]:
     """Make every layer, in order."""
     from keras import layers
@@ -108,9 +101,9 @@ def _chain(options: NetworkOptions, classes: int, policy: Policy) -> list[Layer]
         chain.append(layers.Dropout(options.dropout, dtype=policy, name=f"dropout{number}"))
         chain.append(_dense(options, units, options.activation, f"dense{number}", policy))
     chain.append(layers.Dropout(options.dropout, dtype=policy, name="dropout"))
-    units = 1 if options.head == "sigmoid" else classes
-    last = "softmax" if options.head == "softmax" else "sigmoid"
-    return [*chain, _dense(options, units, last, PROBABILITIES, "float32")]
+    end = train_task_of_head(options.head).learned(options.head)
+    units = 1 if end.one_unit else classes
+    return [*chain, _dense(options, units, end.activation, PROBABILITIES, "float32")]
 
 
 def _dense(options: NetworkOptions, units: int, activation: str, name: str, policy: Policy) -> Layer:

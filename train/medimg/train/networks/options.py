@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from medimg.train.errors import require
+from medimg.train.tasks import TrainedHead
 
 Arch: TypeAlias = Literal["vgg16", "vgg-bn", "cnn"]
-Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel"]
 Pooling: TypeAlias = Literal["average", "flatten"]
 Padding: TypeAlias = Literal["same", "valid"]
 Activation: TypeAlias = Literal["relu", "elu", "gelu", "silu"]
@@ -32,7 +32,7 @@ class NetworkOptions:
     """`vgg16`: pretrained, fine-tuned in two phases; `vgg-bn` and the small `cnn`: from scratch."""
     image_size: int = 224
     """Side of the square network input, in pixels."""
-    head: Head = "softmax"
+    head: TrainedHead = "softmax"
     """`sigmoid`: one unit for two classes; `multilabel`: a sigmoid a class, of which several may be true."""
     pooling: Pooling = "average"
     """Features of the whole image: each channel's average, or every pixel of every channel."""
@@ -60,7 +60,10 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         require(
             (self.arch in ARCHS, f"arch {self.arch!r} is not one of {', '.join(ARCHS)}"),
-            (self.head in get_args(Head), f"head {self.head!r} is not one of {', '.join(get_args(Head))}"),
+            (
+                self.head in get_args(TrainedHead),
+                f"head {self.head!r} is not one of {', '.join(get_args(TrainedHead))}",
+            ),
             (
                 SMALLEST_PX <= self.image_size <= LARGEST_PX,
                 f"image size {self.image_size} is not within {SMALLEST_PX} to {LARGEST_PX} pixels",

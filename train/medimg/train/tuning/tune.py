@@ -18,6 +18,7 @@ from medimg.runtime.files.plain import to_plain
 from medimg.runtime.files.writing import replaced
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.optional import require
+from medimg.runtime.tasks import task_of_head
 from medimg.train.data.array_store import open_store
 from medimg.train.data.division import Division, read_division
 from medimg.train.errors import TuningError
@@ -78,7 +79,7 @@ def tune(
     started = time.perf_counter()
     options, tuning = options or FitOptions(), tuning or TuneOptions()
     threads, progress = threads or usable_cpus(), progress or Progress()
-    if tuning.objective == "deployed" and options.head == "multilabel":
+    if tuning.objective == "deployed" and not task_of_head(options.head).exclusive:
         raise UsageError("objective 'deployed' needs one class an image: --head multilabel has none to count")
     part, folder = role(), Path(output)
     chosen = read_space(Path(space), options) if space else default_space(options)

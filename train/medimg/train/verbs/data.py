@@ -10,9 +10,9 @@ from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.errors import CheckFailedError
 from medimg.train.data.augmentation import PRESETS, read_augmentation
 from medimg.train.fitting.options import FitOptions
-from medimg.train.networks.options import Head
 from medimg.train.progress import terminal_progress
 from medimg.train.simulation.simulate import FileFormat
+from medimg.train.tasks import TrainedHead
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.data_flags import reading_options
 
@@ -24,7 +24,7 @@ positive = click.IntRange(min=1)
 @click.command()
 @click.argument("data", type=PathArgument)
 @reading_options
-@click.option("--head", type=click.Choice(get_args(Head)), default=DEFAULTS.head, show_default=True)
+@click.option("--head", type=click.Choice(get_args(TrainedHead)), default=DEFAULTS.head, show_default=True)
 @commandline.JSON_OPTION
 @standard_options
 def check(

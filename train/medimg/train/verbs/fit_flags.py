@@ -8,7 +8,8 @@ import click
 from medimg.runtime.commandline import Command
 from medimg.train.fitting.options import Balance, FitOptions, OptimizerName, Schedule
 from medimg.train.keras_setup import PolicyChoice
-from medimg.train.networks.options import ARCHS, Activation, Head, Padding, Pooling
+from medimg.train.networks.options import ARCHS, Activation, Padding, Pooling
+from medimg.train.tasks import TrainedHead
 from medimg.train.verbs.data_flags import add_options, augment_options, division_options, reading_options
 
 DEFAULTS = FitOptions()
@@ -33,7 +34,7 @@ _ORIGIN = (
 _NETWORK = (
     click.option(
         "--head",
-        type=click.Choice(get_args(Head)),
+        type=click.Choice(get_args(TrainedHead)),
         default=DEFAULTS.head,
         show_default=True,
         help="sigmoid: one unit for two classes; multilabel: an image may show several classes, or none.",
