@@ -27,7 +27,7 @@ from medimg.runtime.model.spec import (
     Verification,
 )
 from medimg.runtime.statistics.verdict import Verdict
-from medimg.runtime.tasks import Head
+from medimg.runtime.tasks import Head, TaskName, task_of_head
 
 SMALL = ModelSpec(("a", "b"), ImageRule(4, 5), Intensity.named("caffe"))
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -66,11 +66,10 @@ verifications = st.builds(
     st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
 )
 specs = st.builds(
-    ModelSpec,
+    lambda head, **fields: ModelSpec(task=task_of_head(head).name, head=head, **fields),
     labels=st.lists(class_names, min_size=1, max_size=6, unique=True).map(tuple),
     image=rules,
     intensity=intensities,
-    task=st.sampled_from(["multiclass", "multilabel"]),
     head=st.sampled_from(get_args(Head)),
     precision=st.sampled_from(get_args(Precision)),
     temperature=st.floats(0.01, 100),
@@ -93,6 +92,14 @@ def test_a_spec_survives_its_json(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(text.encode()) == spec
     assert text.startswith('{"schema":1,')
     assert ModelSpec.from_json(text).to_json() == text
+
+
+@pytest.mark.parametrize(
+    ("task", "head"), [("multilabel", "softmax"), ("multilabel", "logits"), ("multiclass", "multilabel")]
+)
+def test_a_head_of_another_task(task: TaskName, head: Head) -> None:
+    with pytest.raises(ModelError, match=f"a {task} model has no head '{head}'"):
+        ModelSpec(("a", "b"), ImageRule(8, 8), Intensity.named("raw"), task=task, head=head)
 
 
 POINT = {"label": "a", "threshold": 0.5, "chosen_for": "tests"}

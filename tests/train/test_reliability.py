@@ -73,12 +73,8 @@ def test_the_temperature_is_what_sharpened_the_answers(sharpness: float, task: s
     answers = made(3, 4000, seed=5, task=task, sharpness=sharpness)
     temperature = fit_temperature(answers)
     assert temperature == pytest.approx(sharpness, rel=0.08)
-    spec = ModelSpec(answers.labels, ImageRule(8, 8), Intensity.named("unit"), task=answers.task)
     tempered = replace(
-        answers,
-        probabilities=task_named(spec.with_(temperature=temperature).task).tempered(
-            answers.probabilities, spec.with_(temperature=temperature).temperature
-        ),
+        answers, probabilities=task_named(answers.task).tempered(answers.probabilities, temperature)
     )
     assert measured(tempered).nll.value <= measured(answers).nll.value
     assert fit_temperature(tempered) == pytest.approx(1, abs=1e-3)
