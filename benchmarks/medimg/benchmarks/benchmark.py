@@ -98,9 +98,7 @@ def run_benchmark(
     _check(plan, duration_s, percentile, latency_bound_ms, rate_per_s)
     if data is None and (accuracy or images_from):
         raise UsageError("accuracy, and a choice where images come from, need data: name them with --data")
-    chosen = choose_driver(driver)
-    if logs is not None and chosen == "native":
-        raise UsageError("logs are LoadGen's own: they need --driver loadgen, and medimg[bench] for it")
+    chosen = choose_driver(driver, logs=logs is not None)
     started, load_average, threads = now(), os.getloadavg(), threads or usable_cpus()
     with ExitStack() as opened:
         classifiers = {
@@ -114,14 +112,7 @@ def run_benchmark(
             for name, item in classifiers.items()
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
-        labels = spec.labels if accuracy else None
-        queries = (
-            read_queries(data, spec.image, threads, labels, spec.allowed)
-            if data
-            else make_queries(spec.image)
-        )
-        if images_from == "arrays":
-            queries = queries.decoded(spec.image)
+        queries = _queries(data, spec, threads, images_from, accuracy=accuracy)
         # What cannot run at all fails here, with its own message.
         for pipeline in pipelines.values():
             pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
@@ -166,6 +157,16 @@ def run_benchmark(
     return found
 
 
+def _queries(
+    data: str | Path | None, spec: ModelSpec, threads: int, images_from: str | None, *, accuracy: bool
+) -> Queries:
+    """Read the images to send, or make them."""
+    if data is None:
+        return make_queries(spec.image)
+    queries = read_queries(data, spec.image, threads, spec.labels if accuracy else None, spec.allowed)
+    return queries.decoded(spec.image) if images_from == "arrays" else queries
+
+
 def _warnings(
     environment: Environment, spec: ModelSpec, used: Backend, queries: Queries, runs: Sequence[Run]
 ) -> tuple[str, ...]:
@@ -177,17 +178,19 @@ def _warnings(
     )
 
 
-def choose_driver(driver: DriverOption) -> DriverName:
+def choose_driver(driver: DriverOption, *, logs: bool = False) -> DriverName:
     """Take LoadGen for `auto` where it is installed.
 
     Raises:
         MissingDependencyError: LoadGen is asked for and not installed.
+        UsageError: LoadGen's logs are asked for without it.
     """
-    if driver == "auto":
-        return "loadgen" if with_loadgen.installed() else "native"
+    chosen: DriverName = driver if driver != "auto" else "loadgen" if with_loadgen.installed() else "native"
     if driver == "loadgen":
         require("mlperf_loadgen", "bench")
-    return driver
+    if logs and chosen == "native":
+        raise UsageError("logs are LoadGen's own: they need --driver loadgen, and medimg[bench] for it")
+    return chosen
 
 
 def find_knee(runs: Sequence[Run]) -> Knee | None:
