@@ -13,17 +13,20 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, read_data
-from medimg.runtime.errors import DataError, UsageError
+from medimg.runtime.errors import DataError, NotApplicableError, UsageError
 from medimg.runtime.images.rule import ImageRule
 from medimg.train.cli import cli
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.check import check
 from medimg.train.data.decoded_images import DecodedImages, cache_images
 from medimg.train.data.duplicates import NEAR_BITS, Duplicates, find_duplicates, fingerprints, picture_hash
+from medimg.train.fitting.fit import fit
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.summary import data_lines
+from medimg.train.intended_use import Usage
 from medimg.train.progress import Progress
+from medimg.train.simulation.secondary_capture import write_secondary_capture
 from medimg.train.simulation.simulate import simulate_image
 
 SIZE = 64
@@ -303,3 +306,21 @@ def test_data_that_are_not_divided_are_one_part(folder: Path) -> None:
     report = check(folder, replace(OPTIONS, group_by=r"(\d)\.png"), rule=OPTIONS.image)
     assert [(part.name, part.images, part.patients) for part in report.parts] == [("all", 40, 10)]
     assert [(found.part, found.other) for found in report.duplicates] == [("all", "all")]
+
+
+def test_files_that_were_left_out_stand_in_the_json(folder: Path) -> None:
+    (folder / "cyst" / "film.avi").write_bytes(bytes(range(256)))
+    (folder / "cyst" / "film.mp4").write_bytes(b"\x00" * 99)
+    (folder / "normal" / "more.avi").write_bytes(bytes(range(256)))
+    found = CliRunner().invoke(cli, ["check", str(folder), "--image-size", str(SIZE), "--json", "-"])
+    assert json.loads(found.stdout)["left_out"] == {".avi": 2, ".mp4": 1}
+
+
+def test_fit_takes_no_image_that_its_model_is_not_for(tmp_path: Path) -> None:
+    for number in range(12):
+        path = tmp_path / "set" / ("cyst" if number % 2 else "normal") / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_secondary_capture(path, scan(number)[..., 0], f"patient {number}")
+    with pytest.raises(NotApplicableError, match=r"\.dcm: its modality is US; the model is for DX, CR"):
+        fit(tmp_path / "set", tmp_path / "model.keras", OPTIONS, usage=Usage(modality=("DX", "CR")))
+    assert not (tmp_path / "model.keras").exists()

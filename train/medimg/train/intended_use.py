@@ -33,6 +33,11 @@ class Usage:
                     f"{value!r} is no DICOM code: at most 16 capital letters, digits, spaces and underscores"
                 )
 
+    @property
+    def allowed(self) -> Allowed:
+        """What a model may be given, of which nothing was said before."""
+        return Allowed(self.modality, self.body_part, self.photometric_interpretation)
+
     def applied(self, spec: ModelSpec) -> ModelSpec:
         """Write what is said into a spec; what is not said stays as it was."""
         lists = ("modality", "body_part", "photometric_interpretation")

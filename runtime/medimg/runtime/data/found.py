@@ -1,5 +1,6 @@
 """Image files that a layout of DATA names, and the data set that they make."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from medimg.runtime.data.dataset import DataSet, Sample, Split
 from medimg.runtime.errors import DataError
 from medimg.runtime.files import class_names
+from medimg.runtime.files.paths import is_text
+from medimg.runtime.images.load import may_hold_image
 from medimg.runtime.tasks import TaskName, task_named
 
 SPLITS: dict[str, Split] = {
@@ -34,6 +37,21 @@ IMAGE_SUFFIXES = {
     ".dicom",
     "",
 }
+_OTHER_IMAGES = {
+    ".gif",
+    ".webp",
+    ".heic",
+    ".avif",
+    ".jp2",
+    ".jxl",
+    ".svg",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".nii",
+    ".mhd",
+}
+"""Suffixes of images that nothing here reads; such a file is counted even where it is a text."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +87,19 @@ def from_found(found: Sequence[Found], task: TaskName = "multiclass") -> DataSet
         return Sample(item.name, item.path, label, item.patient, item.split, classes, item.attributes)
 
     return DataSet(tuple(labels), tuple(map(sample, found, classes_of)), task)
+
+
+def is_image(path: Path, left_out: Counter[str] | None = None) -> bool:
+    """Tell whether a file is one by its name, or else by its first bytes; count what is neither it nor text.
+
+    DICOM files often have no suffix, or a UID for a name, whose last part is a number. DICOMDIR is the index
+    of a DICOM medium (PS3.10, 8.6).
+    """
+    suffix = path.suffix.lower()
+    if path.name.upper() == "DICOMDIR":
+        return False
+    if suffix in IMAGE_SUFFIXES or suffix[1:].isdigit() or may_hold_image(path):
+        return True
+    if left_out is not None and (suffix in _OTHER_IMAGES or not is_text(path)):
+        left_out[suffix] += 1
+    return False

@@ -9,30 +9,14 @@ import numpy as np
 
 from medimg.runtime.data import cifar, medmnist
 from medimg.runtime.data.dataset import DataSet, Sample, Split
-from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found, from_found
+from medimg.runtime.data.found import SPLITS, Found, from_found, is_image
 from medimg.runtime.data.table import read_table
 from medimg.runtime.errors import DataError
-from medimg.runtime.files.paths import is_file, is_folder, is_text, visible, walk_images
+from medimg.runtime.files.paths import is_file, is_folder, visible, walk_images
 from medimg.runtime.files.text import printable
-from medimg.runtime.images.load import may_hold_image
 from medimg.runtime.tasks import TaskName, task_named
 
 _LOG = logging.getLogger(__name__)
-_OTHER_IMAGES = {
-    ".gif",
-    ".webp",
-    ".heic",
-    ".avif",
-    ".jp2",
-    ".jxl",
-    ".svg",
-    ".pgm",
-    ".ppm",
-    ".pnm",
-    ".nii",
-    ".mhd",
-}
-"""Suffixes of images that nothing here reads; such a file is counted even where it is a text."""
 _WANTED = "a folder with a folder per class, a CSV with path,label, a CIFAR-10 folder or a MedMNIST .npz"
 
 
@@ -114,7 +98,7 @@ def _read_parts(root: Path, left_out: Counter[str], *, labelled: bool) -> DataSe
     if not parts:
         return from_found(_find(root, root, None, left_out, labelled=labelled))
     others = [entry for entry in visible(root) if entry not in parts]
-    if strays := [entry.name for entry in others if is_folder(entry) or _is_image(entry, left_out)]:
+    if strays := [entry.name for entry in others if is_folder(entry) or is_image(entry, left_out)]:
         raise DataError(
             f"{root}: has {', '.join(map(repr, strays[:5]))} beside "
             f"{', '.join(part.name for part in parts)}: move it into one of them, or away"
@@ -139,7 +123,7 @@ def _find(
     inner = [entry for entry in visible(folder) if is_folder(entry)]
     folders = frozenset(inner)
     here: Counter[str] = Counter()
-    loose = [entry.name for entry in visible(folder) if entry not in folders and _is_image(entry, here)]
+    loose = [entry.name for entry in visible(folder) if entry not in folders and is_image(entry, here)]
     if loose and labelled:
         raise DataError(
             f"{folder}: holds {len(loose)} image(s) outside any class's folder ({', '.join(loose[:3])}): "
@@ -152,24 +136,8 @@ def _find(
         Found(path, path.relative_to(root).as_posix(), label, None, split)
         for place, label in classes
         for path in walk_images([place])
-        if _is_image(path, left_out)
+        if is_image(path, left_out)
     ]
-
-
-def _is_image(path: Path, left_out: Counter[str]) -> bool:
-    """Tell whether a file is one by its name, or else by its first bytes; count what is neither it nor text.
-
-    DICOM files often have no suffix, or a UID for a name, whose last part is a number. DICOMDIR is the index
-    of a DICOM medium (PS3.10, 8.6).
-    """
-    suffix = path.suffix.lower()
-    if path.name.upper() == "DICOMDIR":
-        return False
-    if suffix in IMAGE_SUFFIXES or suffix[1:].isdigit() or may_hold_image(path):
-        return True
-    if suffix in _OTHER_IMAGES or not is_text(path):
-        left_out[suffix] += 1
-    return False
 
 
 def _require_classes(dataset: DataSet, path: Path) -> None:

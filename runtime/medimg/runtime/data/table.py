@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medimg.runtime.data.dataset import DataSet, Split
-from medimg.runtime.data.found import IMAGE_SUFFIXES, SPLITS, Found
+from medimg.runtime.data.found import SPLITS, Found, is_image
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.paths import is_file, visible
 from medimg.runtime.files.tables import table_rows
@@ -52,7 +52,7 @@ def read_table(path: Path, *, labelled: bool, task: TaskName) -> list[Found]:
 
 
 def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
-    """Find images without a row: files beside listed ones, of a suffix that images have.
+    """Find images without a row: files beside listed ones that a folder would be read with.
 
     Args:
         path: the CSV file.
@@ -64,13 +64,11 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
     listed = {
         os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
     }
-    # A file without a suffix counts only where listed images have none.
-    suffixes = IMAGE_SUFFIXES - {""} | {Path(name).suffix.lower() for name in listed}
     return sorted(
         os.path.relpath(entry, path.parent)
         for folder in {Path(name).parent for name in listed}
         for entry in visible(folder)
-        if entry.suffix.lower() in suffixes and str(entry) not in listed and entry.is_file()
+        if str(entry) not in listed and entry.is_file() and is_image(entry)
     )
 
 

@@ -1,5 +1,6 @@
 """Whether a model may be given an image at all: the DICOM values that its spec allows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from medimg.runtime.errors import NotApplicableError
@@ -19,6 +20,13 @@ def refusal(allowed: Allowed, modality: str, body_part: str, photometric: str) -
         if values and value.upper() not in {entry.upper() for entry in values}:
             return f"its {name} is {value or 'not stated'}; the model is for {', '.join(values)}"
     return None
+
+
+def require_all_applicable(sources: Iterable[object], allowed: Allowed) -> None:
+    """Hold every image of a data set against what the model is for; see `require_applicable`."""
+    for source in sources:
+        if isinstance(source, Path):
+            require_applicable(source, allowed)
 
 
 def require_applicable(path: Path, allowed: Allowed) -> None:

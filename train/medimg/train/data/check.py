@@ -1,6 +1,7 @@
 """`check`: what a data set holds, and what is wrong with it, before anything is trained on it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class DataReport:
     parts: tuple[PartReport, ...]
     duplicates: tuple[Duplicates, ...]
     """Of each later part in each earlier one, and of each part within itself."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files of a folder that are neither images that can be read nor texts, counted by suffix."""
 
     @property
     def clean(self) -> bool:
@@ -95,7 +98,12 @@ def check(
         find_duplicates(part, other, (name, other_name)) for (name, part), (other_name, other) in pairs
     ]
     return DataReport(
-        str(data), dataset.task, dataset.labels, tuple(report for report, _ in looked_at), tuple(duplicates)
+        str(data),
+        dataset.task,
+        dataset.labels,
+        tuple(report for report, _ in looked_at),
+        tuple(duplicates),
+        dict(dataset.left_out),
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, Sample, load_batches
 from medimg.runtime.errors import ModelError
-from medimg.runtime.model.applicability import require_applicable
+from medimg.runtime.model.applicability import require_all_applicable
 from medimg.runtime.model.preprocess import Images, to_network_input
 from medimg.runtime.model.spec import Intensity, ModelSpec
 from medimg.runtime.tasks import Probabilities, TaskName, task_named, task_of_head
@@ -110,9 +110,7 @@ def ask(
     if spec.intensity.rule == "unspecified":
         raise ModelError(f"{model}: its preprocessing is unspecified, so no image can be given to it")
     known = dataset.relabelled(spec.labels)
-    for sample in known.samples:
-        if isinstance(sample.source, Path):
-            require_applicable(sample.source, spec.allowed)
+    require_all_applicable((sample.source for sample in known.samples), spec.allowed)
     shown = known.targets > 0
     batches = load_batches(known.samples, spec.image, batch_size, threads)
     steps = math.ceil(len(known) / batch_size)

@@ -104,6 +104,7 @@ def fit(
 
     Raises:
         DataError: the data cannot be understood, are too few, or too many of them cannot be read.
+        NotApplicableError: an image is not of the kind that `usage` allows.
         WeightsError: the pretrained weights cannot be had.
         UsageError: options make no sense, the output cannot be written, or a training was broken off and
             neither `resume` nor `restart` is asked for.
