@@ -1,6 +1,7 @@
 """What export concludes from a model: its head, its scaling, its answers; each held against Keras itself."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from onnx import ModelProto
 
 from medimg.export.errors import SourceError
 from medimg.export.guard import unsafe_tensors
+from medimg.export.large_weights import joined
 from medimg.export.options import ExportOptions, make_spec
 from medimg.export.pipeline import convert_network
 from medimg.export.sources.base import Origin
@@ -24,7 +26,7 @@ from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.export.sources.worker import _MARKED, _flattened, _prepare
 from medimg.export.synthetic import synthetic_images
 from medimg.export.to_fp16 import to_fp16
-from medimg.export.to_onnx import convert
+from medimg.export.to_onnx import convert, traced
 from medimg.runtime.backends import choose_backend
 from medimg.runtime.errors import MedimgError, UsageError
 from medimg.runtime.model.containers import Artefact
@@ -47,7 +49,8 @@ class KerasSource:
         self.input_shape: tuple[int, int, int] = tuple(model.input_shape[1:])
         self.input_dtype, self.units = str(model.inputs[0].dtype), model.output_shape[1]
         self.origin = Origin(Path("model.keras"), ".keras", "0" * 64, clues=clues or Clues())
-        self._converted = convert(self._call, self.input_shape)
+        with tempfile.TemporaryDirectory() as folder, Path(folder, "weights").open("wb") as apart:
+            self._converted = joined(convert(traced(self._call, self.input_shape), apart))
         for node in self._converted.graph.node:
             node.name = "/".join(_MARKED.sub("", scope) for scope in node.name.split("/"))
 
@@ -72,6 +75,9 @@ class KerasSource:
         copy = ModelProto()
         copy.CopyFrom(self._converted)
         return copy
+
+    def stop(self) -> None:
+        """Nothing to let go of."""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -13,7 +13,7 @@ from medimg.export.notes import notes_on
 from medimg.export.options import ExportOptions
 from medimg.export.repair import LayerEffect
 from medimg.export.result import ArtefactFile, CalibrationImage, Quantization
-from medimg.runtime.spec import Verification
+from medimg.runtime.model.spec import Verification
 
 FOUND = Verification(
     images=24, images_from="calibration", max_abs_diff=0.02, top1_agreement=1.0, verdict="unlabelled"

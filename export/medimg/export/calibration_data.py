@@ -11,8 +11,9 @@ from medimg.export.options import NOT_CLASSES
 from medimg.export.result import CalibrationImage
 from medimg.runtime.data import DataSet, Sample, read_data
 from medimg.runtime.errors import DataError, ImageError
-from medimg.runtime.images.rule import ImageRule
+from medimg.runtime.model.applicability import require_applicable
 from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.model.spec import ModelSpec
 
 WANTED = (
     "about 300 images of the kind that the model will see are wanted: point --calibration at its training "
@@ -61,27 +62,29 @@ def check_classes(path: Path, data: DataSet, labels: tuple[str, ...]) -> None:
         )
 
 
-def read_images(data: DataSet, rule: ImageRule, threads: int) -> tuple[CalibrationImage, ...]:
+def read_images(data: DataSet, spec: ModelSpec, threads: int) -> tuple[CalibrationImage, ...]:
     """Decode every image once, so that an unreadable one is named before anything is made, and hash it.
 
     Args:
         data: the calibration images.
-        rule: how they become the network's input.
+        spec: how they become the network's input, and which images the model is for.
         threads: how many are read at a time.
 
     Raises:
-        CalibrationError: an image cannot be read.
+        CalibrationError: an image cannot be read, or the model is not for it.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
-            return tuple(pool.map(lambda sample: _read(sample, rule), data.samples))
+            return tuple(pool.map(lambda sample: _read(sample, spec), data.samples))
         except ImageError as error:
             pool.shutdown(cancel_futures=True)
             raise CalibrationError(f"{error}: take it out of the calibration images, or mend it") from None
 
 
-def _read(sample: Sample, rule: ImageRule) -> CalibrationImage:
-    sample.load(rule)
+def _read(sample: Sample, spec: ModelSpec) -> CalibrationImage:
+    if isinstance(sample.source, Path):
+        require_applicable(sample.source, spec.allowed)
+    sample.load(spec.image)
     if isinstance(sample.source, Path):
         return CalibrationImage(sample.name, file_sha256(sample.source))
     return CalibrationImage(sample.name, hashlib.sha256(sample.source.tobytes()).hexdigest())

@@ -89,6 +89,11 @@ class ExportOptions:
         own = known is not None and known.intensity.rule != "unspecified"
         return bool(own or self.preprocessing or self.mean or "intensity" in fields)
 
+    def tells_resize(self, known: ModelSpec | None) -> bool:
+        """Whether the user, or the file's own spec, says how images are resized."""
+        fields = (self.spec_fields or {}).get("image")
+        return bool(known or self.resize or (isinstance(fields, dict) and "resize" in fields))
+
     def request(self, threads: int) -> Request:
         """What of this concerns the model file."""
         return Request(

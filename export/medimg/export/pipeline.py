@@ -35,6 +35,7 @@ from medimg.runtime.data import DataSet, read_data
 from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError, ModelError, UsageError
 from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.applicability import require_all_applicable
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.tasks import task_named
 
@@ -84,19 +85,25 @@ def export_model(
         warnings += said
         spec = spec.with_(heatmap=chosen.heatmap, tools={name: version(name) for name in TOOLS})
         validation = validation.relabelled(spec.labels) if validation and validation.labels else validation
+        if validation:
+            require_all_applicable((sample.source for sample in validation.samples), spec.allowed)
         calibration_images = _checked_calibration(calibration, spec, chosen, used_threads, steps)
         spec, evidence = _with_evidence(source, spec, validation, chosen, used_threads, steps)
-        warnings += _preprocessing_notes(spec, evidence)
+        resize_is_known = chosen.tells_resize(source.origin.spec)
+        warnings += _preprocessing_notes(spec, evidence, resize_is_known=resize_is_known)
         _require_preprocessing(spec, chosen)
         _refuse_golden_floats(spec, chosen)
-        with steps.step("convert"), within_allowance(path):
-            network = convert_network(source, spec)
+        images = _evaluation_part(validation) if validation else calibration
+        if validation and images:
+            images, unknown = _with_patients(images, spec, used_threads)
+            warnings += unknown
+        judged = validation is not None
         with steps.step("run Keras"):
-            images = _evaluation_part(validation) if validation else calibration
-            if validation and images:
-                images, unknown = _with_patients(images, spec, used_threads)
-                warnings += unknown
-            trial = make_trial(source, spec, images, validation=validation is not None, threads=used_threads)
+            trial = _trial(source, spec, images, judged, used_threads)
+        with steps.step("convert"), within_allowance(path):
+            # The framework's process first, so that its memory and the graph's do not add up.
+            source.stop()
+            network = convert_network(source, spec)
     if chosen.golden:
         write_trial(stem, trial, chosen.golden)
     warnings += notes_on_trial(trial, spec, chosen)
@@ -136,7 +143,7 @@ def _checked_calibration(
         return ()
     check_classes(options.calibration, calibration, spec.labels)
     with steps.step(f"read {len(calibration)} calibration images"):
-        return read_images(calibration, spec.image, threads)
+        return read_images(calibration, spec, threads)
 
 
 def _with_evidence(
@@ -158,7 +165,7 @@ def _with_evidence(
             spec.head,
             spec.image,
             _choosing_part(validation),
-            resize_is_known=options.resize is not None,
+            resize_is_known=options.tells_resize(source.origin.spec),
             threads=threads,
             shown=shown,
         )
@@ -166,13 +173,17 @@ def _with_evidence(
     return spec.with_(intensity=evidence.intensity, image=image), evidence
 
 
-def _preprocessing_notes(spec: ModelSpec, evidence: Evidence | None) -> list[str]:
+def _preprocessing_notes(spec: ModelSpec, evidence: Evidence | None, *, resize_is_known: bool) -> list[str]:
     if evidence is not None:
         chosen, margin = evidence.intensity, evidence.margin
         by = f", {margin:.3f} more accurate than the next" if margin is not None else ""
         return [f"preprocessing found: {chosen.rule} {chosen.color_order}{by}", *evidence.notes]
+    resize = (
+        f"the model file does not say how images were resized in training: {spec.image.resize} is assumed; "
+        "--resize changes it"
+    )
     if spec.intensity.rule != "unspecified":
-        return []
+        return [] if resize_is_known else [resize]
     return [
         "the preprocessing is unknown: the artefact takes the network's own float input, and predict "
         "refuses it; say how images were scaled with --preprocessing caffe|torch|tf|unit|raw, or give "
@@ -204,6 +215,15 @@ def _make_fp16(job: Job) -> ArtefactFile:
         images = (image[None] for batch in batches for image in batch)
         beyond = overflowing_nodes(job.network, images, job.threads)
     return job.place(to_fp16(job.network, beyond), "fp16", float_layers=beyond)
+
+
+def _trial(source: Source, spec: ModelSpec, images: DataSet | None, judged: bool, threads: int) -> Trial:
+    try:
+        return make_trial(source, spec, images, validation=judged, threads=threads)
+    except SourceError:
+        # Where the weights are no numbers, no image is to blame.
+        refuse_nan_weights(graph.tidy(source.convert(), source.layer_names()))
+        raise
 
 
 def _own_rounding(path: Path, request: Request, spec: ModelSpec, trial: Trial) -> float:

@@ -18,7 +18,9 @@ def synthetic_images(
         `(count, rows, columns, 3)` uint8.
     """
     generator = np.random.default_rng(seed)
-    images = np.stack([_MAKERS[number % 4](generator, rows, columns) for number in range(count)])
+    images = np.empty((count, rows, columns, 3), np.uint8)
+    for number in range(count):
+        images[number] = _MAKERS[number % 4](generator, rows, columns)
     # A blank frame is what a network that divides by an image's own range has no answer for.
     for place, value in zip(range(3, count, 4), BLANKS, strict=False):
         images[place] = value

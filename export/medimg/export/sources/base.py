@@ -120,8 +120,11 @@ class Source(Protocol):
         Each call gives a copy of its own.
         """
 
+    def stop(self) -> None:
+        """Let go of what computes, which takes the most memory; `convert` still works."""
+
     def close(self) -> None:
-        """Let go of what the source holds; it gives no more answers."""
+        """Let go of all that the source holds."""
 
 
 def classifier_shape(
@@ -165,6 +168,13 @@ def check_image(path: Path, inputs: Sequence[TensorShape]) -> TensorShape:
     dims = image.dims
     if is_flat(dims) or (len(dims) == 4 and dims[3] in (1, 3)):
         return image
+    if len(dims) == 2:
+        raise SourceError(
+            f"{path}: takes {image}, each image as one row of numbers, whose rows, columns and channels it "
+            "does not say: put the shape in front and save it again, as "
+            "keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), model]) or "
+            "torch.nn.Sequential(torch.nn.Flatten(), model)"
+        )
     first = len(dims) == 4 and dims[1] in (1, 3) and (dims[2] or 9) > 3
     hint = ": save it with data_format='channels_last'" if first else ""
     raise SourceError(f"{path}: takes {image}; {NOT_AN_IMAGE_MODEL}{hint}")

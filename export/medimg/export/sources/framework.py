@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from medimg.export.errors import SourceError
+from medimg.export.large_weights import joined
 from medimg.export.sources.base import Origin, Request, TensorShape, classifier_shape
 from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
 from medimg.runtime import protocol
 from medimg.runtime.errors import ModelError
+from medimg.runtime.files.scratch import temporary_folder
 from medimg.runtime.model.process import Message, ModelProcess, Reply
 
 Framework: TypeAlias = Literal["keras", "tf_keras", "saved_model"]
@@ -49,6 +52,7 @@ class FrameworkSource:
         """
         self.origin = origin
         self._worker = ModelProcess(WORKER, NAMES[framework], _environment(framework))
+        self._held = ExitStack()
         try:
             told, _ = self._ask(
                 {
@@ -95,13 +99,17 @@ class FrameworkSource:
 
     def convert(self) -> ModelProto:
         """Give the network as ONNX; see `Source.convert`."""
-        copy = ModelProto()
-        copy.CopyFrom(self._converted)
-        return copy
+        return joined(self._converted)
+
+    def stop(self) -> None:
+        """End the worker; see `Source.stop`."""
+        assert self._converted
+        self._worker.close()
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and remove what it left."""
         self._worker.close()
+        self._held.close()
 
     def _ask(self, message: Message, *blobs: bytes) -> Reply:
         try:
@@ -111,7 +119,10 @@ class FrameworkSource:
 
     @cached_property
     def _converted(self) -> ModelProto:
-        _, blobs = self._ask({"do": "convert", "shape": self.input_shape})
+        """The network, with its large weights in a file apart."""
+        folder = self._held.enter_context(temporary_folder("weights"))
+        apart = str((folder / "weights").absolute())
+        _, blobs = self._ask({"do": "convert", "shape": self.input_shape, "apart": apart})
         model: ModelProto = ModelProto.FromString(blobs[0])
         return model
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
+from medimg.export.large_weights import array_of
 from medimg.export.sources.constants import constants_of
 
 _INERT = frozenset(["Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"])
@@ -122,7 +123,7 @@ def _of_arithmetic(node: NodeProto, taken: list[Nature], constants: _Constants) 
 
 def _difference(node: NodeProto, taken: list[Nature], constants: _Constants) -> Nature:
     """Tell what a subtraction gives: 1 - p is a probability like p; other differences may be anything."""
-    whole = numpy_helper.to_array(constants[node.input[0]]) if node.input[0] in constants else np.zeros(1)
+    whole = array_of(constants[node.input[0]]) if node.input[0] in constants else np.zeros(1)
     return Nature("sigmoid", float(whole.max())) if (whole >= taken[0].most).all() else _OTHER
 
 
@@ -146,7 +147,7 @@ def _combined(taken: list[Nature], most: float) -> Nature:
 
 
 def _fixed(node: NodeProto, constants: _Constants) -> list[NDArray[Any]]:
-    return [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]
+    return [array_of(constants[name]) for name in node.input if name in constants]
 
 
 def _last_change(model: ModelProto, output: str) -> NodeProto | None:

@@ -22,7 +22,7 @@ from medimg.export.sources.base import (
 )
 from medimg.export.sources.heads import Ending, ending_of
 from medimg.export.sources.scaling import Scaling, input_scaling
-from medimg.export.to_onnx import NETWORK_INPUT, OPSET
+from medimg.export.to_onnx import NETWORK_INPUT, NETWORK_OUTPUT, OPSET
 from medimg.runtime.backends.with_onnxruntime import WITHOUT_SATURATION
 from medimg.runtime.errors import NoSpecError
 from medimg.runtime.files.downloads import what_it_is
@@ -108,9 +108,13 @@ class OnnxSource:
         copy.CopyFrom(self._model)
         return copy
 
+    def stop(self) -> None:
+        """Let the session go."""
+        self._session = None
+
     def close(self) -> None:
         """Let the session go."""
-        del self._session
+        self.stop()
 
 
 def _read(path: Path) -> bytes:
@@ -344,6 +348,8 @@ def _normalised(
         except (RuntimeError, ValueError) as error:
             raise SourceError(f"{path}: cannot be brought to opset {OPSET} ({error}): {_AGAIN}") from None
     graph = model.graph
+    for name in (NETWORK_INPUT, NETWORK_OUTPUT):
+        _rename(graph, name, f"{name}/own")
     constants = {item.name for item in graph.initializer}
     old = next(value.name for value in graph.input if value.name not in constants)
     new = f"{NETWORK_INPUT}/channels_first" if axes == _TO_CHANNELS_FIRST else NETWORK_INPUT
@@ -353,8 +359,19 @@ def _normalised(
         graph.node.insert(
             0, helper.make_node("Transpose", [NETWORK_INPUT], [new], name="Transpose", perm=axes)
         )
-    output = graph.output[0].name
+    # Any other name may be one that the preprocessing or the head takes.
+    _rename(graph, graph.output[0].name, NETWORK_OUTPUT)
     del graph.input[:], graph.output[:], graph.value_info[:]
     graph.input.append(helper.make_tensor_value_info(NETWORK_INPUT, TensorProto.FLOAT, ["batch", *shape]))
-    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", units]))
+    graph.output.append(helper.make_tensor_value_info(NETWORK_OUTPUT, TensorProto.FLOAT, ["batch", units]))
     return model
+
+
+def _rename(graph: GraphProto, old: str, new: str) -> None:
+    """Give a tensor another name wherever it is made, taken or kept."""
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        if item.name == old:
+            item.name = new

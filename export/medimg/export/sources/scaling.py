@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
+from medimg.export.large_weights import array_of
 from medimg.export.sources.constants import constants_of
 from medimg.export.to_onnx import NETWORK_INPUT
 
@@ -95,7 +96,7 @@ def _step(node: NodeProto, last: str, constants: Mapping[str, TensorProto]) -> t
     others = [name for name in node.input if name != last]
     if node.op_type not in _SCALING or not all(name in constants for name in others):
         return None
-    values = [_by_channel(numpy_helper.to_array(constants[name])) for name in others]
+    values = [_by_channel(array_of(constants[name])) for name in others]
     if any(value is None for value in values) or not values:
         return None
     first = values[0]

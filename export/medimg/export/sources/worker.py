@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from medimg.export.errors import SourceError
 from medimg.export.sources.base import is_flat
+from medimg.export.to_onnx import convert, traced
 from medimg.runtime import protocol
 from medimg.runtime.model.process import Message, Reply, opening, serve
 from medimg.runtime.optional import hidden
@@ -31,9 +33,9 @@ BATCH, BATCH_PIXELS = 8, 2**17
 """Images, and pixels of them, that a framework gets at once: it keeps every layer's output until the last."""
 _M_MMAP_THRESHOLD = -3
 """As `malloc.h` has it."""
-SMALL_PIECES, LARGE_PIECES = 2**16, 2**25
+SMALL_PIECES, LARGE_PIECES = 2**16, 2**22
 """From how many bytes on the allocator takes a piece from the system, and gives it back, alone: to convert,
-which makes many copies of the weights, and otherwise (glibc's own upper limit)."""
+which makes many copies, and otherwise, so that what large layers gave does not stay."""
 
 
 class Network(Protocol):
@@ -93,18 +95,33 @@ class KerasNetwork:
         return self._tensorflow.nest.flatten(self._model(taken, training=False))[self._place]
 
 
+@dataclass
+class Traced:
+    """A model, and its trace for images of one size."""
+
+    network: Network
+    _function: Any = None
+
+    def function(self, shape: tuple[int, int, int]) -> Any:  # noqa: ANN401  TensorFlow's
+        """Trace the network when that is first asked for."""
+        if self._function is None:
+            self._function = traced(self.network.call, shape)
+        return self._function
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
-    networks: list[Network] = []
+    networks: list[Traced] = []
 
     def answer(message: Message, blobs: list[bytes]) -> Reply:
         if message["do"] == "open":
-            networks[:] = [_open(message)]
-            return networks[0].describe(), []
-        (network,) = networks
+            network = _open(message)
+            networks[:] = [Traced(network)]
+            return network.describe(), []
+        (opened,) = networks
         if message["do"] == "predict":
-            return {}, [protocol.array_bytes(_predict(network, protocol.bytes_array(blobs[0])))]
-        return {}, [_convert(network, tuple(message["shape"]))]
+            return {}, [protocol.array_bytes(_predict(opened, protocol.bytes_array(blobs[0])))]
+        return {}, [_convert(opened, tuple(message["shape"]), Path(message["apart"]))]
 
     serve(answer)
 
@@ -113,14 +130,21 @@ def _open(message: dict[str, Any]) -> Network:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     path, framework = Path(message["path"]), message["framework"]
-    # Keras loads them for wrappers that nothing here uses: two fifths of its start.
-    with hidden("sklearn", "matplotlib"):
+    # Loaded for what nothing here uses: two fifths of the start, and a fifth of its memory.
+    with hidden("sklearn", "matplotlib", "pandas", "pyarrow", "scipy", "cv2", "PIL"):
         tensorflow = importlib.import_module("tensorflow")
         keras = None if framework == "saved_model" else importlib.import_module(framework)
+    # Without its optimisers TensorFlow runs the operations as they are, as it does eagerly.
+    tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    if framework == "keras":
+        # Else Keras reads all arrays into memory before it gives them to the layers.
+        vars(importlib.import_module("keras.src.saving.saving_lib"))["is_memory_sufficient"] = lambda _: False
     if message["threads"]:
         tensorflow.config.threading.set_intra_op_parallelism_threads(message["threads"])
     with opening(_bytes_of(path)):
-        return _network(message, path, tensorflow, keras)
+        network = _network(message, path, tensorflow, keras)
+    _give_memory_back()
+    return network
 
 
 def _network(message: dict[str, Any], path: Path, tensorflow: Any, keras: Any) -> Network:  # noqa: ANN401
@@ -164,20 +188,21 @@ def _custom_objects(keras: Any, tensorflow: Any, imports: list[list[str]]) -> di
     return custom
 
 
-def _predict(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _predict(opened: Traced, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    function = opened.function(images.shape[1:])
+    tensorflow = importlib.import_module("tensorflow")
     batch = max(1, min(BATCH, BATCH_PIXELS // (images.shape[1] * images.shape[2])))
     parts = [
-        np.asarray(network.call(images[start : start + batch]), np.float32)
+        np.asarray(function(tensorflow.constant(images[start : start + batch])), np.float32)
         for start in range(0, len(images), batch)
     ]
     return np.concatenate(parts)
 
 
-def _convert(network: Network, shape: tuple[int, int, int]) -> bytes:
-    from medimg.export.to_onnx import convert
-
+def _convert(opened: Traced, shape: tuple[int, int, int], apart: Path) -> bytes:
     _take_pieces_from(SMALL_PIECES)
-    model = convert(network.call, shape)
+    with apart.open("wb") as file:
+        model = convert(opened.function(shape), file)
     for node in model.graph.node:
         node.name = "/".join(_MARKED.sub("", scope) for scope in node.name.split("/"))
     content: bytes = model.SerializeToString(deterministic=True)
@@ -195,7 +220,7 @@ def _take_pieces_from(size: int) -> None:
 
 
 def _give_memory_back() -> None:
-    """Return what a conversion leaves, gigabytes in cycles and in the allocator, before images are run."""
+    """Return what a step leaves, in cycles and in the allocator, before the next."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if trim is not None:
