@@ -320,7 +320,7 @@ def test_fit_takes_no_image_that_its_model_is_not_for(tmp_path: Path) -> None:
     for number in range(12):
         path = tmp_path / "set" / ("cyst" if number % 2 else "normal") / f"{number}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_secondary_capture(path, scan(number)[..., 0], f"patient {number}")
+        write_secondary_capture(path, scan(number), f"patient {number}")
     with pytest.raises(NotApplicableError, match=r"\.dcm: its modality is US; the model is for DX, CR"):
         fit(tmp_path / "set", tmp_path / "model.keras", OPTIONS, usage=Usage(modality=("DX", "CR")))
     assert not (tmp_path / "model.keras").exists()

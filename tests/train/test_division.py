@@ -175,12 +175,12 @@ def test_images_that_a_table_leaves_out(tmp_path: Path) -> None:
 
 
 def test_images_beside_a_table_are_told_by_content(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "scan.image"):
+    for name in ("a.png", "b.png", "scan.image", "bare"):
         picture(tmp_path / "drawn.png").rename(tmp_path / name)
     (tmp_path / "notes.image").write_text("no image")
     table = tmp_path / "set.csv"
     table.write_text("path,label\na.png,x\nb.png,y\n")
-    with pytest.raises(DataError, match=r"no row for 1 images beside those it lists \(scan\.image\)"):
+    with pytest.raises(DataError, match=r"no row for 2 images beside those it lists \(bare, scan\.image\)"):
         read_division(table, FitOptions(), 1)
 
 

@@ -10,6 +10,7 @@ from medimg.runtime.data.found import SPLITS, Found, is_image
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.paths import is_file, visible
 from medimg.runtime.files.tables import table_rows
+from medimg.runtime.images.load import may_hold_image
 from medimg.runtime.tasks import TaskName, task_named
 
 _COLUMNS = ("path", "label", "patient", "split")
@@ -64,11 +65,16 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
     listed = {
         os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
     }
+    # A name without a suffix says nothing: its content does, or that listed images have none either.
+    bare = any(not Path(name).suffix for name in listed)
     return sorted(
         os.path.relpath(entry, path.parent)
         for folder in {Path(name).parent for name in listed}
         for entry in visible(folder)
-        if str(entry) not in listed and entry.is_file() and is_image(entry)
+        if str(entry) not in listed
+        and entry.is_file()
+        and is_image(entry)
+        and (entry.suffix or bare or may_hold_image(entry))
     )
 
 
