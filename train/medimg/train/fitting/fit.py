@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.model.applicability import require_all_applicable
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import HeldOut, ModelSpec
 from medimg.runtime.optional import require
@@ -119,6 +120,8 @@ def fit(
         require("tensorboard", "train")
     with training_folder(output, resume=resume, restart=restart) as folder:
         division = read_division(Path(data), options, threads, options.task)
+        used = (*division.train.samples, *division.validation.samples)
+        require_all_applicable((sample.source for sample in used), (usage or Usage()).allowed)
         with open_store(Path(cache_dir) if cache_dir else None) as store:
             job = Job(
                 store, threads, progress, options, tensorboard=Path(tensorboard) if tensorboard else None
