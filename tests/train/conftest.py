@@ -1,7 +1,7 @@
 """Small simulated data, and small models trained on them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +45,12 @@ def narrow_vgg(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with _widths(NARROW):
         yield
+
+
+@pytest.fixture(scope="session")
+def narrowed() -> Callable[[], AbstractContextManager[None]]:
+    """For fixtures that outlive a test, which are made before `narrow_vgg`."""
+    return lambda: _widths(NARROW)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +50,9 @@ def job(options: FitOptions) -> Iterator[Job]:
 
 
 @pytest.fixture(scope="module")
-def prepared(simulated: Path, job: Job) -> Prepared:
-    return prepare(divide(read_data(simulated), job.options), job)
+def prepared(simulated: Path, job: Job, narrowed: Callable[[], AbstractContextManager[None]]) -> Prepared:
+    with narrowed():
+        return prepare(divide(read_data(simulated), job.options), job)
 
 
 def with_(job: Job, **changes: object) -> Job:
