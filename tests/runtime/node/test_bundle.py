@@ -115,6 +115,9 @@ def test_the_bill_of_materials_names_packages_and_model(tiny_model: Path) -> Non
     assert (plain["bomFormat"], plain["specVersion"]) == ("CycloneDX", "1.6")
     found = {component["name"]: component for component in plain["components"]}
     assert found["numpy"]["purl"].startswith("pkg:pypi/numpy@")
+    assert [(held["name"], held["licenses"]) for held in found["opencv-python-headless"]["components"]] == [
+        ("FFmpeg", [{"license": {"id": "LGPL-2.1-or-later"}}])
+    ]
     model = found[tiny_model.name]
     assert model["type"] == "machine-learning-model"
     assert model["hashes"] == [{"alg": "SHA-256", "content": file_sha256(tiny_model)}]

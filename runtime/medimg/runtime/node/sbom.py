@@ -57,14 +57,29 @@ def _package(distribution: Distribution) -> Any:  # noqa: ANN401  cyclonedx is o
     stated = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), "")
     # Some packages give their licence's whole text where its name is wanted.
     short = stated if "\n" not in stated and len(stated) < 100 else ""
+    reference = f"pkg:pypi/{name.lower()}@{version}"
     return component.Component(
         type=component.ComponentType.LIBRARY,
         name=name,
         version=version,
-        bom_ref=f"pkg:pypi/{name.lower()}@{version}",
+        bom_ref=reference,
         purl=purl("pypi", name=name.lower(), version=version),
         licenses=[factory.make_from_string(short)] if short else [],
+        components=[
+            component.Component(
+                name=held, bom_ref=f"{reference}#{held}", licenses=[factory.make_from_string(licence)]
+            )
+            for held, licence in _carried(distribution)
+        ],
     )
+
+
+def _carried(distribution: Distribution) -> list[tuple[str, str]]:
+    """Name what a wheel carries under a licence that its metadata does not state, and that licence."""
+    if not _canonical(distribution.name).startswith("opencv-"):
+        return []
+    libraries = {file.name.partition("-")[0] for file in distribution.files or ()}
+    return [("FFmpeg", "LGPL-2.1-or-later")] if "libavcodec" in libraries else []
 
 
 def _model(path: Path, component: Any) -> Any:  # noqa: ANN401
