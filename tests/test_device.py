@@ -41,7 +41,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """The `bin` folder of an environment with the wheel, its base dependencies and ONNX Runtime."""
     folder = tmp_path_factory.mktemp("device") / "env"
     subprocess.run([python_3_10(), "-m", "venv", "--without-pip", folder], env=CLEAN, check=True)
-    install = ["install", "--quiet", "--no-compile", str(wheel), "onnxruntime>=1.23,<1.32"]
+    install = ["install", "--quiet", "--no-compile", str(wheel), "onnxruntime>=1.23,<1.33"]
     subprocess.run(pip(folder / "bin", *install), env=CLEAN, check=True)
     return folder / "bin"
 
