@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakes import run_of, write_images
 
-from medimg.benchmarks import Benchmark, run_benchmark
+from medimg.benchmarks import Benchmark, BenchmarkOptions, run_benchmark
 from medimg.benchmarks.benchmark import choose_driver, find_knee
 from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.results import STAGES
@@ -34,7 +34,8 @@ RUN_KEYS = [
 
 
 def run_short(model: Path, **options: Any) -> Benchmark:
-    return run_benchmark(model, **{"duration_s": 0.3, "threads": 1, "driver": "native", **options})
+    chosen = BenchmarkOptions(**{"duration_s": 0.3, "driver": "native", **options})
+    return run_benchmark(model, chosen, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +151,9 @@ def test_an_artefact_of_unknown_preprocessing_is_refused(tiny_artefact: Path, tm
         ({"images_from": "arrays"}, "--data"),
     ],
 )
-def test_wrong_options_are_refused_before_the_model_is_read(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused_when_they_are_made(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        run_benchmark("missing.onnx", **options)
+        BenchmarkOptions(**options)
 
 
 def test_a_first_answer_that_fails_gives_the_reason(tmp_path: Path) -> None:
@@ -219,7 +220,8 @@ def test_a_bound_that_cannot_be_held_is_told(tiny_artefact: Path) -> None:
 
 def test_what_was_measured_is_given_after_each_run(tiny_artefact: Path) -> None:
     seen: list[Benchmark] = []
-    found = run_short(tiny_artefact, batch_sizes=(1, 4), on_run=seen.append)
+    options = BenchmarkOptions(duration_s=0.3, driver="native", batch_sizes=(1, 4))
+    found = run_benchmark(tiny_artefact, options, threads=1, on_run=seen.append)
     assert [len(item.runs) for item in seen] == [1, 2, 3]
     assert [item.complete for item in seen] == [False, False, True]
     assert seen[-1] is found

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fakes import browse, result, run_of, write_images
 
-from medimg.benchmarks import run_benchmark
+from medimg.benchmarks import BenchmarkOptions, SweepOptions, run_benchmark
 from medimg.benchmarks.recommendation import recommend
 from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep import find_artefacts, run_sweep
@@ -113,9 +113,8 @@ def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep
         (data / label).mkdir()
         write_images(data / label, 4)
     seen: list[Sweep] = []
-    found = run_sweep(
-        folder, data=data, batch_sizes=(1,), duration_s=0.2, driver="native", threads=1, on_row=seen.append
-    )
+    options = SweepOptions(data=data, batch_sizes=(1,), duration_s=0.2, driver="native")
+    found = run_sweep(folder, options, threads=1, on_row=seen.append)
     return found, seen
 
 
@@ -146,23 +145,23 @@ def test_accuracy_is_counted_on_labelled_data(swept: tuple[Sweep, list[Sweep]]) 
 def test_a_duration_too_short_for_one_leaves_it_out_with_the_one_that_serves(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = SweepOptions(backends=("openvino",), driver="native")
     with pytest.raises(UsageError, match="none of its artefacts can run here"):
-        run_sweep(folder, backends=("openvino",), duration_s=1e-6, driver="native", threads=1)
+        run_sweep(folder, replace(options, duration_s=1e-6), threads=1)
 
-    def too_short_for_tiny(model: Path, **options: Any) -> Benchmark:
-        options["duration_s"] = 1e-6 if model.name == "tiny.onnx" else 0.2
-        return run_benchmark(model, **options)
+    def too_short_for_tiny(model: Path, options: BenchmarkOptions, **others: Any) -> Benchmark:
+        duration_s = 1e-6 if model.name == "tiny.onnx" else 0.2
+        return run_benchmark(model, replace(options, duration_s=duration_s), **others)
 
     monkeypatch.setattr("medimg.benchmarks.sweep.run_benchmark", too_short_for_tiny)
-    found = run_sweep(folder, backends=("openvino",), driver="native", threads=1)
+    found = run_sweep(folder, options, threads=1)
     assert [item.artefact for item in found.rows] == ["verified.onnx"]
     assert any("is too short" in item.reason for item in found.skipped)
 
 
 def test_without_labels_accuracy_is_that_of_the_verification(folder: Path, image_folder: Path) -> None:
-    found = run_sweep(
-        folder, data=image_folder, backends=("openvino",), duration_s=0.2, driver="native", threads=1
-    )
+    options = SweepOptions(data=image_folder, backends=("openvino",), duration_s=0.2, driver="native")
+    found = run_sweep(folder, options, threads=1)
     accuracies = {item.artefact: item.accuracy for item in found.rows}
     assert accuracies["tiny.onnx"] is None
     assert accuracies["verified.onnx"] == MeasuredAccuracy(0.9, 30, "verification", (), (-0.01, 0.01))

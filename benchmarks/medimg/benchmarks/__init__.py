@@ -1,8 +1,8 @@
 """Measures exported classifiers: how long an answer takes, and how many there are in a second.
 
-from medimg.benchmarks import run_benchmark
+from medimg.benchmarks import BenchmarkOptions, run_benchmark
 
-result = run_benchmark("model.int8.onnx", data="images/")
+result = run_benchmark("model.int8.onnx", BenchmarkOptions(data="images/"))
 print(result.runs[0].latency_ms["p99"])
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medimg.benchmarks.benchmark import run_benchmark
     from medimg.benchmarks.comparison import BenchmarkComparison, compare_benchmarks
+    from medimg.benchmarks.options import BenchmarkOptions, SweepOptions
     from medimg.benchmarks.results import Benchmark, ColdStart, Run
     from medimg.benchmarks.sweep import run_sweep
     from medimg.benchmarks.sweep_results import Sweep
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Benchmark": "results",
     "BenchmarkComparison": "comparison",
+    "BenchmarkOptions": "options",
     "ColdStart": "results",
     "Run": "results",
     "compare_benchmarks": "comparison",
     "Sweep": "sweep_results",
+    "SweepOptions": "options",
     "run_benchmark": "benchmark",
     "run_sweep": "sweep",
 }
@@ -30,9 +33,11 @@ _HOMES = {
 __all__ = [
     "Benchmark",
     "BenchmarkComparison",
+    "BenchmarkOptions",
     "ColdStart",
     "Run",
     "Sweep",
+    "SweepOptions",
     "compare_benchmarks",
     "run_benchmark",
     "run_sweep",

@@ -1,22 +1,21 @@
 """Runs of one artefact: each scenario, at each batch size."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from medimg.benchmarks import with_loadgen
 from medimg.benchmarks.cold_start import measure_cold_start
 from medimg.benchmarks.environment import Environment, now, read_environment
 from medimg.benchmarks.judgement import judge_machine, judge_precision
 from medimg.benchmarks.measuring import Progress, Settings, measure
-from medimg.benchmarks.percentiles import SHARES
+from medimg.benchmarks.options import BenchmarkOptions, DriverOption
 from medimg.benchmarks.pipeline import Measurement, Pipeline
 from medimg.benchmarks.queries import Queries, make_queries, read_queries
-from medimg.benchmarks.results import Benchmark, DriverName, Knee, Run, ScenarioName
+from medimg.benchmarks.results import Benchmark, ColdStart, DriverName, Knee, Run, ScenarioName
 from medimg.benchmarks.sensors import Processor, open_gpu
 from medimg.runtime.backends import Backend, Tuning
 from medimg.runtime.classifier import Classifier
@@ -25,14 +24,6 @@ from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
 
-BATCH_SIZES: Mapping[ScenarioName, tuple[int, ...]] = {
-    "single-stream": (1,),
-    "multi-stream": (8,),
-    "offline": (8,),
-    "server": (1,),
-}
-"""Unless others are asked for; `single-stream` has no other. Eight is MLPerf's multi-stream."""
-DEFAULT_DURATION_S = 10.0
 TUNING: Mapping[ScenarioName, Tuning] = {
     "single-stream": "latency",
     "multi-stream": "latency",
@@ -42,25 +33,11 @@ TUNING: Mapping[ScenarioName, Tuning] = {
 """What the back end is tuned for."""
 KNEE_SHARE = 0.95
 
-DriverOption: TypeAlias = Literal["auto", "loadgen", "native"]
-
 
 def run_benchmark(
     model: str | Path,
+    options: BenchmarkOptions | None = None,
     *,
-    data: str | Path | None = None,
-    images_from: Literal["files", "arrays"] | None = None,
-    scenarios: Sequence[ScenarioName] = ("single-stream", "offline"),
-    batch_sizes: Sequence[int] | None = None,
-    backend: str = "auto",
-    device: str = "auto",
-    duration_s: float = DEFAULT_DURATION_S,
-    driver: DriverOption = "auto",
-    percentile: str | None = None,
-    latency_bound_ms: float | None = None,
-    rate_per_s: float | None = None,
-    accuracy: bool = False,
-    logs: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = lambda _step: None,
     on_run: Callable[[Benchmark], None] = lambda _so_far: None,
@@ -69,21 +46,7 @@ def run_benchmark(
 
     Args:
         model: an artefact of medimg-export.
-        data: images to send, any kind of DATA; without it, made images of the network's size.
-        images_from: `arrays` decodes the images of `data` before the clock is started.
-        scenarios: which to run.
-        batch_sizes: images a query, a run each, in all scenarios but `single-stream`; in `server`, the most
-            that are answered together. Unless given, 8, and 1 in `server`.
-        backend: `auto` or the name of one.
-        device: `auto`, `cpu`, `gpu` or `gpu:N`.
-        duration_s: seconds a run, not counting its warm-up.
-        driver: `loadgen`, MLPerf's own; `native`, the same rules from Python; `auto` takes LoadGen where it
-            is installed.
-        percentile: such as `p99`: the duration must be long enough for it.
-        latency_bound_ms: what the percentile must stay within in `server`.
-        rate_per_s: arrivals in `server`; unless given, the highest rate that holds the bound is looked for.
-        accuracy: run accuracy mode too; `data` must be labelled with the model's classes.
-        logs: a folder for LoadGen's logs, one below it a run.
+        options: which runs, how long, with what.
         threads: processor threads; all that this process may use unless given.
         progress: called with the name of each step as it begins.
         on_run: called after each run with what has been found so far.
@@ -91,45 +54,31 @@ def run_benchmark(
     Raises:
         ModelError: the file cannot be used.
         BackendError: the back end or device cannot be had.
-        DataError: `data` holds no image that can be read, or (for accuracy) not the model's classes.
-        UsageError: options do not fit together, or `duration_s` is too short for the model.
+        DataError: the data hold no image that can be read, or (for accuracy) not the model's classes.
+        UsageError: the duration is too short for the model.
     """
-    plan = make_plan(scenarios, batch_sizes)
-    _check(plan, duration_s, percentile, latency_bound_ms, rate_per_s)
-    if data is None and (accuracy or images_from):
-        raise UsageError("accuracy, and a choice where images come from, need data: name them with --data")
-    chosen = choose_driver(driver, logs=logs is not None)
+    options = options or BenchmarkOptions()
+    plan = options.plan
+    chosen = choose_driver(options.driver, logs=options.logs is not None)
     started, load_average, threads = now(), os.getloadavg(), threads or usable_cpus()
     with ExitStack() as opened:
         classifiers = {
-            name: opened.enter_context(
-                Classifier(model, backend=backend, device=device, threads=threads, tuned_for=TUNING[name])
-            )
-            for name in dict(plan)
+            name: opened.enter_context(_open(model, options, threads, TUNING[name])) for name in dict(plan)
         }
         pipelines = {
             name: Pipeline(item.probabilities, item.spec, parallel=item.backend.parallel)
             for name, item in classifiers.items()
         }
         used, spec = next((item.backend, item.spec) for item in classifiers.values())
-        queries = _queries(data, spec, threads, images_from, accuracy=accuracy)
+        queries = _queries(options, spec, threads)
         # What cannot run at all fails here, with its own message.
         for pipeline in pipelines.values():
             pipeline.answer([pipeline.fetch(queries.samples[0])], Measurement())
-        settings = Settings(
-            duration_s,
-            threads,
-            progress,
-            partial(measure_cold_start, model, backend=used.name, device=used.device, threads=threads),
-            chosen,
-            percentile,
-            latency_bound_ms,
-            rate_per_s,
-            accuracy,
-            None if logs is None else Path(logs),
-            Processor(),
-            opened.enter_context(open_gpu(used.device)),
+        cold_start = partial(
+            measure_cold_start, model, backend=used.name, device=used.device, threads=threads
         )
+        settings = _settings(options, chosen, threads, progress, cold_start)
+        settings = replace(settings, gpu=opened.enter_context(open_gpu(used.device)))
         runs: list[Run] = []
         found = None
         for run in measure(pipelines, queries, plan, settings):
@@ -157,14 +106,41 @@ def run_benchmark(
     return found
 
 
-def _queries(
-    data: str | Path | None, spec: ModelSpec, threads: int, images_from: str | None, *, accuracy: bool
-) -> Queries:
+def _open(model: str | Path, options: BenchmarkOptions, threads: int, tuned_for: Tuning) -> Classifier:
+    return Classifier(
+        model, backend=options.backend, device=options.device, threads=threads, tuned_for=tuned_for
+    )
+
+
+def _settings(
+    options: BenchmarkOptions,
+    driver: DriverName,
+    threads: int,
+    progress: Progress,
+    cold_start: Callable[[int], ColdStart],
+) -> Settings:
+    return Settings(
+        options.duration_s,
+        threads,
+        progress,
+        cold_start,
+        driver,
+        options.percentile,
+        options.latency_bound_ms,
+        options.rate_per_s,
+        options.accuracy,
+        None if options.logs is None else Path(options.logs),
+        Processor(),
+    )
+
+
+def _queries(options: BenchmarkOptions, spec: ModelSpec, threads: int) -> Queries:
     """Read the images to send, or make them."""
-    if data is None:
+    if options.data is None:
         return make_queries(spec.image)
-    queries = read_queries(data, spec.image, threads, spec.labels if accuracy else None, spec.allowed)
-    return queries.decoded(spec.image) if images_from == "arrays" else queries
+    labels = spec.labels if options.accuracy else None
+    queries = read_queries(options.data, spec.image, threads, labels, spec.allowed)
+    return queries.decoded(spec.image) if options.images_from == "arrays" else queries
 
 
 def _warnings(
@@ -200,43 +176,3 @@ def find_knee(runs: Sequence[Run]) -> Knee | None:
         return None
     highest = max(rate for _, rate in curve)
     return next(Knee(size, KNEE_SHARE, rate) for size, rate in curve if rate >= KNEE_SHARE * highest)
-
-
-def make_plan(
-    scenarios: Sequence[ScenarioName], batch_sizes: Sequence[int] | None
-) -> list[tuple[ScenarioName, int]]:
-    """List the runs.
-
-    Raises:
-        UsageError: there is none, or an unknown one.
-    """
-    if unknown := [name for name in scenarios if name not in BATCH_SIZES]:
-        raise UsageError(f"no scenario {unknown[0]!r}: choose from {', '.join(BATCH_SIZES)}")
-    if not scenarios or (batch_sizes is not None and (not batch_sizes or min(batch_sizes) < 1)):
-        raise UsageError(
-            f"scenarios {list(scenarios)} and batch sizes {list(batch_sizes or ())}: at least one, from 1 up"
-        )
-    return [
-        (name, size)
-        for name in dict.fromkeys(scenarios)
-        for size in dict.fromkeys(
-            BATCH_SIZES[name] if batch_sizes is None or name == "single-stream" else batch_sizes
-        )
-    ]
-
-
-def _check(
-    plan: Sequence[tuple[ScenarioName, int]],
-    duration_s: float,
-    percentile: str | None,
-    latency_bound_ms: float | None,
-    rate_per_s: float | None,
-) -> None:
-    if duration_s <= 0:
-        raise UsageError(f"duration {duration_s:g} s is not above 0")
-    if percentile is not None and percentile not in SHARES:
-        raise UsageError(f"no percentile {percentile!r}: choose from {', '.join(SHARES)}")
-    if "server" in dict(plan) and not (latency_bound_ms and latency_bound_ms > 0):
-        raise UsageError("server needs a latency bound: name it in milliseconds with --latency-bound")
-    if rate_per_s is not None and not 0 < rate_per_s < math.inf:
-        raise UsageError(f"a rate of {rate_per_s:g} images a second is not above 0")

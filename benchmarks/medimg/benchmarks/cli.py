@@ -133,7 +133,8 @@ def run(
     latency_bound: float | None,
     rate: float | None,
     duration: float,
-    **options: Any,  # noqa: ANN401  passed on by name
+    threads: int,
+    **options: Any,  # noqa: ANN401  fields of BenchmarkOptions
 ) -> None:
     """Measure MODEL from the image to its most likely classes, as MLPerf does.
 
@@ -143,20 +144,15 @@ def run(
     """
     from medimg.benchmarks.benchmark import run_benchmark
     from medimg.benchmarks.exports import Destinations
+    from medimg.benchmarks.options import BenchmarkOptions
     from medimg.benchmarks.table import show
 
     _check_destinations(json_file, csv_file, markdown, report)
     destinations = Destinations(json_file, csv_file, markdown, report)
-    result = run_benchmark(
-        model,
-        data=data,
-        duration_s=duration,
-        latency_bound_ms=latency_bound,
-        rate_per_s=rate,
-        progress=_show_step,
-        on_run=destinations.write,
-        **options,
+    chosen = BenchmarkOptions(
+        data=data, duration_s=duration, latency_bound_ms=latency_bound, rate_per_s=rate, **options
     )
+    result = run_benchmark(model, chosen, threads=threads, progress=_show_step, on_run=destinations.write)
     if json_file != "-":
         click.echo("\n".join(show(result)))
     for warning in result.warnings:
@@ -198,27 +194,22 @@ def sweep(
     report: Path | None,
     latency_budget: float | None,
     duration: float,
-    **options: Any,  # noqa: ANN401  passed on by name
+    threads: int,
+    **options: Any,  # noqa: ANN401  fields of SweepOptions
 ) -> None:
     """Measure every artefact in FOLDER on every back end that can run it here, and recommend one.
 
     Accuracy is counted on --data where its images are labelled, and else is what the artefact's own
     verification says.
     """
+    from medimg.benchmarks.options import SweepOptions
     from medimg.benchmarks.sweep import run_sweep
     from medimg.benchmarks.sweep_exports import SweepDestinations, show_sweep
 
     _check_destinations(json_file, csv_file, markdown, report)
     destinations = SweepDestinations(json_file, csv_file, markdown, report)
-    found = run_sweep(
-        folder,
-        data=data,
-        duration_s=duration,
-        latency_budget_ms=latency_budget,
-        progress=_show_step,
-        on_row=destinations.write,
-        **options,
-    )
+    chosen = SweepOptions(data=data, duration_s=duration, latency_budget_ms=latency_budget, **options)
+    found = run_sweep(folder, chosen, threads=threads, progress=_show_step, on_row=destinations.write)
     if json_file != "-":
         click.echo("\n".join(show_sweep(found)))
     for warning in found.warnings:

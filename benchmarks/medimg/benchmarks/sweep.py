@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medimg.benchmarks.benchmark import DEFAULT_DURATION_S, DriverOption, run_benchmark
+from medimg.benchmarks.benchmark import run_benchmark
 from medimg.benchmarks.measuring import Progress
+from medimg.benchmarks.options import SweepOptions
 from medimg.benchmarks.recommendation import accuracy_drop, recommend
 from medimg.benchmarks.results import Benchmark
 from medimg.benchmarks.sweep_results import MeasuredAccuracy, Skipped, Sweep, SweepRow
@@ -27,14 +28,8 @@ ACCURACY_BATCH = 8
 
 def run_sweep(
     folder: str | Path,
+    options: SweepOptions | None = None,
     *,
-    data: str | Path | None = None,
-    backends: Sequence[str] = (),
-    batch_sizes: Sequence[int] | None = (1, 8),
-    device: str = "auto",
-    duration_s: float = DEFAULT_DURATION_S,
-    driver: DriverOption = "auto",
-    latency_budget_ms: float | None = None,
     threads: int | None = None,
     progress: Progress = lambda _step: None,
     on_row: Callable[[Sweep], None] = lambda _so_far: None,
@@ -43,44 +38,28 @@ def run_sweep(
 
     Args:
         folder: holds artefacts of medimg-export.
-        data: images to send; where they are labelled, accuracy is counted on them (on the part `test`, if
-            there is one).
-        backends: those to try; all unless given.
-        batch_sizes: images a query in offline.
-        device: `auto`, `cpu`, `gpu` or `gpu:N`.
-        duration_s: seconds a run.
-        driver: as for `run_benchmark`.
-        latency_budget_ms: what p99 of one image after another should stay within.
+        options: on what, how long, with what.
         threads: processor threads.
         progress: called with the name of each step.
         on_row: called after each combination with what has been found so far.
 
     Raises:
         UsageError: the folder holds no artefact, or none can run here.
-        DataError: `data` cannot be read.
+        DataError: the data cannot be read.
     """
-    folder, threads = Path(folder), threads or usable_cpus()
+    folder, options, threads = Path(folder), options or SweepOptions(), threads or usable_cpus()
+    data, budget = options.data, options.latency_budget_ms
     paths = find_artefacts(folder)
     rows: list[SweepRow] = []
     skipped: list[Skipped] = []
     warnings: list[str] = []
-    pairs = [(path, backend) for path in paths for backend in backends or _backends_for(path)]
+    pairs = [(path, backend) for path in paths for backend in options.backends or _backends_for(path)]
     for path, backend in pairs:
         progress(f"{path.name} on {backend}")
         try:
             spec = read_spec(path)
             labelled = None if data is None else _labelled(data, spec)
-            found = run_benchmark(
-                path,
-                data=data,
-                batch_sizes=batch_sizes,
-                backend=backend,
-                device=device,
-                duration_s=duration_s,
-                driver=driver,
-                threads=threads,
-                progress=progress,
-            )
+            found = run_benchmark(path, options.benchmark(backend), threads=threads, progress=progress)
             accuracy = _count(path, found, labelled, threads) if labelled else _verified(spec)
         except DataError:
             raise
@@ -93,10 +72,10 @@ def run_sweep(
             warnings.append(
                 f"{path.name}: {data} is not labelled with its classes; accuracy is from its verification"
             )
-        on_row(_judged(folder, rows, skipped, warnings, latency_budget_ms, complete=False))
+        on_row(_judged(folder, rows, skipped, warnings, budget, complete=False))
     if not rows:
         raise UsageError(f"{folder}: none of its artefacts can run here: {skipped[0].reason}")
-    found_all = _judged(folder, rows, skipped, warnings, latency_budget_ms, complete=True)
+    found_all = _judged(folder, rows, skipped, warnings, budget, complete=True)
     on_row(found_all)
     return found_all
 
