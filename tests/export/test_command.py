@@ -259,7 +259,7 @@ def test_bad_input_is_exit_2_with_its_own_message(run_here: Run, tmp_path: Path,
 def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
     small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medimg.export import export_model, pipeline, verify
+    from medimg.export import ExportOptions, export_model, pipeline, verify
 
     monkeypatch.setattr(verify, "FP32_LIMIT", 0.0)
     real = verify.own_rounding
@@ -270,7 +270,7 @@ def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
         return rounding[0] / 1000
 
     monkeypatch.setattr(pipeline, "own_rounding", measured)
-    result = export_model(small_model, output=tmp_path, validation=pictures)
+    result = export_model(small_model, ExportOptions(output=tmp_path, validation=pictures))
     assert [item.verification.verdict for item in result.failed] == ["failed"]
     assert 1e-9 < rounding[0] < 1e-6
     assert list(tmp_path.iterdir()) == []
@@ -279,14 +279,14 @@ def test_a_difference_beyond_what_keras_itself_rounds_off_fails(
 def test_an_artefact_that_fails_is_not_written_unless_forced(
     small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medimg.export import export_model, verify
+    from medimg.export import ExportOptions, export_model, verify
 
     monkeypatch.setattr(verify, "FP32_LIMIT", 0.0)
     monkeypatch.setattr(verify, "ROUNDING_CEILING", 0.0)
-    result = export_model(small_model, output=tmp_path, validation=pictures)
+    result = export_model(small_model, ExportOptions(output=tmp_path, validation=pictures))
     assert [item.verification.verdict for item in result.failed] == ["failed"]
     assert list(tmp_path.iterdir()) == []
-    forced = export_model(small_model, output=tmp_path, validation=pictures, force=True)
+    forced = export_model(small_model, ExportOptions(output=tmp_path, validation=pictures, force=True))
     assert forced.artefacts[0].written
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
@@ -301,12 +301,12 @@ def test_an_artefact_that_fails_is_not_written_unless_forced(
 def test_patients_count_as_training_told_them_apart(
     small_model: Path, pictures: Path, tmp_path: Path, pattern: str, warning: str
 ) -> None:
-    from medimg.export import export_model
+    from medimg.export import ExportOptions, export_model
 
     model = tmp_path / "model.keras"
     spec = ModelSpec.read(small_model).with_(held_out=HeldOut(0.3, 0, pattern))
     rewrite_spec(small_model, spec, model)
-    result = export_model(model, output=tmp_path, validation=pictures)
+    result = export_model(model, ExportOptions(output=tmp_path, validation=pictures))
     assert [text for text in result.warnings if warning in text]
 
 

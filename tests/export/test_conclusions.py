@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from medimg.export import export_model
+from medimg.export import ExportOptions, export_model
 from medimg.export.errors import CalibrationError, SourceError
 from medimg.export.label_choice import decide_order, doubts, labels_of
 from medimg.export.sources.base import Origin
@@ -123,7 +123,9 @@ def test_an_image_without_a_number_is_named_and_is_an_error_of_its_own(
     tmp_path: Path, with_blank: Path
 ) -> None:
     model = network(tmp_path / "minmax.keras", blank=True)
-    result = export_model(model, preprocessing="raw", labels=("a", "b", "c"), validation=with_blank)
+    result = export_model(
+        model, ExportOptions(preprocessing="raw", labels=("a", "b", "c"), validation=with_blank)
+    )
     (item,) = result.artefacts
     assert item.written
     assert item.verification.max_abs_diff <= 1e-5
@@ -139,27 +141,29 @@ def test_an_image_without_a_number_is_named_and_is_an_error_of_its_own(
     with pytest.raises(CalibrationError, match=r"black\.png: the model gives no number"):
         export_model(
             model,
-            output=tmp_path / "int8",
-            preprocessing="raw",
-            labels=("a", "b", "c"),
-            precisions=("int8",),
-            calibration=with_blank,
+            ExportOptions(
+                output=tmp_path / "int8",
+                preprocessing="raw",
+                labels=("a", "b", "c"),
+                precisions=("int8",),
+                calibration=with_blank,
+            ),
         )
     assert list((tmp_path / "int8").iterdir()) == []
     only_blank = tmp_path / "only"
     only_blank.mkdir()
     (only_blank / "black.png").write_bytes((with_blank / "black.png").read_bytes())
     with pytest.raises(SourceError, match="no number for any of 1 trial images"):
-        export_model(model, output=tmp_path / "no", preprocessing="raw", validation=only_blank)
+        export_model(model, ExportOptions(output=tmp_path / "no", preprocessing="raw", validation=only_blank))
 
 
 @pytest.mark.long
 def test_one_answer_to_all_images_proves_nothing_and_no_other_models_artefact_is_lost(tmp_path: Path) -> None:
     model = network(tmp_path / "m.keras", trained=False)
-    result = export_model(model, labels=("a", "b", "c"))
+    result = export_model(model, ExportOptions(labels=("a", "b", "c")))
     assert result.artefacts[0].verification.verdict == "not proven"
     assert any("this proves nothing" in text for text in result.warnings)
-    assert export_model(model, labels=("a", "b", "c")).artefacts[0].written
+    assert export_model(model, ExportOptions(labels=("a", "b", "c"))).artefacts[0].written
     before = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.h5").write_bytes(b"another model")
     (tmp_path / "m2.onnx").write_bytes(b"no artefact")

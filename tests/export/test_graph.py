@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from medimg.export import export_model, graph
+from medimg.export import ExportOptions, export_model, graph
 from medimg.export.calibration import BINS, Histogram, collect, entropy_threshold, quantized_inputs, watch
 from medimg.export.equalize import equalize
 from medimg.export.errors import SourceError
@@ -296,7 +296,9 @@ def test_the_mean_of_the_activation_map_is_the_logit(
     pooled(units, activation).save(tmp_path / "model.keras")
     options: dict[str, Any] = {"preprocessing": "unit", "heatmap": True, "calibration": pictures / "cyst"}
     options["spec_fields"] = {"temperature": temperature}
-    result = export_model(tmp_path / "model.keras", precisions=("fp32", "fp16", "int8"), **options)
+    result = export_model(
+        tmp_path / "model.keras", ExportOptions(precisions=("fp32", "fp16", "int8"), **options)
+    )
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
     tolerances = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}
     for item in result.artefacts:
@@ -315,7 +317,7 @@ def test_the_mean_of_the_activation_map_is_the_logit(
 
 def test_an_activation_map_that_would_not_be_exact_is_refused(small_model: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="average pooling and one dense layer"):
-        export_model(small_model, output=tmp_path, heatmap=True)
+        export_model(small_model, ExportOptions(output=tmp_path, heatmap=True))
 
 
 @pytest.mark.parametrize(
@@ -330,12 +332,12 @@ def test_an_activation_map_that_would_not_be_exact_is_refused(small_model: Path,
 def test_the_temperature_divides_the_logits(tmp_path: Path, units: int, activation: str | None) -> None:
     pooled(units, activation).save(tmp_path / "model.keras")
     options: dict[str, Any] = {"preprocessing": "unit", "spec_fields": {"temperature": 2.5}}
-    (warm,) = export_model(tmp_path / "model.keras", **options).artefacts
+    (warm,) = export_model(tmp_path / "model.keras", ExportOptions(**options)).artefacts
     assert warm.verification.max_abs_diff <= 1e-5
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
     with Classifier(warm.path) as classifier:
         found = classifier.probabilities(images)
-    (plain,) = export_model(tmp_path / "model.keras", preprocessing="unit").artefacts
+    (plain,) = export_model(tmp_path / "model.keras", ExportOptions(preprocessing="unit")).artefacts
     with Classifier(plain.path) as classifier:
         before = classifier.probabilities(images)
     odds_before, odds = np.log(before[:, 0] / before[:, 1]), np.log(found[:, 0] / found[:, 1])
@@ -363,7 +365,7 @@ def test_equalisation_keeps_the_function_and_evens_the_channels(tmp_path: Path) 
     weights, bias = first.get_weights()
     first.set_weights([weights * 10.0 ** np.arange(-3, 3), bias])
     model.save(tmp_path / "model.keras")
-    (item,) = export_model(tmp_path / "model.keras", preprocessing="unit").artefacts
+    (item,) = export_model(tmp_path / "model.keras", ExportOptions(preprocessing="unit")).artefacts
     network = graph.check(onnx.load_from_string(open_onnx(item.path).content))
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
     even = equalize(network, [images], threads=1)

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
-from medimg.export import export_model
+from medimg.export import ExportOptions, export_model
 from medimg.export.errors import SourceError
 from medimg.export.sources import Request, load_source
 
@@ -412,7 +412,7 @@ def test_a_model_as_tutorials_build_it_exports_when_its_code_is_let_in(
     path = tutorial_model(tmp_path / f"tutorial{suffix}", base())
     with pytest.raises(SourceError, match=r"the Lambda layer 'resize'.*--allow-code"):
         export_model(path)
-    result = export_model(path, allow_code=True)
+    result = export_model(path, ExportOptions(allow_code=True))
     said = " ".join(result.warnings)
     assert "--allow-code let in the Lambda layer 'resize'" in said
     assert "a softmax is added" in said

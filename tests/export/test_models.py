@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from medimg.export import export_model
+from medimg.export import ExportOptions, export_model
 from medimg.export.errors import SourceError
 from medimg.runtime.errors import UsageError
 from medimg.runtime.model.spec import ModelSpec
@@ -89,13 +89,13 @@ def test_each_model_is_exported_and_verified_or_refused_for_its_reason(
     version = model["keras_version"] or "not said"
     if model["expect"] == "refuse":
         with pytest.raises(SourceError) as raised:
-            export_model(path, output=tmp_path)
+            export_model(path, ExportOptions(output=tmp_path))
         assert str(raised.value).startswith(str(path))
         assert re.search(REFUSED[name], str(raised.value), re.DOTALL)
         assert list(tmp_path.iterdir()) == []
         found[name] = Outcome(name, path.suffix, version, f"refused: {REASONS[name]}", None)
         return
-    result = export_model(path, output=tmp_path)
+    result = export_model(path, ExportOptions(output=tmp_path))
     (item,) = result.artefacts
     difference = item.verification.max_abs_diff
     outcome = f"exported: {source_head(item.path)}" if item.written else "failed its verification"
@@ -123,22 +123,24 @@ def test_heads_are_those_that_the_files_are_known_for(found: dict[str, Outcome])
 
 
 def test_a_head_that_was_told_exports_what_was_refused(models: Path, tmp_path: Path) -> None:
-    result = export_model(models / "k2_cifar10_32_relu10.h5", output=tmp_path, head="logits")
+    result = export_model(models / "k2_cifar10_32_relu10.h5", ExportOptions(output=tmp_path, head="logits"))
     assert result.artefacts[0].verification.max_abs_diff <= 1e-5
 
 
 def test_two_labels_for_three_outputs_name_both_counts(models: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"names 2 classes \(a, b\); the model has 3"):
-        export_model(models / "k2_teachable_machine_softmax3.h5", output=tmp_path, labels=("a", "b"))
+        export_model(
+            models / "k2_teachable_machine_softmax3.h5", ExportOptions(output=tmp_path, labels=("a", "b"))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_without_a_vgg16_are_not_taken_for_one(models: Path, real_data: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not those of a VGG16"):
-        export_model(models / "weights_only_head.h5", output=tmp_path, arch="vgg16", classes=1)
+        export_model(models / "weights_only_head.h5", ExportOptions(output=tmp_path, arch="vgg16", classes=1))
     base_only = real_data / "weights" / "vgg16_imagenet_notop.h5"
     with pytest.raises(SourceError, match="without a head"):
-        export_model(base_only, output=tmp_path, arch="vgg16", classes=4)
+        export_model(base_only, ExportOptions(output=tmp_path, arch="vgg16", classes=4))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,9 @@ def test_weights_without_a_vgg16_are_not_taken_for_one(models: Path, real_data: 
     ],
 )
 def test_the_same_file_gives_the_same_bytes(models: Path, tmp_path: Path, name: str) -> None:
-    written = [export_model(models / name, output=tmp_path / part).artefacts[0] for part in ("a", "b")]
+    written = [
+        export_model(models / name, ExportOptions(output=tmp_path / part)).artefacts[0] for part in ("a", "b")
+    ]
     assert written[0].sha256 == written[1].sha256
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from medimg.export import export_model, repair
+from medimg.export import ExportOptions, export_model, repair
 from medimg.export.repair import LayerEffect
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import load_batches, read_data
@@ -131,7 +131,8 @@ def test_what_no_minority_of_layers_mends_is_not_written(
     ranking = [LayerEffect(f"{name}/Conv", 0.0) for name in ("fifth", "fourth", "second", "third")]
     monkeypatch.setattr(repair, "rank_layers", lambda *_: ranking)
     result = export_model(
-        hard_model, output=tmp_path, precisions=("int8",), calibration=pictures, validation=pictures
+        hard_model,
+        ExportOptions(output=tmp_path, precisions=("int8",), calibration=pictures, validation=pictures),
     )
     (item,) = result.artefacts
     assert item.verification.verdict == "failed"

@@ -192,7 +192,7 @@ def test_the_head_is_told_from_the_graph(
 def test_one_logit_gets_its_sigmoid_and_two_columns(tmp_path: Path) -> None:
     path = tmp_path / "logit.keras"
     sequential(LAYERS.Conv2D(4, 3), head=LAYERS.Dense(1)).save(path)
-    result = export_model(path, head="logits", labels=("benign", "malignant"))
+    result = export_model(path, ExportOptions(head="logits", labels=("benign", "malignant")))
     assert "a sigmoid is added" in " ".join(result.warnings)
     (item,) = result.artefacts
     assert item.verification.max_abs_diff <= 1e-5
@@ -351,7 +351,7 @@ def onnx_classifier(path: Path, *, first: bool, opset: int = 17, batch: str | in
 @pytest.mark.parametrize("opset", [11, 17, 18])
 def test_a_ready_onnx_file_goes_through_the_later_steps(tmp_path: Path, first: bool, opset: int) -> None:
     path = onnx_classifier(tmp_path / "ready.onnx", first=first, opset=opset)
-    result = export_model(path, output=tmp_path / "out", preprocessing="unit")
+    result = export_model(path, ExportOptions(output=tmp_path / "out", preprocessing="unit"))
     (item,) = result.artefacts
     assert result.source.kind == "ONNX"
     assert item.verification.max_abs_diff <= 1e-5
@@ -375,7 +375,7 @@ def test_an_artefact_of_ours_keeps_what_it_says_and_is_never_overwritten(
 ) -> None:
     with pytest.raises(UsageError, match="would take its place"):
         export_model(small_artefact)
-    result = export_model(small_artefact, output=tmp_path)
+    result = export_model(small_artefact, ExportOptions(output=tmp_path))
     (item,) = result.artefacts
     before, after = ModelSpec.read(small_artefact), ModelSpec.read(item.path)
     assert (after.labels, after.intensity, after.image) == (before.labels, before.intensity, before.image)

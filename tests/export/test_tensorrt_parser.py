@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medimg.export import export_model
+from medimg.export import ExportOptions, export_model
 from medimg.export.to_int8 import lint
 from medimg.runtime.engines import builder, library
 from medimg.runtime.engines.builder import BuildOptions, Built
@@ -107,7 +107,10 @@ def exported(
     model.save(path)
     write_spec(path, ModelSpec(LABELS, ImageRule(SIZE_PX, SIZE_PX), Intensity.named("caffe")))
     result = export_model(
-        path, precisions=PRECISIONS, calibration=pictures, calibration_images=8, force=True, repair_minutes=0
+        path,
+        ExportOptions(
+            precisions=PRECISIONS, calibration=pictures, calibration_images=8, force=True, repair_minutes=0
+        ),
     )
     return {item.precision: item.path for item in result.artefacts}
 

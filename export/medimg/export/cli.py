@@ -247,6 +247,7 @@ def cli(
             _serve_ready(context, model, serving, json_file)
         return 0
     try:
+        from medimg.export.options import ExportOptions
         from medimg.export.pipeline import export_model
         from medimg.export.result import SCHEMA
         from medimg.export.summary import lines
@@ -256,7 +257,8 @@ def cli(
             "--to tensorrt builds engines from .onnx files that medimg-export has made elsewhere"
         ) from None
 
-    result = export_model(model, threads=threads, progress=_show, spec_fields=_fields(spec_file), **options)
+    chosen = ExportOptions(spec_fields=_fields(spec_file), **options)
+    result = export_model(model, chosen, threads=threads, progress=_show)
     if formats == ("onnx",) or json_file != "-":
         commandline.write_json(result, json_file, schema=SCHEMA)
     if report:

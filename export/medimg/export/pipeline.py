@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from onnx import ModelProto
 
@@ -46,29 +45,29 @@ TOOLS = ("medimg", "keras", "tf-keras", "tensorflow", "tf2onnx", "onnx", "onnxru
 
 def export_model(
     model: str | Path,
+    options: ExportOptions | None = None,
     *,
     threads: int | None = None,
     progress: Callable[[str], None] = lambda _step: None,
-    **options: Any,  # noqa: ANN401  the fields of ExportOptions, checked there
 ) -> ExportResult:
     """Export a classifier to ONNX, each artefact compared with the model before it is put in place.
 
     Args:
         model: a `.keras`, `.h5` or `.onnx` file, or a SavedModel folder.
+        options: which artefacts, and what is known of the model.
         threads: processor threads; all that this process may use unless given.
         progress: called with the name of each step as it begins.
-        options: fields of `medimg.export.options.ExportOptions`.
 
     Returns:
         What was made and found. An artefact whose verification failed is not written unless `force` is set.
 
     Raises:
         SourceError: the file cannot be exported.
-        UsageError: the options do not fit together or the output folder cannot be written.
+        UsageError: the options do not fit the model, or the output folder cannot be written.
         DataError: the calibration or validation data cannot be understood.
         CalibrationError: the calibration images do not serve.
     """
-    chosen = ExportOptions(**options)
+    chosen = options or ExportOptions()
     path, used_threads, steps = Path(model), threads or usable_cpus(), Steps(progress)
     stem = _stem(path, chosen)
     with steps.step("read data"):
