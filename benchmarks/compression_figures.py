@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from commands import read_json, run_command
 from medimg.benchmarks.environment import now, read_environment
-from medimg.runtime.commandline import written_whole
 from medimg.runtime.data import read_data
 from medimg.runtime.files.plain import to_plain
+from medimg.runtime.files.writing import written_whole
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
 from own_split import write_split

@@ -28,11 +28,11 @@ import tuning_figures  # noqa: F401
 from commands import BIN, CommandFailedError, as_typed, read_json, run_command, run_script
 from medimg.benchmarks.environment import now, read_environment
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.commandline import write_json
 from medimg.runtime.data import DataSet, load_batches, read_data
 from medimg.runtime.files.plain import to_plain
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.statistics.metrics import accuracy, paired_drop_ci95, top1_agreement
+from medimg.runtime.streams import write_json
 from medimg.runtime.tasks import Probabilities
 from registry import FIGURES, REAL_SETS, ROOT, Figure, commit, figure
 from training_figures import fine_tuned, trained_by

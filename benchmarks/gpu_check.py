@@ -25,7 +25,6 @@ from medimg.benchmarks.percentiles import summarise
 from medimg.runtime.backends import availability_of
 from medimg.runtime.building.make import make_engine
 from medimg.runtime.classifier import Classifier
-from medimg.runtime.commandline import write_json
 from medimg.runtime.data import load_batches, read_data
 from medimg.runtime.engines.builder import BuildOptions
 from medimg.runtime.errors import MedimgError
@@ -34,6 +33,7 @@ from medimg.runtime.machine.cuda import Cuda, Device, Resources
 from medimg.runtime.model.plan import BatchProfile
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.metrics import top1_agreement
+from medimg.runtime.streams import write_json
 from medimg.runtime.tasks import Probabilities
 
 SCHEMA = 1

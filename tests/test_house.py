@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -125,6 +126,26 @@ def test_functions_fit_on_a_screen() -> None:
     found = sorted(bodies(), key=lambda item: item[1])
     assert [item for item in found if item[1] > LONGEST] == []
     assert found[int(0.9 * len(found))][1] <= USUAL
+
+
+def is_of_the_command_line(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return ".verbs" in name or last in ("cli", "commandline", "__main__") or last.endswith(("_flags", "_cli"))
+
+
+def imports_click(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Import | ast.ImportFrom) and re.search(r"\bclick\b", ast.unparse(node))
+        for node in ast.walk(tree)
+    )
+
+
+def test_the_library_knows_no_command_line() -> None:
+    library = [name for name in MODULES if not is_of_the_command_line(name)]
+    assert [name for name in library if imports_click(TREES[name])] == []
+    assert [
+        (name, other) for name in library for other in imports(name) if is_of_the_command_line(other)
+    ] == []
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from medimg.benchmarks.comparison import Change, compare_benchmarks, read_result
 from medimg.benchmarks.results import SCHEMA, Benchmark, Run, ScenarioName, ServerLoad, Trial
-from medimg.runtime.commandline import write_json
 from medimg.runtime.errors import DataError
 from medimg.runtime.files.plain import to_plain
+from medimg.runtime.streams import write_json
 
 
 def latencies(seed: int, count: int = 1000, mean_ms: float = 10.0) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from medimg.export import export_model
+from medimg.export import ExportOptions, export_model
 from medimg.export.errors import SourceError
 from medimg.export.sources import load_source
 from medimg.runtime.errors import MedimgError
@@ -47,7 +47,8 @@ def onnx_file(path: Path, shape: list[str | int], *, taken: str, inner: str, giv
 def test_names_of_a_file_meet_none_of_ours(tmp_path: Path, taken: str, inner: str, given: str) -> None:
     path = onnx_file(tmp_path / "named.onnx", ["n", SIZE, SIZE, 3], taken=taken, inner=inner, given=given)
     result = export_model(
-        path, output=tmp_path / "out", preprocessing="unit", head="logits", labels=("a", "b", "c")
+        path,
+        ExportOptions(output=tmp_path / "out", preprocessing="unit", head="logits", labels=("a", "b", "c")),
     )
     (item,) = result.artefacts
     assert item.written
@@ -71,5 +72,7 @@ def test_images_that_the_model_is_not_for_prove_nothing(tmp_path: Path, data: st
     write_secondary_capture(tmp_path / "data" / "a.dcm", np.zeros((SIZE, SIZE), np.uint8), "patient")
     told: dict[str, Any] = {data: tmp_path / "data", "spec_fields": {"allowed": {"modality": ["DX"]}}}
     with pytest.raises(MedimgError, match=r"a\.dcm: its modality is US; the model is for DX"):
-        export_model(path, output=tmp_path / "out", preprocessing="unit", head="logits", **told)
+        export_model(
+            path, ExportOptions(output=tmp_path / "out", preprocessing="unit", head="logits", **told)
+        )
     assert not list((tmp_path / "out").iterdir())

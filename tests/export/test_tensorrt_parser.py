@@ -23,7 +23,7 @@ from medimg.runtime.errors import BackendError
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.containers import embed_in_onnx, open_onnx, write_spec
 from medimg.runtime.model.plan import BatchProfile
-from medimg.runtime.model.spec import Intensity, ModelSpec
+from medimg.runtime.model.spec import Intensity, ModelSpec, Precision
 from medimg.train.fitting.options import ARCHS, FitOptions
 from medimg.train.networks import build as networks
 
@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning"),
 ]
 OPTIONS = BuildOptions(BatchProfile(1, 4, 16), workspace_mib=512)
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SIZE_PX = 32
 LABELS = ("cyst", "normal", "solid")
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from medimg.runtime.backends import NAMES
-from medimg.runtime.commandline import write_json
 from medimg.runtime.doctor import examine
 from medimg.runtime.files.plain import json_text
 from medimg.runtime.files.text import csv_cell, printable
 from medimg.runtime.model.spec import ModelSpec
+from medimg.runtime.streams import write_json
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from medimg.train.progress import Progress, TerminalProgress
+from medimg.train.progress import Progress
+from medimg.train.verbs.terminal_progress import TerminalProgress
 
 
 class Terminal(io.StringIO):

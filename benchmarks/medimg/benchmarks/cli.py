@@ -9,6 +9,7 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options, version_option
 from medimg.runtime.files.writing import require_writable
+from medimg.runtime.streams import progress_hidden, write_json
 
 SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 DEFAULT_SCENARIOS = ("single-stream", "offline")
@@ -37,7 +38,7 @@ def _check_destinations(*files: str | Path | None) -> None:
 
 
 def _show_step(step: str) -> None:
-    if not commandline.progress_hidden():
+    if not progress_hidden():
         click.echo(f"{step} …", err=True)
 
 
@@ -241,7 +242,7 @@ def compare(
     found = compare_benchmarks(before, after)
     if json_file != "-":
         click.echo("\n".join(show_comparison(found)))
-    commandline.write_json(found, json_file, schema=1)
+    write_json(found, json_file, schema=1)
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     if max_slowdown is None:

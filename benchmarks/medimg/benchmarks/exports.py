@@ -8,8 +8,9 @@ from pathlib import Path
 from medimg.benchmarks.percentiles import SHARES
 from medimg.benchmarks.results import SCHEMA, STAGES, Benchmark
 from medimg.benchmarks.table import digits, facts
-from medimg.runtime.commandline import write_json, write_text
 from medimg.runtime.files.text import csv_cell, printable
+from medimg.runtime.files.writing import write_text
+from medimg.runtime.streams import write_json
 
 _LATENCIES = (*SHARES, "max", "mean")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from medimg.benchmarks.exports import markdown_table, markdown_text
 from medimg.benchmarks.sweep_results import Sweep, SweepRow
 from medimg.benchmarks.table import WIDTH, digits
-from medimg.runtime.commandline import write_json, write_text
 from medimg.runtime.files.text import csv_cell, printable
+from medimg.runtime.files.writing import write_text
 from medimg.runtime.report import Figure, Section, Table, page
+from medimg.runtime.streams import write_json
 
 SCHEMA = 1
 MARKERS = "os^Dv"

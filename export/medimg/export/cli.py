@@ -12,6 +12,8 @@ from medimg.runtime.commandline import PathArgument, standard_options, version_o
 from medimg.runtime.errors import MissingDependencyError
 from medimg.runtime.files.text import printable
 from medimg.runtime.files.text_files import read_labels, read_toml
+from medimg.runtime.files.writing import write_text
+from medimg.runtime.streams import progress_hidden, write_json
 
 if TYPE_CHECKING:
     from medimg.export.result import ExportResult
@@ -260,11 +262,11 @@ def cli(
     chosen = ExportOptions(spec_fields=_fields(spec_file), **options)
     result = export_model(model, chosen, threads=threads, progress=_show)
     if formats == ("onnx",) or json_file != "-":
-        commandline.write_json(result, json_file, schema=SCHEMA)
+        write_json(result, json_file, schema=SCHEMA)
     if report:
         from medimg.export.report import render
 
-        commandline.write_text(report, render(result))
+        write_text(report, render(result))
     _tell(result.warnings, (lines(result),), json_file)
     if "tensorrt" in formats:
         result = replace(result, engines=_build_exported(result, engine, options["force"], json_file))
@@ -273,13 +275,13 @@ def cli(
             result, repository=_serve_exported(result, model, options["output"], serving, json_file)
         )
     if formats != ("onnx",):
-        commandline.write_json(result, json_file, schema=SCHEMA)
+        write_json(result, json_file, schema=SCHEMA)
     unproven = [item for item in result.artefacts if item.verification.verdict != "proven"]
     return 1 if result.failed or (options["strict"] and unproven) else 0
 
 
 def _show(step: str) -> None:
-    if not commandline.progress_hidden():
+    if not progress_hidden():
         click.echo(f"{step} …", err=True)
 
 
@@ -295,7 +297,7 @@ def _build_ready(context: click.Context, model: Path, engine: "BuildOptions", js
         force=context.params["force"],
         progress=_show,
     )
-    commandline.write_json(built, json_file, schema=to_tensorrt.SCHEMA)
+    write_json(built, json_file, schema=to_tensorrt.SCHEMA)
     _tell(built.warnings, (to_tensorrt.lines(item) for item in built.artefacts), json_file)
 
 
@@ -321,7 +323,7 @@ def _serve_ready(
     _asked_of_an_engine(context)
     root = (context.params["output"] or model.parent) / to_triton.FOLDER
     built = to_triton.Repository(to_triton.build_repository([model], root, serving))
-    commandline.write_json(built, json_file, schema=to_triton.SCHEMA)
+    write_json(built, json_file, schema=to_triton.SCHEMA)
     _tell((), (to_triton.lines(item) for item in built.repository), json_file)
 
 

@@ -20,6 +20,7 @@ from medimg.runtime.commandline import (
 )
 from medimg.runtime.files.paths import is_folder
 from medimg.runtime.node import cli as node
+from medimg.runtime.streams import progress_hidden, write_json
 
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Prediction
@@ -134,7 +135,7 @@ def inspect(
     from medimg.runtime.model.spec import SCHEMA, ModelSpec
 
     spec = ModelSpec.read(model)
-    commandline.write_json(spec, json_file, schema=SCHEMA)
+    write_json(spec, json_file, schema=SCHEMA)
     if json_file != "-":
         click.echo("\n".join(describe(spec)))
     if model.suffix == PLAN_SUFFIX and json_file != "-":
@@ -152,7 +153,7 @@ def doctor(json_file: str | None, threads: int) -> int:
     from medimg.runtime.doctor import examine
 
     findings = examine(threads)
-    commandline.write_json(findings, json_file, schema=1)
+    write_json(findings, json_file, schema=1)
     if json_file != "-":
         click.echo("\n".join(findings.lines()))
     return 1 if findings.conflicts else 0
@@ -188,7 +189,7 @@ def _paths(inputs: Iterable[Path]) -> Iterator[Path]:
 
 def _answers_are_seen(output: Path | None) -> bool:
     """Tell whether progress need not be shown: nobody looks, or the answers themselves appear meanwhile."""
-    return commandline.progress_hidden() or (output is None and sys.stdout.isatty())
+    return progress_hidden() or (output is None and sys.stdout.isatty())
 
 
 def _with_progress(predictions: "Iterator[Prediction]", inputs: tuple[Path, ...]) -> "Iterator[Prediction]":

@@ -1,4 +1,4 @@
-"""What the four commands share: errors as one message, exit status, logging, threads, JSON results."""
+"""What the four commands share: errors as one message, exit status, logging, threads."""
 
 import contextlib
 import errno
@@ -6,20 +6,19 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from medimg.runtime.errors import MedimgError, UsageError
-from medimg.runtime.files.plain import json_text, to_plain
 from medimg.runtime.files.text import printable
-from medimg.runtime.files.writing import replaced
 from medimg.runtime.interrupt import STATUS, leave_at_once, raise_as_usual
 from medimg.runtime.machine.cpus import usable_cpus
+from medimg.runtime.streams import abandon_standard_output, standard_output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _LOG = logging.getLogger(__name__)
@@ -128,23 +127,6 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@contextlib.contextmanager
-def standard_output() -> Iterator[TextIO]:
-    """Give standard output, and write what is in memory while there is somebody to tell that it fails.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        yield sys.stdout
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        abandon_standard_output()
-        raise UsageError(f"standard output cannot be written ({error.strerror})") from None
-
-
 def _finish_output() -> None:
     with standard_output():
         pass
@@ -156,11 +138,6 @@ def _blame(error: OSError) -> str:
     if isinstance(error.filename, (str, bytes)):
         return f"{os.fsdecode(error.filename)}: {reason}"
     return f"standard output, or a file, cannot be read or written ({reason})"
-
-
-def abandon_standard_output() -> None:
-    """Send what is left to nowhere, so that the interpreter's last flush does not complain once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -193,53 +170,6 @@ def standard_options(command: Command) -> Command:
 def version_option(command: Command) -> Command:
     """Add `--version`."""
     return click.version_option(version("medimg"), prog_name="medimg")(command)
-
-
-def write_json(result: object, destination: str | None, **head: object) -> None:
-    """Write a result dataclass as JSON.
-
-    Args:
-        result: the dataclass.
-        destination: a file, `-` for standard output, or None for nowhere.
-        head: fields that stand before the result's own, such as `schema`.
-    """
-    if destination is None:
-        return
-    text = json_text({**head, **to_plain(result)}, indent=1) + "\n"
-    if destination == "-":
-        click.echo(text, nl=False)
-    else:
-        write_text(Path(destination), text)
-
-
-def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a text file whole, in UTF-8; bytes of names that are none are escaped.
-
-    Args:
-        path: the file.
-        text: its content.
-        private: whether its owner alone may read it.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    with written_whole(path, private=private) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def written_whole(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give a temporary name for an output file, which takes its place only when it is complete."""
-    try:
-        with replaced(path, private=private) as temporary:
-            yield temporary
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def progress_hidden() -> bool:
-    """Whether progress bars are off, as they are when standard error is no terminal."""
-    return not sys.stderr.isatty()
 
 
 def _configure_logging(verbosity: int) -> None:

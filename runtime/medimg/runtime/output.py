@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TextIO
 
 from medimg.runtime.classifier import Prediction
-from medimg.runtime.commandline import standard_output, written_whole
 from medimg.runtime.errors import NoNumberError, NotApplicableError
 from medimg.runtime.files.plain import json_text, to_plain
 from medimg.runtime.files.text import csv_cell, printable
+from medimg.runtime.files.writing import written_whole
+from medimg.runtime.streams import standard_output
 
 _FATES = {NotApplicableError.__name__: "not applicable", NoNumberError.__name__: "no answer"}
 """What a table says of an error, by its type; "not read" of any other."""

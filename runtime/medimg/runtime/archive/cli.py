@@ -12,6 +12,7 @@ import click
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.files.text import printable
+from medimg.runtime.streams import progress_hidden, write_json
 
 if TYPE_CHECKING:
     from medimg.runtime.archive.job import Job
@@ -99,7 +100,7 @@ def archive(
     )
     with _bar() as progress:
         summary = classify_archive(model, source, output, options, progress)
-    commandline.write_json(summary, json_file, schema=1)
+    write_json(summary, json_file, schema=1)
     if json_file != "-":
         click.echo("\n".join(_lines(summary)))
     return 1 if summary.counts.failed else 0
@@ -114,7 +115,7 @@ def _bar() -> Iterator["Progress"]:
 
         def show(outcome: "Outcome", job: "Job") -> None:
             nonlocal made
-            if commandline.progress_hidden():
+            if progress_hidden():
                 return
             if not bar:
                 length = click.progressbar(length=job.files, file=sys.stderr, show_pos=True, show_eta=True)

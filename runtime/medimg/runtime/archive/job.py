@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from medimg.runtime.archive.inputs import list_paths
-from medimg.runtime.commandline import written_whole
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.files.plain import from_plain, to_plain
+from medimg.runtime.files.writing import written_whole
 from medimg.runtime.optional import require
 
 SCHEMA = 1

@@ -56,6 +56,39 @@ def replaced(path: Path, *, private: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_whole(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Give a temporary name for an output file, which takes its place only when it is complete.
+
+    Args:
+        path: the file.
+        private: whether its owner alone may read it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        with replaced(path, private=private) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a text file whole, in UTF-8; bytes of names that are none are escaped.
+
+    Args:
+        path: the file.
+        text: its content.
+        private: whether its owner alone may read it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with written_whole(path, private=private) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def require_writable(path: str | Path) -> None:
     """Refuse a name that cannot be written to, before minutes are spent on what is to be written.
 

@@ -10,8 +10,10 @@ import click
 
 from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
+from medimg.runtime.files.writing import write_text
 from medimg.runtime.interrupt import leave_at_once
 from medimg.runtime.node.queue_cli import queue
+from medimg.runtime.streams import write_json
 
 if TYPE_CHECKING:
     from medimg.runtime.node.config import NodeConfig
@@ -100,7 +102,7 @@ def verify_audit(
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     found = verify_log(folder, checkpoints, key)
-    commandline.write_json(found, json_file, schema=1)
+    write_json(found, json_file, schema=1)
     if json_file == "-":
         return
     click.echo(f"{found.entries} entries, each following the one before it")
@@ -161,7 +163,7 @@ def sbom(model: Path | None, output: Path | None, threads: int) -> None:
     if output is None:
         click.echo(text)
         return
-    commandline.write_text(output, text + "\n")
+    write_text(output, text + "\n")
 
 
 COMMANDS = (listen, queue, audit, bundle, sbom)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medimg.runtime import commandline
 from medimg.runtime.commandline import JSON_OPTION, PathArgument, standard_options
+from medimg.runtime.streams import write_json
 
 if TYPE_CHECKING:
     from medimg.runtime.node.desk import Desk
@@ -42,7 +42,7 @@ def list_queue(config_file: Path, json_file: str | None, threads: int) -> None:
 
     with _desk(config_file) as desk:
         found = desk.queue()
-    commandline.write_json(found, json_file, schema=1)
+    write_json(found, json_file, schema=1)
     if json_file != "-":
         for line in as_rows(found):
             click.echo(line)

@@ -8,10 +8,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from medimg.runtime.commandline import written_whole
 from medimg.runtime.data import DataSet
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.files.writing import replaced, require_writable
+from medimg.runtime.files.writing import replaced, require_writable, written_whole
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import Compression, HeldOut, ModelSpec
 from medimg.train.compression.gate import passes

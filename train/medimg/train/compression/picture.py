@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medimg.runtime.commandline import written_whole
+from medimg.runtime.files.writing import written_whole
 from medimg.runtime.optional import require
 from medimg.runtime.statistics.bootstrap import Estimate
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medimg.runtime.commandline import write_text
 from medimg.runtime.data import DataSet, Split, read_data
 from medimg.runtime.data.patients import with_patients
 from medimg.runtime.errors import DataError, UsageError
-from medimg.runtime.files.writing import require_writable
+from medimg.runtime.files.writing import require_writable, write_text
 from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples, Resampling

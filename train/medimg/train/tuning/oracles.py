@@ -18,8 +18,8 @@ from keras_tuner.engine import base_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
-from medimg.runtime.commandline import written_whole
 from medimg.runtime.errors import UsageError
+from medimg.runtime.files.writing import written_whole
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
 from medimg.train.tuning.options import DIRECTIONS, TuneOptions

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from medimg.runtime.commandline import written_whole
 from medimg.runtime.files.text import printable
+from medimg.runtime.files.writing import written_whole
 from medimg.runtime.optional import require
 from medimg.train.tuning.options import TuneOptions
 from medimg.train.tuning.result import TrialResult

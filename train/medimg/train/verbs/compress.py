@@ -12,9 +12,9 @@ from medimg.runtime.errors import CheckFailedError
 from medimg.train.compression.options import CompressOptions
 from medimg.train.data.augmentation import read_augmentation
 from medimg.train.fitting.options import require_effect
-from medimg.train.progress import terminal_progress
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.compress_flags import compress_options
+from medimg.train.verbs.terminal_progress import terminal_progress
 
 
 @click.command()

@@ -10,11 +10,11 @@ from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.runtime.errors import CheckFailedError
 from medimg.train.data.augmentation import PRESETS, read_augmentation
 from medimg.train.fitting.options import FitOptions
-from medimg.train.progress import terminal_progress
 from medimg.train.simulation.simulate import FileFormat
 from medimg.train.tasks import TrainedHead
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.data_flags import reading_options
+from medimg.train.verbs.terminal_progress import terminal_progress
 
 DEFAULTS = FitOptions()
 

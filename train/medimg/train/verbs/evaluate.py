@@ -11,8 +11,8 @@ from medimg.runtime.commandline import BACKENDS, PathArgument, standard_options
 from medimg.runtime.data import Split
 from medimg.runtime.errors import UsageError
 from medimg.train.intended_use import CalibrationPart
-from medimg.train.progress import terminal_progress
 from medimg.train.verbs.answer import show
+from medimg.train.verbs.terminal_progress import terminal_progress
 from medimg.train.verbs.usage_flags import usage_options
 
 positive = click.IntRange(min=1)

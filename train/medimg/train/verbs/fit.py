@@ -11,9 +11,9 @@ from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.train.data.augmentation import read_augmentation
 from medimg.train.fitting.options import FitOptions, require_heeded
 from medimg.train.intended_use import Usage
-from medimg.train.progress import terminal_progress
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.fit_flags import fit_options
+from medimg.train.verbs.terminal_progress import terminal_progress
 from medimg.train.verbs.usage_flags import usage_options
 
 

@@ -10,10 +10,10 @@ from medimg.runtime import commandline
 from medimg.runtime.commandline import PathArgument, standard_options
 from medimg.train.data.augmentation import read_augmentation
 from medimg.train.fitting.options import FitOptions
-from medimg.train.progress import terminal_progress
 from medimg.train.tuning.options import DIRECTIONS, TUNERS, TuneOptions
 from medimg.train.verbs.answer import show
 from medimg.train.verbs.fit_flags import fit_options
+from medimg.train.verbs.terminal_progress import terminal_progress
 
 DEFAULTS = TuneOptions()
 
