@@ -31,6 +31,7 @@ FRAMEWORKS = (
     "ray",
     "pyarrow",
     "tritonclient",
+    "pynvml",
 )
 ALLOWED = ("medimg", "numpy", "cv2", "click")
 COMMANDS = {

@@ -1,9 +1,11 @@
 """Monitors of power and load: lines recorded on boards, and a driver library that stands in for NVIDIA's."""
 
 import ctypes
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -112,12 +114,24 @@ def test_no_tegrastats() -> None:
 
 
 @pytest.fixture
-def nvml(fake_library: Callable[[str], Path]) -> Path:
-    return fake_library("nvml")
+def pynvml(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """NVIDIA's package as it is before it has loaded a driver."""
+    import pynvml
+
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return pynvml
 
 
-def test_gpus_and_their_state(nvml: Path) -> None:
-    with Nvml(str(nvml)) as driver:
+@pytest.fixture
+def nvml(fake_library: Callable[[str], Path], pynvml: Any) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(fake_library("nvml")))
+    pynvml.nvmlLib = library
+    return library
+
+
+def test_gpus_and_their_state(nvml: ctypes.CDLL) -> None:
+    with Nvml() as driver:
         assert driver.driver_version == "580.65.06"
         first, second = driver.gpus()
         assert first == Gpu("NVIDIA RTX A4000", "00000000:3B:00.0")
@@ -125,24 +139,34 @@ def test_gpus_and_their_state(nvml: Path) -> None:
         measured = driver.sampler(first.bus_id)()
         slowed = driver.sampler("0000:AF:00.0")()
         assert (slowed.power_w, slowed.throttled) == (None, True)
-        assert ctypes.CDLL(str(nvml)).fake_open_sessions() == 1
+        assert nvml.fake_open_sessions() == 1
     assert measured == GpuSample(41.25, 9876543.21, 54.0, 0.73, 6 << 30, 16 << 30, 1560.0, throttled=False)
-    assert ctypes.CDLL(str(nvml)).fake_open_sessions() == 0
+    assert nvml.fake_open_sessions() == 0
 
 
-def test_failures_of_the_driver(nvml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Nvml(str(nvml)) as driver:
-        with pytest.raises(BackendError, match=r"nvmlDeviceGetHandleByPciBusId_v2 failed: Not Found \(6\)"):
+def test_failures_of_the_driver(nvml: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Nvml() as driver:
+        with pytest.raises(BackendError, match=r"nvmlDeviceGetHandleByPciBusId failed: Not Found \(6\)"):
             driver.sampler("00000000:01:00.0")
         sample = driver.sampler("00000000:3B:00.0")
         monkeypatch.setenv("FAKE_NVML_FAIL", "nvmlDeviceGetMemoryInfo")
         with pytest.raises(BackendError, match=r"nvmlDeviceGetMemoryInfo failed: GPU is lost \(15\)"):
             sample()
-    monkeypatch.setenv("FAKE_NVML_FAIL", "nvmlInit_v2")
-    with pytest.raises(BackendError, match="nvmlInit_v2 failed"):
-        Nvml(str(nvml))
+    monkeypatch.setenv("FAKE_NVML_FAIL", "nvmlInitWithFlags")
+    with pytest.raises(BackendError, match="nvmlInit failed"):
+        Nvml()
 
 
-def test_no_driver() -> None:
+def test_no_driver(pynvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(pynvml, "CDLL", absent)
     with pytest.raises(MissingDependencyError, match="needs NVIDIA's driver"):
-        Nvml("libnvidia-ml-that-is-not-there.so.1")
+        Nvml()
+
+
+def test_no_package_for_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MissingDependencyError, match=r"needs pynvml .*medimg\[bench\]"):
+        Nvml()
