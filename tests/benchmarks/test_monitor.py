@@ -12,7 +12,6 @@ import pytest
 from medimg.benchmarks import sensors
 from medimg.benchmarks.monitor import watched
 from medimg.benchmarks.sensors import (
-    PAGE_BYTES,
     GpuReading,
     JetsonGpu,
     NvmlGpu,
@@ -39,7 +38,6 @@ def test_a_machine_that_tells_nothing_is_not_guessed_at(tmp_path: Path) -> None:
     assert processor.clock_mhz() is None
     assert processor.temperature_c() is None
     assert processor.throttle_count() is None
-    assert processor.memory_mib() is None
     assert not processor.has_energy
     with watched(processor, every_s=0.01) as watch:
         watch.images = 10
@@ -58,14 +56,12 @@ def test_clocks_temperature_and_throttling_are_read(tmp_path: Path) -> None:
             "sys/class/thermal/thermal_zone0/temp": "41000\n",
             "sys/class/thermal/thermal_zone1/temp": "72500\n",
             "sys/class/thermal/thermal_zone2/temp": "no sensor\n",
-            "proc/self/statm": "1000 256 0 0 0 0 0\n",
         },
     )
     processor = Processor(root)
     assert processor.clock_mhz() == 2500
     assert processor.throttle_count() == 7
     assert processor.temperature_c() == 72.5
-    assert processor.memory_mib() == 256 * PAGE_BYTES / 2**20
 
 
 def test_the_clock_of_a_virtual_machine_is_in_cpuinfo(tmp_path: Path) -> None:
@@ -73,14 +69,29 @@ def test_the_clock_of_a_virtual_machine_is_in_cpuinfo(tmp_path: Path) -> None:
     assert Processor(tmp_path).clock_mhz() == 2100
 
 
-def test_other_work_is_what_the_machine_does_beyond_this_process(tmp_path: Path) -> None:
-    stat = "cpu  {} 0 0 999 9 0 0 0 0 0\ncpu0 1 0 0 0\n"
-    own = "7 (a (name) b) R 1 1 1 0 -1 0 0 0 0 0 {} 0 0 0 20 0 1 0 0 0 0\n"
-    root_with(tmp_path, {"proc/stat": stat.format(1000), "proc/self/stat": own.format(100)})
-    with watched(Processor(tmp_path), every_s=10) as watch:
-        root_with(tmp_path, {"proc/stat": stat.format(1300), "proc/self/stat": own.format(200)})
+def test_other_work_is_what_the_machine_does_beyond_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, busy = Processor(tmp_path), iter([(10.0, 1.0), (13.0, 2.0)])
+    monkeypatch.setattr(processor, "busy_s", lambda: next(busy))
+    with watched(processor, every_s=10) as watch:
+        pass
     assert watch.log is not None
     assert watch.log.other_cores == pytest.approx(2 * watch.log.own_cores)
+
+
+def test_this_process_memory_and_time_are_its_own(tmp_path: Path) -> None:
+    processor = Processor(tmp_path)
+    (everybody, mine), memory = processor.busy_s(), processor.memory_mib()
+    held = bytearray(b"x") * (64 << 20)
+    while (used := time.process_time()) < mine + 0.05:
+        pass
+    later, own = processor.busy_s()
+    assert own == pytest.approx(used, abs=0.05)
+    # The kernel counts both in ticks of a hundredth of a second, one after the other.
+    assert later - everybody >= own - mine - 0.03
+    assert processor.memory_mib() - memory > 60
+    del held
 
 
 @pytest.mark.parametrize(("last_uj", "joules"), [(7_000_000, 5.0), (1_000_000, 9.0)])

@@ -1,10 +1,9 @@
 """What a machine tells of itself: clocks, temperature, throttling, memory, energy and who else is at work.
 
 Sources:
-    Linux: Documentation/admin-guide/pm/cpufreq.rst, power/powercap/powercap.rst, filesystems/proc.rst.
+    Linux: Documentation/admin-guide/pm/cpufreq.rst, power/powercap/powercap.rst.
 """
 
-import os
 import re
 import shutil
 import threading
@@ -19,9 +18,8 @@ from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.machine.nvml import GpuSample, Nvml
 from medimg.runtime.machine.system_files import system_text
 from medimg.runtime.machine.tegrastats import TegraSample
+from medimg.runtime.optional import require
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 MIB = 2**20
 TEGRASTATS_EVERY_MS = 500
 
@@ -50,8 +48,7 @@ class Processor:
     def __init__(self, root: Path = Path("/")) -> None:
         cpus = root / "sys/devices/system/cpu"
         self._cpuinfo = root / "proc/cpuinfo"
-        self._stat = root / "proc/stat"
-        self._own = root / "proc/self"
+        self._psutil = require("psutil", "bench")
         self._clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
         self._throttles = sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
         self._temperatures = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
@@ -86,10 +83,9 @@ class Processor:
         counts = [int(number) for path in self._throttles if (number := _number(path)) is not None]
         return sum(counts) if counts else None
 
-    def memory_mib(self) -> float | None:
+    def memory_mib(self) -> float:
         """Resident memory of this process."""
-        words = system_text(self._own / "statm").split()
-        return int(words[1]) * PAGE_BYTES / MIB if len(words) > 1 else None
+        return float(self._psutil.Process().memory_info().rss / MIB)
 
     def energies_j(self) -> tuple[float, ...]:
         """Read the counter of each package."""
@@ -101,11 +97,8 @@ class Processor:
 
     def busy_s(self) -> tuple[float, float]:
         """Give the processor seconds used since the start by everybody, and by this process."""
-        first = system_text(self._stat).partition("\n")[0].split()
-        everybody = sum(map(int, first[1:4])) + sum(map(int, first[6:8])) if len(first) > 7 else 0
-        own = system_text(self._own / "stat").rpartition(")")[2].split()
-        mine = sum(map(int, own[11:13])) if len(own) > 12 else 0
-        return everybody / TICKS_PER_S, mine / TICKS_PER_S
+        all_, own = self._psutil.cpu_times(), self._psutil.Process().cpu_times()
+        return all_.user + all_.nice + all_.system + all_.irq + all_.softirq, own.user + own.system
 
 
 class NvmlGpu:
