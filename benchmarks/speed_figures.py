@@ -228,8 +228,9 @@ def _pipeline_alone() -> dict[str, float]:
     class Nothing:
         name, device, precision, parallel, batch_size = "nothing", "cpu", "none", 4, 1
 
-        def infer(self, images: Any) -> Any:  # noqa: ANN401
-            return np.full((len(images), 4), 0.25, np.float32)
+        def infer(self, images: Any, outputs: Any = ()) -> Any:  # noqa: ANN401
+            del outputs
+            return {"probabilities": np.full((len(images), 4), 0.25, np.float32)}
 
         def close(self) -> None:
             pass

@@ -1,5 +1,6 @@
 """The image that training sees is, byte for byte, the array that the back end is given."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from medimg.runtime.classifier import Classifier
 from medimg.runtime.data import DataSet, Sample
 from medimg.runtime.images.rule import ImageRule
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import Arrays
 from medimg.train.data.array_store import ArrayStore
 from medimg.train.data.decoded_images import cache_images
 from medimg.train.fitting.job import Job
@@ -30,9 +31,9 @@ class Recorder:
     def __init__(self) -> None:
         self.images: list[NDArray[Any]] = []
 
-    def infer(self, images: NDArray[Any]) -> Probabilities:
+    def infer(self, images: NDArray[Any], outputs: Sequence[str] = ("probabilities",)) -> Arrays:
         self.images.append(images)
-        return np.full((len(images), 3), 1 / 3, np.float32)
+        return dict.fromkeys(outputs, np.full((len(images), 3), 1 / 3, np.float32))
 
     def close(self) -> None:
         pass

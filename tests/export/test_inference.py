@@ -89,7 +89,7 @@ def artefact_answers(
     """Run a finished graph on one back end."""
     artefact = Artefact(Path("model.onnx"), spec, network.SerializeToString())
     opened = choose_backend(spec.precision, backend, "cpu").open(artefact, 1)
-    found = opened.infer(images)
+    found = opened.infer(images)["probabilities"]
     opened.close()
     return found
 

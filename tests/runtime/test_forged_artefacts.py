@@ -190,10 +190,10 @@ def test_openvino_gives_no_earlier_answer_where_it_has_none(threads: int, tmp_pa
     artefact = open_onnx(forged(tmp_path, as_large_as_its_brightest_pixel()))
     backend = choose_backend("fp32", "openvino", "cpu").open(artefact, threads)
     dark, bright = np.zeros((1, 4, 5, 3), np.uint8), np.full((1, 4, 5, 3), 200, np.uint8)
-    assert np.isfinite(backend.infer(dark)).all()
+    assert np.isfinite(backend.infer(dark)["probabilities"]).all()
     answers = np.full((1, 2), np.nan)
     with memory.limited(2**27), contextlib.suppress(BackendError):
-        answers = backend.infer(bright)
+        answers = backend.infer(bright)["probabilities"]
     assert np.isnan(answers).all()
 
 

@@ -56,9 +56,10 @@ def test_bound_memory_gives_the_same_answers(artefact: Artefact) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     (expected,) = session.run(["probabilities"], {"image": images})
     for part in (images, images[::2], images[:1]):
-        found = _run_bound(session, part, "cpu", 0)
+        (found,) = _run_bound(session, part, ("probabilities",), ("cpu", 0))
         assert found.shape == (len(part), 3)
-    np.testing.assert_array_equal(_run_bound(session, images, "cpu", 0), expected)
+    (found,) = _run_bound(session, images, ("probabilities",), ("cpu", 0))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_nodes_on_the_cpu_are_read_and_named(artefact: Artefact) -> None:

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from medimg.runtime.backends import choose_backend
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Probabilities
 
 
 def answers(
@@ -31,6 +31,6 @@ def answers(
     name = Path(spec.source.name if spec.source else "model")
     artefact = Artefact(name, spec, model.SerializeToString())
     backend = choose_backend(artefact.spec.precision, device="cpu").open(artefact, threads)
-    found = np.concatenate([backend.infer(batch) for batch in batches])
+    found = np.concatenate([backend.infer(batch)[PROBABILITIES] for batch in batches])
     backend.close()
     return found

@@ -18,7 +18,7 @@ from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.preprocess import to_network_input
 from medimg.runtime.model.spec import ModelSpec, Precision, Verification
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks import Probabilities, task_named, task_of_head
+from medimg.runtime.tasks import PROBABILITIES, Probabilities, task_named, task_of_head
 
 FP32_LIMIT = 1e-5
 """Largest difference of a probability between Keras and a float32 artefact."""
@@ -159,9 +159,11 @@ def compare(
         threads: processor threads.
     """
     backend = choose_backend(artefact.spec.precision, device="cpu").open(artefact, threads)
-    answers = np.concatenate([backend.infer(batch) for batch in trial.batches()])
+    answers = np.concatenate([backend.infer(batch)[PROBABILITIES] for batch in trial.batches()])
     first = next(trial.batches())
-    alone = np.concatenate([backend.infer(first[place : place + 1]) for place in range(len(first))])
+    alone = np.concatenate(
+        [backend.infer(first[place : place + 1])[PROBABILITIES] for place in range(len(first))]
+    )
     backend.close()
     differences = _differences(trial.reference, answers)
     found = Verification(

@@ -22,7 +22,7 @@ from medimg.runtime.model.containers import open_artefact
 from medimg.runtime.model.preprocess import Images
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.ordered import in_order, worker_threads
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import ACTIVATION_MAP, PROBABILITIES, Probabilities
 from medimg.runtime.tasks.probabilities import NO_NUMBER, answered, require_columns
 
 Input: TypeAlias = "str | Path | NDArray[np.generic]"
@@ -173,7 +173,7 @@ class Classifier:
                 f"{self._name}: its preprocessing is unspecified, so an image cannot be given to it: "
                 "export it again with --preprocessing"
             )
-        return require_columns(self.backend.infer(images), self.spec, self._name)
+        return require_columns(self.backend.infer(images)[PROBABILITIES], self.spec, self._name)
 
     def activation_map(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Say of each place of an image how it speaks for each class; the mean over the places is the logit.
@@ -193,11 +193,8 @@ class Classifier:
         """
         if not self.spec.heatmap:
             raise ModelError(f"{self._name}: has no heat maps: export it with --heatmap")
-        # Engines of TensorRT have no use for them yet.
-        maps = getattr(self.backend, "activation_maps", None)
-        if maps is None:
-            raise BackendError(f"{self.backend.name} gives no heat maps: run the .onnx file")
-        return np.asarray(maps(image[np.newaxis])[0], np.float32)
+        (found,) = self.backend.infer(image[np.newaxis], (ACTIVATION_MAP,))[ACTIVATION_MAP]
+        return np.asarray(found, np.float32)
 
     def predict(
         self, inputs: Iterable[Input], *, top_k: int = 5, batch_size: int | None = None

@@ -55,6 +55,8 @@ class Faults:
     fail_in_stream: int = 0
     """The code with which the kernel ends once the stream runs."""
     output_columns: int = CLASSES
+    heatmap: bool = False
+    """Not a fault: engines have the output `activation_map`."""
     executes: dict[str, str] = field(default_factory=dict)
     """In what layers run, by name, where it is not what was asked for."""
     alive: int = 0
@@ -139,6 +141,9 @@ def _classes(module: "FakeTensorRt", launch: Launch) -> dict[str, Any]:  # noqa:
                 source = (ctypes.c_uint8 * (batch * size)).from_address(addresses["image"])
                 found = answers(np.ctypeslib.as_array(source).reshape(batch, ROWS, COLUMNS, 3))
                 ctypes.memmove(addresses["probabilities"], found.ctypes.data, found.nbytes)
+                if "activation_map" in addresses:
+                    maps = np.ascontiguousarray(np.broadcast_to(found[:, None, None], (batch, 2, 4, CLASSES)))
+                    ctypes.memmove(addresses["activation_map"], maps.ctypes.data, maps.nbytes)
                 return module.faults.fail_in_stream
 
             return launch(run) == 0
@@ -168,8 +173,13 @@ def _classes(module: "FakeTensorRt", launch: Launch) -> dict[str, Any]:  # noqa:
             super().__init__()
             self._about = about
             columns = module.faults.output_columns
-            self._tensors = {"image": (-1, ROWS, COLUMNS, 3), "probabilities": (-1, columns)}
-            self.num_io_tensors = 2
+            self._tensors: dict[str, tuple[int, ...]] = {
+                "image": (-1, ROWS, COLUMNS, 3),
+                "probabilities": (-1, columns),
+            }
+            if module.faults.heatmap:
+                self._tensors["activation_map"] = (-1, 2, 4, columns)
+            self.num_io_tensors = len(self._tensors)
 
         def get_tensor_name(self, place: int) -> str:
             return list(self._tensors)[place]

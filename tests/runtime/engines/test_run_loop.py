@@ -41,9 +41,25 @@ def test_answers_in_each_version(
     machine = make_machine(version)
     backend = machine.open(make_engine(version))
     for size in (1, 2, 3, 8):
-        np.testing.assert_array_equal(backend.infer(images[:size]), expected(images[:size]))
+        np.testing.assert_array_equal(backend.infer(images[:size])["probabilities"], expected(images[:size]))
     backend.close()
     assert machine.held() == machine.api.faults.alive == 0
+
+
+def test_heat_maps_are_copied_where_they_are_asked_for(
+    machine: Any, make_engine: Any, images: Images, expected: Expected
+) -> None:
+    machine.api.faults.heatmap = True
+    backend = machine.open(make_engine())
+    assert set(backend.infer(images[:3])) == {"probabilities"}
+    assert machine.calls("cudaMemcpyAsync") == 2
+    found = backend.infer(images[:3], ("activation_map", "probabilities"))
+    np.testing.assert_array_equal(found["probabilities"], expected(images[:3]))
+    assert found["activation_map"].shape == (3, 2, 4, 3)
+    np.testing.assert_array_equal(found["activation_map"].max(axis=(1, 2)), expected(images[:3]))
+    assert machine.calls("cudaMemcpyAsync") == 5
+    backend.close()
+    assert machine.held() == 0
 
 
 def test_what_is_copied_and_freed(machine: Any, make_engine: Any, images: Images, expected: Expected) -> None:
@@ -52,8 +68,8 @@ def test_what_is_copied_and_freed(machine: Any, make_engine: Any, images: Images
     # Two blocks on each side, and the stream.
     assert machine.held() == 5
     before = machine.calls("cudaMalloc") + machine.calls("cudaMallocHost")
-    first = backend.infer(images[:8])
-    second = backend.infer(images[8:11])
+    first = backend.infer(images[:8])["probabilities"]
+    second = backend.infer(images[8:11])["probabilities"]
     np.testing.assert_array_equal(first, expected(images[:8]))
     np.testing.assert_array_equal(second, expected(images[8:11]))
     assert machine.calls("cudaMemcpyAsync") == 4
@@ -63,21 +79,21 @@ def test_what_is_copied_and_freed(machine: Any, make_engine: Any, images: Images
     backend.close()
     assert machine.held() == 0
     with pytest.raises(BackendError, match="the classifier is closed"):
-        backend.infer(images[:1])
+        backend.infer(images[:1])["probabilities"]
 
 
 def test_a_batch_below_the_least_is_padded_and_one_above_the_most_refused(
     machine: Any, make_engine: Any, images: Images, expected: Expected
 ) -> None:
     backend = machine.open(make_engine(profile=BatchProfile(4, 4, 6)))
-    assert backend.infer(images[:1]).shape == (1, 3)
-    np.testing.assert_array_equal(backend.infer(images[:3]), expected(images[:3]))
+    assert backend.infer(images[:1])["probabilities"].shape == (1, 3)
+    np.testing.assert_array_equal(backend.infer(images[:3])["probabilities"], expected(images[:3]))
     with pytest.raises(UsageError, match=r"a batch of 7 images: .* takes 6 at most: choose --batch-size 6"):
-        backend.infer(images[:7])
+        backend.infer(images[:7])["probabilities"]
     with pytest.raises(BackendError, match=r"images of shape \(5, 6, 3\)"):
-        backend.infer(images[:1, :, :6])
+        backend.infer(images[:1, :, :6])["probabilities"]
     with pytest.raises(BackendError, match="type float32"):
-        backend.infer(images[:1].astype(np.float32))
+        backend.infer(images[:1].astype(np.float32))["probabilities"]
     backend.close()
 
 
@@ -89,7 +105,7 @@ def test_threads_take_turns_on_the_right_gpu(
     selected = machine.calls("cudaSetDevice")
     with ThreadPoolExecutor(4) as threads:
         sizes = [1 + turn % 8 for turn in range(200)]
-        found = list(threads.map(lambda size: backend.infer(images[size : 2 * size]), sizes))
+        found = list(threads.map(lambda size: backend.infer(images[size : 2 * size])["probabilities"], sizes))
     for size, answer in zip(sizes, found, strict=True):
         np.testing.assert_array_equal(answer, expected(images[size : 2 * size]))
     assert machine.calls("cudaSetDevice") == selected + 200
@@ -101,7 +117,7 @@ def test_threads_take_turns_on_the_right_gpu(
 def test_many_batches_take_no_more_memory(machine: Any, make_engine: Any, images: Images) -> None:
     backend = machine.open(make_engine())
     for turn in range(2000):
-        backend.infer(images[: 1 + turn % 8])
+        backend.infer(images[: 1 + turn % 8])["probabilities"]
         machine.keep.clear()
     assert machine.held() == 5
     backend.close()
@@ -163,7 +179,7 @@ def test_cuda_fails_while_a_batch_runs(
     machine.library.fake_reset()
     monkeypatch.setenv("FAKE_CUDA_FAIL", failing)
     with pytest.raises(error, match=message):
-        backend.infer(images[:3])
+        backend.infer(images[:3])["probabilities"]
     monkeypatch.delenv("FAKE_CUDA_FAIL")
     machine.library.fake_reset()
     backend.close()
@@ -178,10 +194,10 @@ def test_a_kernel_that_fails_later_is_noticed_where_its_batch_is_waited_for(
     with pytest.raises(
         BackendError, match=r"cudaStreamSynchronize: an illegal memory access.*start it again"
     ):
-        backend.infer(images[:2])
+        backend.infer(images[:2])["probabilities"]
     # The context is gone: every later call says so, and closing still lets everything go.
     with pytest.raises(BackendError, match="lost to this process"):
-        backend.infer(images[:2])
+        backend.infer(images[:2])["probabilities"]
     with pytest.raises(BackendError, match="lost to this process"):
         backend.close()
     assert machine.held() == machine.api.faults.alive == 0
@@ -193,13 +209,13 @@ def test_a_failed_batch_does_not_spoil_the_next(
     backend = machine.open(make_engine())
     machine.api.faults.fail_launch = True
     with pytest.raises(BackendError, match=r"failed on a batch of shape \(2, .*Error Code 1"):
-        backend.infer(images[:2])
+        backend.infer(images[:2])["probabilities"]
     machine.api.faults.fail_launch = False
     machine.api.faults.refuse_shape = True
     with pytest.raises(BackendError, match=r"the engine refuses the shape \(3, 5, 7, 3\)"):
-        backend.infer(images[:3])
+        backend.infer(images[:3])["probabilities"]
     machine.api.faults.refuse_shape = False
-    np.testing.assert_array_equal(backend.infer(images[4:9]), expected(images[4:9]))
+    np.testing.assert_array_equal(backend.infer(images[4:9])["probabilities"], expected(images[4:9]))
     backend.close()
 
 

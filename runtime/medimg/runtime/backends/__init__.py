@@ -1,7 +1,7 @@
 """Back ends: each runs an artefact behind one small protocol and says what would make it available."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -15,7 +15,7 @@ from medimg.runtime.machine.cpus import saturates_in_int8
 from medimg.runtime.machine.memory import allowance, limited
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.spec import ModelSpec, Precision
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Arrays
 from medimg.runtime.tasks.probabilities import require_columns
 
 Tuning: TypeAlias = Literal["latency", "throughput"]
@@ -37,12 +37,16 @@ class Backend(Protocol):
     batch_size: int
     """Images a call that give the highest throughput, or near it."""
 
-    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+    def infer(self, images: NDArray[np.generic], outputs: Sequence[str] = (PROBABILITIES,)) -> Arrays:
         """Run one batch; several threads may call it at once.
 
         Args:
             images: `(batch, rows, columns, 3)` uint8 RGB, or the float32 input of an artefact whose
                 preprocessing is unspecified.
+            outputs: names of those that are wanted.
+
+        Returns:
+            Float32 arrays by output.
         """
 
     def close(self) -> None:
@@ -127,7 +131,7 @@ def _opened_within_bounds(open_artefact: Callable[[], Backend], artefact: Artefa
         with limited(most):
             opened = open_artefact()
             try:
-                answers = opened.infer(_blank_image(spec))
+                answers = opened.infer(_blank_image(spec))[PROBABILITIES]
                 require_columns(answers, spec, str(path))
                 if len(answers) != 1:
                     raise BackendError(f"{path}: answers one image with {len(answers)} rows: export it again")

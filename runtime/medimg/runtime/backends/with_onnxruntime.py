@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, Mis
 from medimg.runtime.machine.cuda import Cuda
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Arrays
 
 _FATAL = 4
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -76,29 +77,19 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{artefact.path}: ONNX Runtime gave {used} for {device}")
         self.precision = _executed_precision(artefact.spec.precision, device)
 
-    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+    def infer(self, images: NDArray[np.generic], outputs: Sequence[str] = (PROBABILITIES,)) -> Arrays:
         """Run one batch; see `Backend.infer`."""
         session = self._session
         if session is None:
             raise BackendError("the classifier is closed")
         try:
             if self.device == "cpu":
-                (probabilities,) = session.run(["probabilities"], {"image": images})
+                found = session.run(list(outputs), {"image": images})
             else:
-                probabilities = _run_bound(session, images, "cuda", self._number)
+                found = _run_bound(session, images, outputs, ("cuda", self._number))
         except _errors() as error:
             raise _failure(error, images) from None
-        return np.asarray(probabilities, np.float32)
-
-    def activation_maps(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Run one batch; `(batch, rows, columns, classes)` of an artefact that has heat maps."""
-        if self._session is None:
-            raise BackendError("the classifier is closed")
-        try:
-            (maps,) = self._session.run(["activation_map"], {"image": images})
-        except _errors() as error:
-            raise _failure(error, images) from None
-        return np.asarray(maps, np.float32)
+        return {name: np.asarray(item, np.float32) for name, item in zip(outputs, found, strict=True)}
 
     def _open_on_gpu(self, artefact: Artefact, threads: int, options: dict[str, str]) -> Any:  # noqa: ANN401
         """Open a session all of whose nodes run on the GPU, but for arithmetic on shapes."""
@@ -201,15 +192,22 @@ def _open(
         raise BackendError(f"{artefact.path}: ONNX Runtime refuses it on {device}: {error}") from None
 
 
-def _run_bound(session: Any, images: NDArray[np.generic], device: str, number: int) -> Any:  # noqa: ANN401
-    """Run a batch with input and output in the device's memory, and copy the probabilities alone back."""
+def _run_bound(
+    session: Any,  # noqa: ANN401  no types
+    images: NDArray[np.generic],
+    outputs: Sequence[str],
+    device: tuple[str, int],
+) -> list[Any]:
+    """Run a batch with input and output in the device's memory, and copy what is wanted back."""
     onnxruntime = require("onnxruntime", "gpu")
     binding = session.io_binding()
-    on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device, number)
+    on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), *device)
     binding.bind_ortvalue_input("image", on_device)
-    binding.bind_output("probabilities", device, number)
+    for name in outputs:
+        binding.bind_output(name, *device)
     session.run_with_iobinding(binding)
-    return binding.copy_outputs_to_cpu()[0]
+    found: list[Any] = binding.copy_outputs_to_cpu()
+    return found
 
 
 def _failure(error: Exception, images: NDArray[np.generic]) -> BackendError:

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from medimg.runtime.errors import BackendError, MissingDependencyError
 from medimg.runtime.machine.cpus import saturates_in_int8
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.optional import require
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Arrays
 
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _FIRST_USE = threading.Lock()
@@ -70,27 +71,17 @@ class OpenVinoBackend:
         self.precision = _matrix_precision(self._compiled)
         self.notes = (SATURATES,) if self.precision == "int8" and saturates_in_int8() else ()
 
-    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+    def infer(self, images: NDArray[np.generic], outputs: Sequence[str] = (PROBABILITIES,)) -> Arrays:
         """Run one batch; see `Backend.infer`."""
-        return self._run(images, "probabilities")
-
-    def activation_maps(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Run one batch; `(batch, rows, columns, classes)` of an artefact that has heat maps."""
-        return self._run(images, "activation_map")
-
-    def _run(self, images: NDArray[np.generic], output: str) -> NDArray[np.float32]:
         request = self._requests.get()
         try:
             if request is None:
                 raise BackendError("the classifier is closed")
             # With one thread OpenVINO 2026.4 loses errors (no memory), and its last answer would stay.
-            _forget(request.get_tensor(output).data)
+            for name in outputs:
+                _forget(request.get_tensor(name).data)
             request.infer({"image": images}, share_inputs=True)
-            answers = np.array(request.get_tensor(output).data, np.float32)
-            if answers.shape[:1] != images.shape[:1]:
-                found = f"with an array of shape {answers.shape}"
-                raise BackendError(f"OpenVINO answered a batch of shape {images.shape} {found}")
-            return answers
+            return {name: _answer(request.get_tensor(name).data, images) for name in outputs}
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on a batch of shape {images.shape}: {error}") from None
         finally:
@@ -103,6 +94,13 @@ class OpenVinoBackend:
         self._compiled = None
         for _ in range(self.parallel):
             self._requests.put(None)
+
+
+def _answer(output: NDArray[Any], images: NDArray[np.generic]) -> NDArray[np.float32]:
+    if output.shape[:1] != images.shape[:1]:
+        found = f"with an array of shape {output.shape}"
+        raise BackendError(f"OpenVINO answered a batch of shape {images.shape} {found}")
+    return np.array(output, np.float32)
 
 
 def _forget(answer: NDArray[Any]) -> None:

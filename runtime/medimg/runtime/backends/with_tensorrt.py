@@ -4,7 +4,7 @@ import ctypes
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from medimg.runtime.errors import BackendError, GpuMemoryError, MedimgError, Mod
 from medimg.runtime.machine.cuda import Cuda, Device, Resources
 from medimg.runtime.model.containers import Artefact
 from medimg.runtime.model.plan import REBUILD, EngineRecord
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import Arrays
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -85,7 +85,7 @@ class TensorRtBackend:
             self._release()
             raise
 
-    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+    def infer(self, images: NDArray[np.generic], outputs: Sequence[str] = (OUTPUT,)) -> Arrays:
         """Run one batch; see `Backend.infer`.
 
         Raises:
@@ -108,7 +108,7 @@ class TensorRtBackend:
             # Threads start on the first GPU, whichever the engine is on.
             self._cuda.select(self._number)
             try:
-                return self._run(images, filled)
+                return self._run(images, filled, outputs)
             except GpuMemoryError as error:
                 raise GpuMemoryError(f"a batch of {filled} images: {error}: {self._smaller()}") from None
 
@@ -148,7 +148,7 @@ class TensorRtBackend:
             )
         self._stream = self._resources.stream()
         self._input = self._pinned(most, *tensors[INPUT])
-        self._output = self._pinned(most, *tensors[OUTPUT])
+        self._outputs = {name: self._pinned(most, *tensors[name]) for name in tensors if name != INPUT}
         self._on_device = {
             name: self._resources.device_memory(most * math.prod(shape) * np.dtype(kind).itemsize)
             for name, (shape, kind) in tensors.items()
@@ -174,17 +174,20 @@ class TensorRtBackend:
             found[name] = (shape, kinds[kind])
         return found
 
-    def _run(self, images: NDArray[np.generic], filled: int) -> Probabilities:
+    def _run(self, images: NDArray[np.generic], filled: int, outputs: Sequence[str]) -> Arrays:
         cuda, stream = self._cuda, self._stream
         # A batch below the profile's least is run at the least; what is beyond the images is not looked at.
         self._set_batch(max(filled, self.record.profile.least))
         self._input[:filled] = images
-        source, target = self._input.ctypes.data, self._output.ctypes.data
-        cuda.copy_to_device(self._on_device[INPUT], source, self._input[:filled].nbytes, stream)
+        cuda.copy_to_device(
+            self._on_device[INPUT], self._input.ctypes.data, self._input[:filled].nbytes, stream
+        )
         self._do(self._context.execute_async_v3(stream), f"failed on a batch of shape {images.shape}")
-        cuda.copy_to_host(target, self._on_device[OUTPUT], self._output[:filled].nbytes, stream)
+        found = {name: self._outputs[name][:filled] for name in outputs}
+        for name, values in found.items():
+            cuda.copy_to_host(values.ctypes.data, self._on_device[name], values.nbytes, stream)
         cuda.wait(stream)
-        return self._output[:filled].copy()
+        return {name: values.copy() for name, values in found.items()}
 
     def _set_batch(self, size: int) -> None:
         shape = (size, *self._input.shape[1:])

@@ -8,7 +8,7 @@ and binary tensors, where a server has them.
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from medimg.runtime.errors import BackendError, ModelError, UsageError
 from medimg.runtime.model.containers import read_spec
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.optional import require
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Arrays
 
 IDENTITY = "medimg_artefact_sha256"
 """Parameter of a model's configuration that says which file the server runs."""
@@ -74,23 +74,30 @@ class TritonBackend:
         self._check(metadata)
         self._check_identity("model_configuration" in extensions)
 
-    def infer(self, images: NDArray[np.generic]) -> Probabilities:
+    def infer(self, images: NDArray[np.generic], outputs: Sequence[str] = (PROBABILITIES,)) -> Arrays:
         """Run one batch on the server."""
         request = self._library.InferInput("image", list(images.shape), "UINT8")
-        wanted = self._library.InferRequestedOutput
-        if self._grpc:
-            request.set_data_from_numpy(images)
-            outputs = [wanted("probabilities")]
-            options: dict[str, Any] = {"client_timeout": _TIMEOUT_S}
-        else:
-            request.set_data_from_numpy(images, binary_data=self._binary)
-            outputs, options = [wanted("probabilities", binary_data=self._binary)], {}
+        binary = {} if self._grpc else {"binary_data": self._binary}
+        request.set_data_from_numpy(images, **binary)
+        wanted = [self._library.InferRequestedOutput(name, **binary) for name in outputs]
+        options: dict[str, Any] = {"client_timeout": _TIMEOUT_S} if self._grpc else {}
         with self._explained():
-            answer = self._client().infer(self._model, [request], outputs=outputs, **options)
-            found = answer.as_numpy("probabilities")
-        shape = (len(images), self.spec.classes)
-        if found is None or found.shape != shape or found.dtype != np.float32:
+            answer = self._client().infer(self._model, [request], outputs=wanted, **options)
+            return {name: self._checked(answer.as_numpy(name), len(images)) for name in outputs}
+
+    def _checked(self, found: NDArray[Any] | None, images: int) -> NDArray[np.float32]:
+        """Check one output: a row an image, and a value or a map a class."""
+        if (
+            found is None
+            or found.dtype != np.float32
+            or (*found.shape[:1], *found.shape[-1:])
+            != (
+                images,
+                self.spec.classes,
+            )
+        ):
             got = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
+            shape = (images, self.spec.classes)
             raise BackendError(f"{self._where}: answered {got}; float32 of shape {shape} is wanted")
         return np.asarray(found)
 

@@ -17,7 +17,7 @@ from medimg.runtime.files.writing import replaced
 from medimg.runtime.model.containers import file_sha256
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
-from medimg.runtime.tasks import Probabilities
+from medimg.runtime.tasks import PROBABILITIES, Arrays, Probabilities
 
 SUFFIX = ".golden.npz"
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3}
@@ -26,7 +26,7 @@ AGREEMENT_LOSS = 0.01
 """Top-1 agreement that an INT8 engine may lose against its ONNX file, rounded up to whole images."""
 
 
-Infer: TypeAlias = Callable[[NDArray[np.uint8]], Probabilities]
+Infer: TypeAlias = Callable[[NDArray[np.uint8]], Arrays]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check(infer: Infer, spec: ModelSpec, path: Path, most: int) -> GoldenCheck:
     """
     golden = read_golden(path, spec)
     batches = np.split(golden.images, range(most, len(golden.images), most))
-    answers = np.concatenate([infer(batch) for batch in batches])
+    answers = np.concatenate([infer(batch)[PROBABILITIES] for batch in batches])
     difference = float(np.abs(answers - golden.probabilities).max())
     agreement = metrics.top1_agreement(golden.probabilities, answers)
     passed, limit = _judge(spec, len(answers), difference, agreement)

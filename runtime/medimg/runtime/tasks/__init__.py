@@ -4,11 +4,21 @@ Nothing outside this folder, and its likes in the other rooms, compares names of
 """
 
 from medimg.runtime.statistics.metrics import Probabilities
-from medimg.runtime.tasks.base import Head, Task, TaskName
+from medimg.runtime.tasks.base import ACTIVATION_MAP, PROBABILITIES, Arrays, Head, Task, TaskName
 from medimg.runtime.tasks.multiclass import Multiclass
 from medimg.runtime.tasks.multilabel import Multilabel
 
-__all__ = ["Head", "Probabilities", "Task", "TaskName", "task_named", "task_of_head"]
+__all__ = [
+    "ACTIVATION_MAP",
+    "PROBABILITIES",
+    "Arrays",
+    "Head",
+    "Probabilities",
+    "Task",
+    "TaskName",
+    "task_named",
+    "task_of_head",
+]
 
 _TASKS: tuple[Task, ...] = (Multiclass(), Multilabel())
 

@@ -16,6 +16,10 @@ TaskName: TypeAlias = Literal["multiclass", "multilabel"]
 """Whether an image shows exactly one class, or any number of them."""
 Head: TypeAlias = Literal["softmax", "sigmoid", "multilabel", "logits"]
 """What a Keras model's last layer gives."""
+PROBABILITIES, ACTIVATION_MAP = "probabilities", "activation_map"
+"""Names of an artefact's outputs."""
+Arrays: TypeAlias = dict[str, NDArray[np.float32]]
+"""What an artefact answers, by output; the first axis is the batch."""
 MAX_CLASSES = 10_000
 """The most classes that an archive of labelled images may have."""
 
