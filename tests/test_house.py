@@ -1,11 +1,13 @@
-"""What holds the house together: tasks in their own folders, no circles of modules, functions of a screen."""
+"""What holds the house together: tasks in their own folders, no circles, functions of a screen, one API."""
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -153,3 +155,82 @@ def test_every_public_name_is_there(room: str) -> None:
     module = importlib.import_module(f"medimg.{room}")
     assert module.__all__ == sorted(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def classes_in(hint: object) -> Iterator[type]:
+    """The library's own classes that an annotation names."""
+    if inspect.isclass(hint) and hint.__module__.startswith("medimg."):
+        yield hint
+    for inner in get_args(hint):
+        for item in inner if isinstance(inner, list) else (inner,):
+            yield from classes_in(item)
+
+
+def signatures(thing: object) -> Iterator[object]:
+    """A function itself; of a class that does something, what can be called."""
+    if inspect.isfunction(thing):
+        yield thing
+    elif inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
+        own = vars(thing).items()
+        yield from (
+            item
+            for name, item in own
+            if inspect.isfunction(item) and (name == "__init__" or not name.startswith("_"))
+        )
+
+
+def to_be_made(given: type) -> set[type]:
+    """A class that a caller passes in, and what its fields need."""
+    fields = get_type_hints(given).values() if dataclasses.is_dataclass(given) else ()
+    return {given}.union(*(to_be_made(found) for hint in fields for found in classes_in(hint)))
+
+
+def needed(function: object) -> set[type]:
+    """What has to be made to call a function, and what it gives: back, or to a function of the caller."""
+    hints = get_type_hints(function)
+    out = {name for name, hint in hints.items() if name == "return" or get_origin(hint) is Callable}
+    found: set[type] = set()
+    for name, hint in hints.items():
+        for named in classes_in(hint):
+            found |= {named} if name in out else to_be_made(named)
+    return found
+
+
+def test_what_public_signatures_name_is_public() -> None:
+    rooms = [importlib.import_module(f"medimg.{room}") for room in ROOMS]
+    public = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms for name in room.__all__}
+    missing = {
+        (name, found.__qualname__)
+        for name, thing in public.items()
+        for function in signatures(thing)
+        for found in needed(function)
+        if found not in public.values()
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("medimg.train.fit", "FitOptions"),
+        ("medimg.train.tune", "TuneOptions"),
+        ("medimg.train.evaluate", "EvaluateOptions"),
+        ("medimg.train.compress", "CompressOptions"),
+        ("medimg.export.export_model", "ExportOptions"),
+        ("medimg.benchmarks.run_benchmark", "BenchmarkOptions"),
+        ("medimg.benchmarks.run_sweep", "SweepOptions"),
+    ],
+)
+def test_verbs_have_one_shape(verb: str, options: str) -> None:
+    room, _, name = verb.rpartition(".")
+    function = getattr(importlib.import_module(room), name)
+    parameters = list(inspect.signature(function).parameters.values())
+    *inputs, last = [item for item in parameters if item.kind is not item.KEYWORD_ONLY]
+    assert all(item.default is item.empty for item in inputs)
+    assert (last.name, last.default) == ("options", None)
+    hints = get_type_hints(function)
+    assert [found.__name__ for found in classes_in(hints["options"])] == [options]
+    by_name = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
+    assert [item.name for item in by_name[:2]] == ["threads", "progress"]
+    assert all(item.default is not item.empty for item in by_name)
+    assert dataclasses.is_dataclass(hints["return"])

@@ -13,7 +13,7 @@ import pytest
 from medimg.runtime.errors import DataError, UsageError
 from medimg.runtime.model.containers import write_spec
 from medimg.runtime.model.spec import Allowed, HeldOut, ModelSpec, OperatingPoint
-from medimg.train import FitResult, Usage, calibrate, evaluate
+from medimg.train import EvaluateOptions, FitResult, Usage, calibrate, evaluate
 from medimg.train.evaluation.summary import WIDTH, calibration_lines
 from medimg.train.keras_files import load_float32, rewrite_spec
 
@@ -40,7 +40,7 @@ def test_a_model_that_is_twice_as_sure_as_it_should_be_gets_the_temperature_two(
     spec = ModelSpec.read(model)
     assert spec.temperature == found.temperature
     assert spec.operating_points == (point.point,)
-    again = evaluate(model, colored, split="val")
+    again = evaluate(model, colored, EvaluateOptions(split="val"))
     assert again.reliability.nll.value == pytest.approx(found.after.nll.value, abs=1e-6)
     assert again.operating_points == (point,)
     assert not list(model.parent.glob(".*"))
@@ -158,7 +158,7 @@ def test_an_export_answers_as_the_calibrated_file(model: Path, colored: Path, ru
     assert done.returncode == 0, done.stdout + done.stderr
     artefact = model.with_suffix(".onnx")
     keras, exported = (
-        evaluate(path, colored, report=path.with_suffix(".html"), with_images=True)
+        evaluate(path, colored, EvaluateOptions(report=path.with_suffix(".html"), with_images=True))
         for path in (model, artefact)
     )
     assert exported.backend in ("onnxruntime", "openvino")

@@ -9,7 +9,7 @@ from medimg.runtime.data import read_data
 from medimg.runtime.errors import DataError, ModelError, NoSpecError, UsageError
 from medimg.runtime.images.rule import ImageRule
 from medimg.runtime.model.spec import Intensity, ModelSpec
-from medimg.train import FitResult, evaluate
+from medimg.train import EvaluateOptions, FitResult, evaluate
 from medimg.train.evaluation.answers import ask
 from medimg.train.keras_files import load_float32, save
 from medimg.train.progress import Progress
@@ -35,7 +35,7 @@ def test_accuracy_is_that_of_an_independent_count(scratch: FitResult, simulated:
     for sample in data.samples:
         image = sample.load(scratch.options.image).astype(np.float32) / 255
         right += int(model(image[None]).numpy().argmax() == sample.label)
-    figures = evaluate(scratch.output, simulated, split="train", batch_size=5)
+    figures = evaluate(scratch.output, simulated, EvaluateOptions(split="train", batch_size=5))
     assert figures.scores.accuracy.value == right / len(data)
 
 
@@ -44,7 +44,7 @@ def test_undivided_data_are_used_whole(scratch: FitResult, simulated: Path) -> N
 
 
 def test_batch_size_does_not_matter(fine_tuned: FitResult, simulated: Path) -> None:
-    one, many = (evaluate(fine_tuned.output, simulated, batch_size=size) for size in (1, 8))
+    one, many = (evaluate(fine_tuned.output, simulated, EvaluateOptions(batch_size=size)) for size in (1, 8))
     assert one.evaluation.confusion == many.evaluation.confusion
 
 
@@ -60,9 +60,9 @@ def test_an_exported_artefact_runs_through_the_runtime(small_artefact: Path, tmp
 
 def test_a_part_that_is_not_there(scratch: FitResult, simulated: Path) -> None:
     with pytest.raises(DataError, match="has no part named val; it has test and train"):
-        evaluate(scratch.output, simulated, split="val")
+        evaluate(scratch.output, simulated, EvaluateOptions(split="val"))
     with pytest.raises(DataError, match="has no part named test; it is not divided"):
-        evaluate(scratch.output, simulated / "test", split="test")
+        evaluate(scratch.output, simulated / "test", EvaluateOptions(split="test"))
 
 
 def test_labels_that_are_not_the_models(small_model: Path, simulated: Path) -> None:
@@ -77,7 +77,7 @@ def test_labels_are_matched_by_name(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_patients_are_drawn_and_subgroups_measured_apart(colored_model: Path, colored: Path) -> None:
-    figures = evaluate(colored_model, colored, subgroups=["sex"])
+    figures = evaluate(colored_model, colored, EvaluateOptions(subgroups=("sex",)))
     data = read_data(colored).part("test")
     patients = {sample.patient for sample in data.samples}
     assert (figures.resampling.unit, figures.resampling.units) == ("patients", len(patients))
@@ -97,12 +97,12 @@ def test_patients_are_drawn_and_subgroups_measured_apart(colored_model: Path, co
 
 def test_a_column_that_cannot_divide(colored_model: Path, colored: Path, simulated: Path) -> None:
     with pytest.raises(DataError, match="no column 'age' to group by; they have sex"):
-        evaluate(colored_model, colored, subgroups=["age"])
+        evaluate(colored_model, colored, EvaluateOptions(subgroups=("age",)))
     lines = colored.read_text().splitlines()
     many = colored.with_name("many.csv")
     many.write_text("\n".join([f"{lines[0]},age", *(f"{line},{n}" for n, line in enumerate(lines[1:]))]))
     with pytest.raises(DataError, match="'age' has 144 values: make a column of at most 50"):
-        evaluate(colored_model, many, subgroups=["age"])
+        evaluate(colored_model, many, EvaluateOptions(subgroups=("age",)))
 
 
 def test_several_labels_an_image(tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
         ("0", "1", "2"), ImageRule(8, 8), Intensity.named("unit"), task="multilabel", head="multilabel"
     )
     save(model, spec, tmp_path / "model.keras")
-    figures = evaluate(tmp_path / "model.keras", tmp_path / "set.npz", report=tmp_path / "page.html")
+    figures = evaluate(
+        tmp_path / "model.keras", tmp_path / "set.npz", EvaluateOptions(report=tmp_path / "page.html")
+    )
     assert figures.evaluation.confusion == ()
     assert figures.scores.roc_auc.value == 1
     assert figures.scores.accuracy.value == figures.evaluation.accuracy
@@ -158,13 +160,13 @@ def test_every_head_is_measured_as_probabilities(head: str, tmp_path: Path) -> N
 
 def test_wrong_use(colored_model: Path, colored: Path) -> None:
     with pytest.raises(UsageError, match="name one with --report"):
-        evaluate(colored_model, colored, with_images=True)
+        evaluate(colored_model, colored, EvaluateOptions(with_images=True))
     with pytest.raises(UsageError, match="no regular expression"):
-        evaluate(colored_model, colored, group_by="(")
+        evaluate(colored_model, colored, EvaluateOptions(group_by="("))
     with pytest.raises(UsageError, match="there is no such folder"):
-        evaluate(colored_model, colored, report="absent/page.html")
+        evaluate(colored_model, colored, EvaluateOptions(report="absent/page.html"))
     with pytest.raises(UsageError, match="class 'grey' is not one of the model's: red, green, blue"):
-        evaluate(colored_model, colored, positive="grey")
+        evaluate(colored_model, colored, EvaluateOptions(positive="grey"))
 
 
 def test_a_keras_file_without_a_spec(simulated: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(simulated: Path, space: Path, tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     """Three random trials, without interruption."""
     folder = tmp_path_factory.mktemp("tuned") / "search"
-    return tune(simulated, folder, BASE, TuneOptions(max_trials=3), space=space)
+    return tune(simulated, folder, TuneOptions(max_trials=3), training=BASE, space=space)
 
 
 def without_times(result: TuneResult) -> list[TrialResult]:
@@ -123,7 +123,7 @@ def test_a_killed_search_goes_on_to_the_same_end(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, "it had ended before"
     assert not (folder / "best.h5").exists()
-    result = tune(simulated, folder, BASE, TuneOptions(max_trials=3), space=space, resume=True)
+    result = tune(simulated, folder, TuneOptions(max_trials=3), training=BASE, space=space, resume=True)
     assert result.resumed
     assert without_times(result) == without_times(tuned)
     assert result.fit is not None
@@ -133,12 +133,12 @@ def test_a_killed_search_goes_on_to_the_same_end(
 
 def test_a_search_is_not_written_over(tuned: TuneResult, simulated: Path, space: Path) -> None:
     with pytest.raises(UsageError, match="holds a search already: go on with --resume"):
-        tune(simulated, tuned.output, BASE, TuneOptions(max_trials=3), space=space)
+        tune(simulated, tuned.output, TuneOptions(max_trials=3), training=BASE, space=space)
     other = dataclasses.replace(BASE, dropout=0.1)
     with pytest.raises(UsageError, match="holds a search with other options"):
-        tune(simulated, tuned.output, other, TuneOptions(max_trials=3), space=space, resume=True)
+        tune(simulated, tuned.output, TuneOptions(max_trials=3), training=other, space=space, resume=True)
     with pytest.raises(UsageError, match="holds a search with other space"):
-        tune(simulated, tuned.output, BASE, TuneOptions(max_trials=3), resume=True)
+        tune(simulated, tuned.output, TuneOptions(max_trials=3), training=BASE, resume=True)
 
 
 def test_a_failing_trial_is_recorded_and_not_fatal(simulated: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_failing_trial_is_recorded_and_not_fatal(simulated: Path, tmp_path: Pa
 
     (tmp_path / "space.toml").write_text("[learning_rate]\nchoices = [0.001, 1e30]")
     tuning = TuneOptions(tuner="grid", max_trials=5)
-    result = tune(simulated, tmp_path / "search", BASE, tuning, space=tmp_path / "space.toml")
+    result = tune(simulated, tmp_path / "search", tuning, training=BASE, space=tmp_path / "space.toml")
     assert [trial.values["learning_rate"] for trial in result.trials] == [0.001, 1e30]
     assert [trial.status for trial in result.trials] == ["completed", "failed"]
     assert "the loss is no number" in (result.trials[1].failure or "")
@@ -157,7 +157,7 @@ def test_too_many_failures_end_it_with_the_reason(simulated: Path, tmp_path: Pat
     (tmp_path / "space.toml").write_text("[learning_rate]\nchoices = [1e30, 1e31, 1e32]")
     tuning = TuneOptions(tuner="grid", max_failures=2)
     with pytest.raises(TuningError, match=r"2 trials in a row failed, the last .* the loss is no number"):
-        tune(simulated, tmp_path / "search", BASE, tuning, space=tmp_path / "space.toml")
+        tune(simulated, tmp_path / "search", tuning, training=BASE, space=tmp_path / "space.toml")
 
 
 @pytest.mark.soak
@@ -185,7 +185,7 @@ def test_two_workers_share_the_trials(
         )
         for name in ("worker0", "worker1")
     ]
-    result = tune(simulated, tmp_path / "chief", BASE, TuneOptions(max_trials=3), space=space)
+    result = tune(simulated, tmp_path / "chief", TuneOptions(max_trials=3), training=BASE, space=space)
     said = [worker.communicate()[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert all("This was a worker" in text for text in said)
@@ -218,4 +218,4 @@ def test_half_of_what_a_worker_needs_is_an_error(
 ) -> None:
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     with pytest.raises(UsageError, match="KERASTUNER_TUNER_ID is not"):
-        tune(simulated, tmp_path / "search", BASE)
+        tune(simulated, tmp_path / "search", training=BASE)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medimg.runtime.classifier import Classifier, ClassScore, Prediction
     from medimg.runtime.errors import MedimgError
+    from medimg.runtime.images.limits import Limits
     from medimg.runtime.images.load import load_frames, load_image
+    from medimg.runtime.images.rule import ImageRule
     from medimg.runtime.model.spec import ModelSpec
 
 # From 1.29 on it sends names, versions and hashes of models to its maker (docs/Privacy.md in its repository).
@@ -26,6 +28,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _HOMES = {
     "ClassScore": "classifier",
     "Classifier": "classifier",
+    "ImageRule": "images.rule",
+    "Limits": "images.limits",
     "MedimgError": "errors",
     "ModelSpec": "model.spec",
     "Prediction": "classifier",
@@ -33,7 +37,17 @@ _HOMES = {
     "load_image": "images.load",
 }
 
-__all__ = ["ClassScore", "Classifier", "MedimgError", "ModelSpec", "Prediction", "load_frames", "load_image"]
+__all__ = [
+    "ClassScore",
+    "Classifier",
+    "ImageRule",
+    "Limits",
+    "MedimgError",
+    "ModelSpec",
+    "Prediction",
+    "load_frames",
+    "load_image",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  a module attribute

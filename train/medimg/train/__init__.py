@@ -13,26 +13,34 @@ if TYPE_CHECKING:
     from medimg.train.compression.compress import compress
     from medimg.train.compression.options import CompressOptions
     from medimg.train.compression.result import CompressResult
+    from medimg.train.data.augmentation import Augmentation
     from medimg.train.data.check import DataReport, check
+    from medimg.train.data.options import DataOptions
     from medimg.train.evaluation.calibrate import CalibrationResult, calibrate
     from medimg.train.evaluation.evaluate import ModelEvaluation, evaluate
+    from medimg.train.evaluation.options import EvaluateOptions
     from medimg.train.fitting.fit import FitResult, fit
     from medimg.train.fitting.options import FitOptions
     from medimg.train.intended_use import Usage
     from medimg.train.networks.weights import imagenet_weights
+    from medimg.train.progress import Progress
     from medimg.train.simulation.simulate import SimulatedSet, simulate
     from medimg.train.tuning.options import TuneOptions
     from medimg.train.tuning.result import TuneResult
     from medimg.train.tuning.tune import tune
 
 _HOMES = {
+    "Augmentation": "data.augmentation",
     "CalibrationResult": "evaluation.calibrate",
     "CompressOptions": "compression.options",
     "CompressResult": "compression.result",
+    "DataOptions": "data.options",
     "DataReport": "data.check",
+    "EvaluateOptions": "evaluation.options",
     "FitOptions": "fitting.options",
     "FitResult": "fitting.fit",
     "ModelEvaluation": "evaluation.evaluate",
+    "Progress": "progress",
     "SimulatedSet": "simulation.simulate",
     "TuneOptions": "tuning.options",
     "TuneResult": "tuning.result",
@@ -48,13 +56,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Augmentation",
     "CalibrationResult",
     "CompressOptions",
     "CompressResult",
+    "DataOptions",
     "DataReport",
+    "EvaluateOptions",
     "FitOptions",
     "FitResult",
     "ModelEvaluation",
+    "Progress",
     "SimulatedSet",
     "TuneOptions",
     "TuneResult",

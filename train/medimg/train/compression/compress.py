@@ -51,8 +51,8 @@ def compress(
     options: CompressOptions | None = None,
     *,
     threads: int | None = None,
-    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
+    cache_dir: str | Path | None = None,
     resume: bool = False,
     restart: bool = False,
     plot: str | Path | None = None,
@@ -69,9 +69,9 @@ def compress(
         output: the Keras file to write, if a point passes.
         options: how far, and how.
         threads: processor threads; by default those this process may use.
+        progress: shows how far it has come.
         cache_dir: keeps decoded images, the original's answers and this machine's timings for later runs; by
             default removed.
-        progress: shows how far it has come.
         resume: go on with a compression that was broken off; where there is none, begin.
         restart: begin anew, whatever was broken off.
         plot: an SVG file for accuracy and AUC against latency.

@@ -1,6 +1,5 @@
 """`evaluate`: the figures of a model, Keras file or exported artefact, on labelled images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from medimg.runtime.machine.cpus import usable_cpus
 from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics.bootstrap import Resamples, Resampling
 from medimg.runtime.statistics.metrics import Evaluation
-from medimg.train.data.options import DataOptions
 from medimg.train.evaluation.answers import Answers, ask
 from medimg.train.evaluation.operating_points import PointScores, measure_point
+from medimg.train.evaluation.options import EvaluateOptions
 from medimg.train.evaluation.reliability import Reliability, measure_reliability
 from medimg.train.evaluation.scores import Scores, score
 from medimg.train.evaluation.subgroups import Subgroup, measure_subgroups, require_groups
@@ -53,15 +52,8 @@ class ModelEvaluation:
 def evaluate(
     model: str | Path,
     data: str | Path,
+    options: EvaluateOptions | None = None,
     *,
-    split: Split | None = None,
-    positive: str | None = None,
-    subgroups: Sequence[str] = (),
-    group_by: str | None = None,
-    report: str | Path | None = None,
-    with_images: bool = False,
-    batch_size: int = 32,
-    backend: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ModelEvaluation:
@@ -70,14 +62,7 @@ def evaluate(
     Args:
         model: a Keras file that carries a spec, or an artefact of medimg-export.
         data: a data set; its labels must be the model's, by name.
-        split: the part to use; by default `test`, or everything where the data are not divided.
-        positive: of two classes the one whose areas under the curves count; by default the last.
-        subgroups: columns of a CSV whose values are measured apart.
-        group_by: a regular expression that finds the patient in an image's path; without it the data tell.
-        report: an HTML page to write.
-        with_images: whether the page shows the worst mistakes, which are images of patients.
-        batch_size: images at once.
-        backend: the runtime's back end for an exported artefact.
+        options: what is measured, on which images, and how it is shown.
         threads: processor threads; by default those this process may use.
         progress: shows how far it has come.
 
@@ -86,27 +71,26 @@ def evaluate(
         ImageError: an image cannot be read.
         ModelError: the model cannot be used.
         NoNumberError: the model gives no number for any image.
-        UsageError: the model has no class of that name, `group_by` is no pattern, images are wanted and no
-            report, or the report cannot be written.
+        UsageError: the model has no class of that name, or the report cannot be written.
     """
-    if with_images and report is None:
-        raise UsageError("images go into a report: name one with --report, or leave --with-images out")
+    options = options or EvaluateOptions()
+    positive, report = options.positive, options.report
     if report is not None:
         require_writable(report)
     model, threads, progress = Path(model), threads or usable_cpus(), progress or Progress()
     spec = ModelSpec.read(model)
-    dataset, part = choose_part(read_data(data, task=spec.task), split, str(data))
+    dataset, part = choose_part(read_data(data, task=spec.task), options.split, str(data))
     if positive is not None and positive not in spec.labels:
         raise UsageError(f"class {positive!r} is not one of the model's: {', '.join(spec.labels)}")
-    for column in subgroups:
+    for column in options.subgroups:
         require_groups(dataset.samples, column)
-    dataset = with_patients(dataset, DataOptions(group_by=group_by).group_by, threads)
+    dataset = with_patients(dataset, options.group_by, threads)
     answers = ask(
         model,
         spec,
         dataset,
-        batch_size=batch_size,
-        backend=backend,
+        batch_size=options.batch_size,
+        backend=options.backend,
         threads=threads,
         progress=progress,
         leave_out_failed=True,
@@ -126,13 +110,13 @@ def evaluate(
         operating_points=tuple(measure_point(answers, point, resamples) for point in spec.operating_points),
         subgroups=tuple(
             group
-            for column in subgroups
+            for column in options.subgroups
             for group in measure_subgroups(answers, column, spec.operating_points, positive)
         ),
         failed=answers.failed,
     )
     if report is not None:
-        _write_report(result, answers, spec, Path(report), with_images=with_images)
+        _write_report(result, answers, spec, Path(report), with_images=options.with_images)
     return result
 
 

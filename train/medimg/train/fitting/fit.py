@@ -74,8 +74,8 @@ def fit(
     options: FitOptions | None = None,
     *,
     threads: int | None = None,
-    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
+    cache_dir: str | Path | None = None,
     resume: bool = False,
     restart: bool = False,
     history: str | Path | None = None,
@@ -92,8 +92,8 @@ def fit(
         output: the Keras file to write, `.h5` or `.keras`.
         options: architecture, rates, epochs, split.
         threads: processor threads; by default those this process may use.
-        cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         progress: shows how far it has come.
+        cache_dir: keeps decoded images and frozen activations for later runs; by default they are removed.
         resume: go on with a training that was broken off; where there is none, begin.
         restart: begin anew, whatever was broken off.
         history: a CSV file to write, with a row an epoch.

@@ -42,14 +42,14 @@ SEARCH, SETTINGS, PICTURE, BEST = "search", "settings.json", "trials.svg", "best
 def tune(
     data: str | Path,
     output: str | Path,
-    options: FitOptions | None = None,
-    tuning: TuneOptions | None = None,
+    options: TuneOptions | None = None,
     *,
-    space: str | Path | None = None,
-    resume: bool = False,
     threads: int | None = None,
-    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
+    training: FitOptions | None = None,
+    space: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    resume: bool = False,
 ) -> TuneResult:
     """Search for the options that train the best model, and train and save it.
 
@@ -61,13 +61,13 @@ def tune(
     Args:
         data: a data set with labels.
         output: a folder for the search, its picture and `best.h5`.
-        options: what all trials have in common.
-        tuning: which tuner, how many trials, what for.
-        space: a TOML file with what to search; by default what matters most to the architecture.
-        resume: whether to go on with the search that the folder holds.
+        options: which tuner, how many trials, what for.
         threads: processor threads; by default those this process may use.
-        cache_dir: keeps decoded images and frozen features for later runs; by default they are removed.
         progress: shows how far it has come.
+        training: what all trials have in common, the result's `options`.
+        space: a TOML file with what to search; by default what matters most to the architecture.
+        cache_dir: keeps decoded images and frozen features for later runs; by default they are removed.
+        resume: whether to go on with the search that the folder holds.
 
     Raises:
         DataError: the data cannot be understood, or are too few.
@@ -77,29 +77,29 @@ def tune(
         TuningError: too many trials in a row failed, or none can be used.
     """
     started = time.perf_counter()
-    options, tuning = options or FitOptions(), tuning or TuneOptions()
+    options, training = options or TuneOptions(), training or FitOptions()
     threads, progress = threads or usable_cpus(), progress or Progress()
-    if tuning.objective == "deployed" and not task_of_head(options.head).exclusive:
+    if options.objective == "deployed" and not task_of_head(training.head).exclusive:
         raise UsageError("objective 'deployed' needs one class an image: --head multilabel has none to count")
     part, folder = role(), Path(output)
-    chosen = read_space(Path(space), options) if space else default_space(options)
-    division = read_division(Path(data), options, threads, options.task)
-    require_head(options, len(division.train.labels), division.train.task)
-    settings = _settings(str(data), options, tuning, chosen, division)
+    chosen = read_space(Path(space), training) if space else default_space(training)
+    division = read_division(Path(data), training, threads, training.task)
+    require_head(training, len(division.train.labels), division.train.task)
+    settings = _settings(str(data), training, options, chosen, division)
     # A worker on another machine does not see the chief's folder.
     resumed = part != "worker" and _take_folder(folder, settings, resume=resume)
     with open_store(Path(cache_dir) if cache_dir else None) as store:
-        job = Job(store, threads, progress, options)
-        found = _search(folder, division, chosen, tuning, part, job)
-        trials = ranked(found.trials, tuning)
-        outcome = None if part == "worker" else _train_best(str(data), folder, trials, found, tuning, job)
+        job = Job(store, threads, progress, training)
+        found = _search(folder, division, chosen, options, part, job)
+        trials = ranked(found.trials, options)
+        outcome = None if part == "worker" else _train_best(str(data), folder, trials, found, options, job)
     if outcome:
-        draw(trials, chosen, tuning, folder / PICTURE)
+        draw(trials, chosen, options, folder / PICTURE)
     return TuneResult(
         output=str(folder),
         data=str(data),
-        options=options,
-        tuning=tuning,
+        options=training,
+        tuning=options,
         space=chosen,
         role=part,
         resumed=resumed,

@@ -62,9 +62,9 @@ positive = click.IntRange(min=1)
 def evaluate(
     model: Path,
     data: Path,
-    split: Split | None,
     json_file: str | None,
-    **options: Any,  # noqa: ANN401  those of the function
+    threads: int,
+    **options: Any,  # noqa: ANN401  each is a field of EvaluateOptions
 ) -> int:
     """Measure MODEL, a Keras file or an exported artefact, on the labelled images of DATA.
 
@@ -72,9 +72,11 @@ def evaluate(
     Images for which MODEL gives no number are named, counted in no figure, and make the exit status 1.
     """
     from medimg.train.evaluation.evaluate import evaluate as run_evaluate
+    from medimg.train.evaluation.options import EvaluateOptions
     from medimg.train.evaluation.summary import evaluation_lines
 
-    result = run_evaluate(model, data, split=split, progress=terminal_progress(), **options)
+    chosen = EvaluateOptions(**options)
+    result = run_evaluate(model, data, chosen, threads=threads, progress=terminal_progress())
     show(result, evaluation_lines(result), json_file)
     return 1 if result.failed else 0
 

@@ -84,12 +84,12 @@ def tune(
     result = run_tune(
         data,
         output,
-        FitOptions(augment=read_augmentation(augment), **options),
         tuning,
-        space=space,
-        resume=resume,
         threads=threads,
-        cache_dir=cache_dir,
         progress=terminal_progress(),
+        training=FitOptions(augment=read_augmentation(augment), **options),
+        space=space,
+        cache_dir=cache_dir,
+        resume=resume,
     )
     show(result, tune_lines(result), json_file)
