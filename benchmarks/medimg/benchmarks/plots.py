@@ -1,6 +1,5 @@
 """The pictures of a report, as SVG."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from medimg.benchmarks.results import STAGES, Run
 from medimg.runtime.optional import require
-from medimg.runtime.report import Figure
+from medimg.runtime.report import Figure, svg_of
 
 COLORS = ("#4b6b9b", "#c46a4a", "#7aa37a", "#8a6fa8", "#b8a04a", "#5aa0a8", "#9b9b9b")
 BINS = 60
@@ -20,7 +19,6 @@ class Picture:
     """One picture of one or more plots side by side."""
 
     def __init__(self, columns: int = 1, height: float = 3.2) -> None:
-        self._matplotlib = require("matplotlib", "bench")
         self._figure = require("matplotlib.figure", "bench").Figure(figsize=(8, height), layout="constrained")
         self.axes: Sequence[Any] = self._figure.subplots(1, columns, squeeze=False)[0]
 
@@ -28,11 +26,7 @@ class Picture:
         """Write it as SVG, the same every time."""
         for axes in self.axes:
             axes.spines[["top", "right"]].set_visible(False)
-        text = io.StringIO()
-        # Without the salt the picture's identifiers differ from run to run.
-        with self._matplotlib.rc_context({"svg.hashsalt": "medimg"}):
-            self._figure.savefig(text, format="svg", metadata={"Date": None})
-        return Figure(caption, text.getvalue())
+        return Figure(caption, svg_of(self._figure))
 
 
 def distribution(run: Run) -> Figure:

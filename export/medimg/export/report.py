@@ -1,6 +1,5 @@
 """The export's outcome as one HTML page: what went in, what came out, and what it cost."""
 
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +7,7 @@ from medimg.export.result import ArtefactFile, ExportResult, Quantization
 from medimg.export.verify import DIFFERENCE_EDGES
 from medimg.runtime.files.text import size_text
 from medimg.runtime.optional import require
-from medimg.runtime.report import Block, Figure, Section, Table, page
+from medimg.runtime.report import Block, Figure, Section, Table, page, svg_of
 
 COLORS = {"fp32": "#4b6b9b", "fp16": "#7aa37a", "int8": "#c46a4a"}
 COUNTED = "images"
@@ -138,7 +137,6 @@ def _calibration(found: Quantization) -> Table:
 
 def _bars(caption: str, names: Sequence[str], series: dict[str, list[float]], unit: str) -> Figure:
     """Draw grouped horizontal bars, one group a name."""
-    matplotlib = require("matplotlib", "export")
     figures = require("matplotlib.figure", "export")
     height = 0.9 + 0.28 * len(names) * max(1, len(series))
     figure = figures.Figure(figsize=(8, height), layout="constrained")
@@ -160,11 +158,7 @@ def _bars(caption: str, names: Sequence[str], series: dict[str, list[float]], un
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    text = io.StringIO()
-    # Without the salt the picture's identifiers differ from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": "medimg"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return Figure(caption, text.getvalue())
+    return Figure(caption, svg_of(figure))
 
 
 def _name(path: str) -> str:

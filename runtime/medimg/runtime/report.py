@@ -1,10 +1,11 @@
 """One self-contained HTML page: text, tables and figures, no script, nothing fetched."""
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from medimg.runtime.files.text import printable
 
@@ -115,3 +116,20 @@ def _figure(caption: str, kind: str, content: bytes) -> str:
 
 def _text(text: str) -> str:
     return escape(printable(text), quote=True)
+
+
+def svg_of(figure: Any, *, text_stays: bool = False) -> str:  # noqa: ANN401  matplotlib has no types
+    """Write a figure of matplotlib as SVG, the same text for the same figure.
+
+    Args:
+        figure: a `matplotlib.figure.Figure`.
+        text_stays: whether text is text, in the reader's font, where it would be shapes.
+    """
+    import matplotlib
+
+    text = io.StringIO()
+    # Without the salt the picture's identifiers differ from run to run.
+    style = {"svg.hashsalt": "medimg", **({"svg.fonttype": "none"} if text_stays else {})}
+    with matplotlib.rc_context(style):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

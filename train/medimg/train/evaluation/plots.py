@@ -1,6 +1,5 @@
 """An evaluation's figures, drawn: curves, reliability, confusion."""
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from medimg.runtime.files.text import printable
 from medimg.runtime.optional import require
-from medimg.runtime.report import Figure
+from medimg.runtime.report import Figure, svg_of
 from medimg.runtime.statistics.bootstrap import Estimate
 from medimg.train.evaluation.answers import Answers
 from medimg.train.evaluation.operating_points import PointScores
@@ -111,16 +110,11 @@ def _chosen(answers: Answers, scores: Scores) -> list[int]:
 
 
 def _figure(caption: str, draw: Callable[[Axes], None]) -> Figure:
-    matplotlib = require("matplotlib", "train")
     figure = require("matplotlib.figure", "train").Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
-    text = io.StringIO()
-    # Without the salt the picture's identifiers differ from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": "medimg"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return Figure(caption, text.getvalue())
+    return Figure(caption, svg_of(figure))
 
 
 def _finish(axes: Axes, across: str, up: str, legend: str) -> None:

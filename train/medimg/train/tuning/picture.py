@@ -7,6 +7,7 @@ from typing import Any
 from medimg.runtime.files.text import printable
 from medimg.runtime.files.writing import written_whole
 from medimg.runtime.optional import require
+from medimg.runtime.report import svg_of
 from medimg.train.tuning.options import TuneOptions
 from medimg.train.tuning.result import TrialResult
 from medimg.train.tuning.search_space import NONE, Parameter, Range, SearchSpace
@@ -27,7 +28,6 @@ def draw(trials: tuple[TrialResult, ...], space: SearchSpace, tuning: TuneOption
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", "train")
     figures = require("matplotlib.figure", "train")
     rows = math.ceil(len(space.parameters) / COLUMNS)
     columns = min(COLUMNS, len(space.parameters))
@@ -41,10 +41,8 @@ def draw(trials: tuple[TrialResult, ...], space: SearchSpace, tuning: TuneOption
         panel.set_ylabel(tuning.objective)
     crosses = ", failed ones as crosses" if any(trial.score is None for trial in trials) else ""
     figure.suptitle(f"{tuning.objective} of {len(trials)} trials, the best in orange{crosses}", fontsize=11)
-    # Without the salt the picture's identifiers differ from run to run.
-    style = {"svg.hashsalt": "medimg", "svg.fonttype": "none"}
-    with matplotlib.rc_context(style), written_whole(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    with written_whole(path) as temporary:
+        temporary.write_text(svg_of(figure, text_stays=True), encoding="utf-8")
 
 
 def _draw_panel(panel: Any, name: str, parameter: Parameter, trials: tuple[TrialResult, ...]) -> None:  # noqa: ANN401  matplotlib is untyped
