@@ -31,6 +31,7 @@ FRAMEWORKS = (
     "ray",
     "pyarrow",
     "tritonclient",
+    "prometheus_client",
     "pynvml",
 )
 ALLOWED = ("medimg", "numpy", "cv2", "click")

@@ -2,7 +2,10 @@
 
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
+from typing import Any
+
+from medimg.runtime.optional import require
 
 _BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _RATE_S = 60.0
@@ -12,22 +15,25 @@ class Counters:
     """Named counts with labels, and one histogram; any thread may add."""
 
     def __init__(self) -> None:
+        self._client: Any = require("prometheus_client", "node")
+        self._client.disable_created_metrics()
+        self._registry = self._client.CollectorRegistry()
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], int] = defaultdict(int)
-        self._latencies = [0] * (len(_BUCKETS_S) + 1)
-        self._latency_sum_s = 0.0
+        self._metrics: dict[str, Any] = {}
+        self._latency = self._client.Histogram(
+            "medimg_latency_seconds", "last byte to result", buckets=_BUCKETS_S, registry=self._registry
+        )
         self._answered: deque[float] = deque(maxlen=10_000)
 
     def add(self, name: str, count: int = 1, **labels: str) -> None:
         """Add to a count."""
-        with self._lock:
-            self._counts[name, tuple(sorted(labels.items()))] += count
+        counter = self._metric(self._client.Counter, name, tuple(labels))
+        (counter.labels(**labels) if labels else counter).inc(count)
 
     def observe(self, latency_s: float) -> None:
         """Add an image's time from its last byte to its result."""
+        self._latency.observe(latency_s)
         with self._lock:
-            self._latencies[sum(latency_s > bound for bound in _BUCKETS_S)] += 1
-            self._latency_sum_s += latency_s
             self._answered.append(time.monotonic())
 
     def images_per_s(self) -> float:
@@ -38,37 +44,19 @@ class Counters:
 
     def total(self, name: str) -> int:
         """Sum a count over its labels."""
-        with self._lock:
-            return sum(count for (found, _), count in self._counts.items() if found == name)
+        found = self._registry.restricted_registry([f"medimg_{name}_total"]).collect()
+        return int(sum(sample.value for metric in found for sample in metric.samples))
 
     def text(self, gauges: dict[str, float]) -> str:
         """Write everything in the text format, version 0.0.4."""
-        with self._lock:
-            counts, latencies = sorted(self._counts.items()), list(self._latencies)
-            latency_sum_s = self._latency_sum_s
-        lines = []
-        seen = set()
-        for (name, labels), count in counts:
-            if name not in seen:
-                lines.append(f"# TYPE medimg_{name}_total counter")
-                seen.add(name)
-            lines.append(f"medimg_{name}_total{_labels(labels)} {count}")
         for name, value in gauges.items():
-            lines += [f"# TYPE medimg_{name} gauge", f"medimg_{name} {value:g}"]
-        lines.append("# TYPE medimg_latency_seconds histogram")
-        below = 0
-        for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), latencies, strict=True):
-            below += count
-            lines.append(f'medimg_latency_seconds_bucket{{le="{bound}"}} {below}')
-        lines += [f"medimg_latency_seconds_sum {latency_sum_s:g}", f"medimg_latency_seconds_count {below}"]
-        return "\n".join(lines) + "\n"
+            self._metric(self._client.Gauge, name).set(value)
+        return str(self._client.generate_latest(self._registry).decode())
 
-
-def _labels(labels: tuple[tuple[str, str], ...]) -> str:
-    if not labels:
-        return ""
-    escaped = (f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels)
-    return "{" + ",".join(escaped) + "}"
-
-
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+    def _metric(self, kind: Any, name: str, labels: tuple[str, ...] = ()) -> Any:  # noqa: ANN401
+        """Give the metric of a name, which its first use makes."""
+        with self._lock:
+            if name not in self._metrics:
+                told = name.replace("_", " ")
+                self._metrics[name] = kind(f"medimg_{name}", told, labels, registry=self._registry)
+            return self._metrics[name]
