@@ -86,9 +86,10 @@ def tune(
     division = read_division(Path(data), training, threads, training.task)
     require_head(training, len(division.train.labels), division.train.task)
     settings = _settings(str(data), training, options, chosen, division)
-    # A worker on another machine does not see the chief's folder.
-    resumed = part != "worker" and _take_folder(folder, settings, resume=resume)
-    with open_store(Path(cache_dir) if cache_dir else None) as store:
+    with (
+        _taken(folder, settings, part, resume=resume) as resumed,
+        open_store(Path(cache_dir) if cache_dir else None) as store,
+    ):
         job = Job(store, threads, progress, training)
         found = _search(folder, division, chosen, options, part, job)
         trials = ranked(found.trials, options)
@@ -203,6 +204,28 @@ def _settings(
         "space": to_plain(space),
         "tuning": to_plain(replace(tuning, max_trials=None, max_failures=1)),
     }
+
+
+@contextlib.contextmanager
+def _taken(folder: Path, settings: dict[str, Any], part: Role, *, resume: bool) -> Iterator[bool]:
+    """Hold a search's folder and say whether it goes on; one that ends before its first trial leaves nothing.
+
+    Raises:
+        UsageError: as in `_take_folder`.
+    """
+    if part == "worker":  # on another machine it does not see the chief's folder
+        yield False
+        return
+    made = not folder.exists()
+    resumed = _take_folder(folder, settings, resume=resume)
+    try:
+        yield resumed
+    except BaseException:
+        if not (folder / SEARCH).exists():
+            (folder / SETTINGS).unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
+        raise
 
 
 def _take_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> bool:
