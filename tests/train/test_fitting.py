@@ -212,7 +212,13 @@ def test_a_cache_without_space(
         fit(simulated, tmp_path / "model.h5", tiny, cache_dir=tmp_path)
 
 
-def test_missing_weights_are_found_before_training(simulated: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_found_before_keras_starts(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("medimg.train.fitting.preparation.start_keras", started)
     options = FitOptions(weights=str(tmp_path / "absent.h5"), image_size=32)
     with pytest.raises(WeightsError, match=r"absent\.h5: no such file"):
         fit(simulated, tmp_path / "model.h5", options)

@@ -15,7 +15,7 @@ from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
 from medimg.train.fitting.pretrained_base import PretrainedBase
 from medimg.train.keras_setup import Policy, choose_policy, choose_strategy, gpu_capabilities, start_keras
-from medimg.train.networks.weights import imagenet_weights
+from medimg.train.networks.weights import imagenet_weights, require_file
 from medimg.train.tasks import train_task
 
 
@@ -114,4 +114,8 @@ def _part(decoded: DecodedImages) -> Part:
 def _find_weights(options: FitOptions) -> Path | None:
     if options.pretrained == "imagenet":
         return imagenet_weights()
-    return Path(options.pretrained) if options.pretrained else None
+    if not options.pretrained:
+        return None
+    path = Path(options.pretrained)
+    require_file(path)
+    return path
