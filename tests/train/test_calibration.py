@@ -134,6 +134,8 @@ def test_what_cannot_be_calibrated(model: Path, colored: Path, tmp_path: Path) -
     before = model.read_bytes()
     with pytest.raises(UsageError, match="calibrate the Keras file, and export it again"):
         calibrate(tmp_path / "model.onnx", colored)
+    with pytest.raises(UsageError, match=r"saved_model: not a Keras file \(\.keras, \.h5, \.hdf5 are\)"):
+        calibrate(tmp_path / "saved_model", colored)
     with pytest.raises(UsageError, match=r"must end in \.keras"):
         calibrate(model, colored, output=tmp_path / "other.h5")
     with pytest.raises(UsageError, match="class 'grey' is not one"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from medimg.runtime.errors import ModelError
+from medimg.train.compression import parent
 from medimg.train.compression.options import CompressOptions
 from medimg.train.compression.parent import read_parent
 from medimg.train.errors import WeightsError
@@ -105,6 +106,7 @@ def test_code_and_files_are_refused_by_every_verb(
 ) -> None:
     canary, started = tmp_path / "canary", list[str]()
     monkeypatch.setattr(keras_process, "ModelProcess", lambda *given: started.append(str(given)))
+    monkeypatch.setattr(parent, "start_keras", lambda *given: started.append(str(given)))
     path = with_layer(small_model, tmp_path / "hostile.keras", LAYERS[name](canary))
     with pytest.raises(ModelError, match=r"hostile\.keras: holds or needs code that is not Keras's"):
         VERBS[verb](path, images)

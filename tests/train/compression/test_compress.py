@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -522,6 +521,7 @@ def test_data_without_a_test_part_or_with_few_images_are_refused(
     ("name", "message"),
     [
         ("small.onnx", "an exported artefact is not compressed: give the Keras file"),
+        ("saved_model", r"not a Keras file \(\.keras, \.h5, \.hdf5 are\)"),
         ("absent.keras", "no such file"),
         ("foreign.h5", "carries no spec"),
     ],
@@ -534,7 +534,7 @@ def test_what_the_file_alone_shows_is_said_before_keras_starts(
 
     network.save(tmp_path / "foreign.h5")
     (tmp_path / "small.onnx").touch()
-    monkeypatch.setattr(sys.modules[compress.__module__], "start_keras", started)
+    monkeypatch.setattr("medimg.train.compression.parent.start_keras", started)
     with pytest.raises(MedimgError, match=message):
         compress(tmp_path / name, data, tmp_path / "small.h5", QUICK)
 

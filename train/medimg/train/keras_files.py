@@ -8,7 +8,7 @@ from textwrap import shorten
 
 from medimg.runtime.errors import ModelError, UsageError
 from medimg.runtime.files.writing import replaced, require_writable
-from medimg.runtime.model.containers import KERAS_MEMBER, KERAS_SUFFIXES, write_spec
+from medimg.runtime.model.containers import KERAS_MEMBER, KERAS_SUFFIXES, PLAN_SUFFIX, write_spec
 from medimg.runtime.model.keras_files.whole import checked_copy
 from medimg.runtime.model.process import sense
 from medimg.runtime.model.spec import ModelSpec
@@ -20,6 +20,22 @@ SUFFIXES = KERAS_SUFFIXES
 AGAIN = (
     "; a file of Keras 2 can be saved anew: tf_keras.models.load_model(FILE, compile=False).save(NEW_FILE)"
 )
+
+
+def require_keras_file(path: Path, instead: str) -> None:
+    """Check that a model's name is a Keras file's.
+
+    Args:
+        path: the model.
+        instead: what an exported artefact is not, and the way out.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path.suffix in (".onnx", PLAN_SUFFIX):
+        raise UsageError(f"{path}: an exported artefact is not {instead}")
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: not a Keras file ({', '.join(SUFFIXES)} are)")
 
 
 def check_output(path: Path) -> None:

@@ -35,7 +35,6 @@ from medimg.train.fitting.checkpoint import training_folder
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
 from medimg.train.keras_files import check_output, rewrite_spec
-from medimg.train.keras_setup import start_keras
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import is_simulated
 from medimg.train.state_files import read_state
@@ -101,7 +100,6 @@ def compress(
     if output.exists() and model.exists() and output.samefile(model):
         raise UsageError(f"{output}: is the original itself: name another file")
     known_spec(model, options)
-    start_keras(threads, options.seed)
     # It takes many networks, each asked a few times, for a loop that compiles one again and again.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     parent, dataset = read_parent(model, data, options, threads)

@@ -32,7 +32,8 @@ from medimg.train.evaluation.keras_process import prove
 from medimg.train.evaluation.scores import score
 from medimg.train.fitting.job import Job
 from medimg.train.fitting.options import FitOptions
-from medimg.train.keras_files import SUFFIXES, load_float32
+from medimg.train.keras_files import load_float32, require_keras_file
+from medimg.train.keras_setup import start_keras
 from medimg.train.tasks import head_of, train_task
 
 LOOKED_AT = 96
@@ -62,8 +63,7 @@ def known_spec(model: Path, options: CompressOptions) -> ModelSpec | None:
         ModelError: it is not there, or its preprocessing is unspecified.
         UsageError: it is no Keras file, or the options do not say what its missing spec would.
     """
-    if model.suffix not in SUFFIXES:
-        raise UsageError(f"{model}: an exported artefact is not compressed: give the Keras file")
+    require_keras_file(model, "compressed: give the Keras file")
     if not model.exists():
         raise ModelError(f"{model}: no such file")
     try:
@@ -91,6 +91,7 @@ def read_parent(model: Path, data: Path, options: CompressOptions, threads: int)
     """
     spec = known_spec(model, options)
     prove(model, threads)
+    start_keras(threads, options.seed)
     chain = read_chain(load_float32(model), str(model))
     task = spec.task if spec else task_of_head(head_of(chain.activation, chain.classes)).name
     held_out = spec.held_out if spec else None

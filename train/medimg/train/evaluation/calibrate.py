@@ -17,7 +17,7 @@ from medimg.train.evaluation.answers import Answers, ask
 from medimg.train.evaluation.operating_points import PointScores, choose_point, measure_point, require_wanted
 from medimg.train.evaluation.reliability import Reliability, fit_temperature, measure_reliability
 from medimg.train.intended_use import CalibrationPart, Usage
-from medimg.train.keras_files import SUFFIXES, check_output, rewrite_spec
+from medimg.train.keras_files import check_output, require_keras_file, rewrite_spec
 from medimg.train.progress import Progress
 from medimg.train.simulation.simulate import is_simulated
 
@@ -150,10 +150,7 @@ def calibrate(
 
 def _check(model: Path, output: Path, part: CalibrationPart, *, use_test: bool) -> None:
     """Refuse before the work what cannot end well."""
-    if model.suffix not in SUFFIXES:
-        raise UsageError(
-            f"{model}: an exported artefact is not changed: calibrate the Keras file, and export it again"
-        )
+    require_keras_file(model, "changed: calibrate the Keras file, and export it again")
     if output.suffix != model.suffix:
         raise UsageError(f"{output}: must end in {model.suffix}, as {model} does")
     if part == "test" and not use_test:
