@@ -188,10 +188,6 @@ def fill(folder: Path, year: Year) -> None:
     """Make the folder's content."""
     store = Store(folder, ["pacs"])
     contents = contents_of_rows(store, year.now)
-    with store._transaction() as database:
-        for series in range(year.under_way):
-            key = add_series(database, 10**9 + series, year.now - series * year.interval_s / 6, store)
-            touch(store.image_path(key, uid(10**9 + series, number)) for number in range(IMAGES))
     store.close()
 
     def rows() -> Iterator[tuple[object, ...]]:
@@ -281,12 +277,25 @@ def forget_pages(path: Path) -> None:
 
 def clean(folder: Path, year: Year) -> dict[str, Any]:
     """Do what the node does in an hour to keep its folder small, and time the lock."""
+    store, lock, now = Store(folder, ["pacs"]), TimedLock(), time.time()
+    with store._transaction() as database:
+        for series in range(year.under_way):
+            add_series(database, round(now) * 10**5 + series, now - DONE_S - series, store)
+    store._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
     forget_pages(folder / "node.db")
-    store, lock = Store(folder, ["pacs"]), TimedLock()
+    store = Store(folder, ["pacs"])
+    ((oldest, oldest_images),) = store._rows(
+        "SELECT (SELECT min(closed_at) FROM history), (SELECT min(closed_at) FROM history WHERE files != 'gone')"
+    )
+    # So that the oldest hour of each is due, whenever the folder was filled.
+    keep = Retention(
+        images_h=(now - oldest_images) / HOUR_S - 1, results_days=(now - oldest - HOUR_S) / DAY_S
+    )
     store._lock = lock  # type: ignore[assignment]
     results = Journal(folder / "results", "results", store)
     audit = Journal(folder / "audit", "audit", store)
-    upkeep = Upkeep(store, results, audit, None, NodeConfig(str(folder)))
+    upkeep = Upkeep(store, results, audit, None, NodeConfig(str(folder), retention=keep))
 
     def tidy_all() -> None:
         for _ in range(round(HOUR_S / 10)):
@@ -297,14 +306,14 @@ def clean(folder: Path, year: Year) -> dict[str, Any]:
         "rows_forgotten": upkeep.forget,
         "folded_and_images_removed": tidy_all,
         "status": store.counts,
-        "checked": store.check,
     }
     for name, step in steps.items():
         lock.forget()
-        began, series = time.perf_counter(), len_of_history(store)
+        series, began = len_of_history(store), time.perf_counter()
         step()
+        took_s = time.perf_counter() - began
         found[name] = {
-            "s": time.perf_counter() - began,
+            "s": took_s,
             "rows_fewer": series - len_of_history(store),
             "longest_lock_s": lock.longest_s,
             "of_it_processor_s": lock.longest_processor_s,
