@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from medimg.runtime.node.config import NodeConfig, Retention
-from medimg.runtime.node.history import _short
+from medimg.runtime.node.history import _short, _unpacked
 from medimg.runtime.node.identity import digest
 from medimg.runtime.node.journal import Journal
+from medimg.runtime.node.state import State
 from medimg.runtime.node.store import Store
 from medimg.runtime.node.upkeep import Upkeep
 
@@ -201,8 +202,7 @@ def fill(folder: Path, year: Year) -> None:
             )
             touch([folder / "reports" / f"{uid('file', number)}.dcm"])
             if has_images:
-                names = (f"{key}{digest(number, image)}.dcm" for image in range(IMAGES))
-                touch(folder / "images" / name for name in names)
+                touch(image_files(folder, key, contents[number % KINDS]))
 
     database = sqlite3.connect(folder / "node.db")
     for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -1000000"):
@@ -212,12 +212,22 @@ def fill(folder: Path, year: Year) -> None:
     database.close()
 
 
-def bytes_a_row(state: Path) -> int:
-    """Give the size of a folded series' content."""
+def image_files(folder: Path, key: str, packed: bytes) -> list[Path]:
+    """Name the files of a folded series' images."""
+    content = _unpacked(packed)
+    assert content is not None, "it was packed just now"
+    store = State.__new__(State)
+    store.images = folder / "images"
+    return [store.image_path(key, sop_uid) for sop_uid in content["instances"][0]]
+
+
+def rows_of(state: Path) -> tuple[int, int]:
+    """Count the folded series, and give the size of their content."""
     database = sqlite3.connect(state / "node.db")
+    ((count,),) = database.execute("SELECT count(*) FROM history")
     ((size,),) = database.execute("SELECT avg(length(content)) FROM (SELECT * FROM history LIMIT 1000)")
     database.close()
-    return round(float(size))
+    return int(count), round(float(size))
 
 
 def touch(paths: Iterator[Path] | list[Path]) -> None:
@@ -285,9 +295,8 @@ def clean(folder: Path, year: Year) -> dict[str, Any]:
     store.close()
     forget_pages(folder / "node.db")
     store = Store(folder, ["pacs"])
-    ((oldest, oldest_images),) = store._rows(
-        "SELECT (SELECT min(closed_at) FROM history), (SELECT min(closed_at) FROM history WHERE files != 'gone')"
-    )
+    ((oldest,),) = store._rows("SELECT min(closed_at) FROM history")
+    ((oldest_images,),) = store._rows("SELECT min(closed_at) FROM history WHERE files != 'gone'")
     # So that the oldest hour of each is due, whenever the folder was filled.
     keep = Retention(
         images_h=(now - oldest_images) / HOUR_S - 1, results_days=(now - oldest - HOUR_S) / DAY_S
@@ -308,17 +317,16 @@ def clean(folder: Path, year: Year) -> dict[str, Any]:
         "status": store.counts,
     }
     for name, step in steps.items():
-        lock.forget()
         series, began = len_of_history(store), time.perf_counter()
+        lock.forget()
         step()
-        took_s = time.perf_counter() - began
-        found[name] = {
-            "s": took_s,
-            "rows_fewer": series - len_of_history(store),
+        held = {
+            "s": time.perf_counter() - began,
             "longest_lock_s": lock.longest_s,
             "of_it_processor_s": lock.longest_processor_s,
             "locked_s": lock.total_s,
         }
+        found[name] = {"rows_fewer": series - len_of_history(store), **held}
     store.close()
     return found
 
@@ -338,15 +346,16 @@ def measure(folder: Path, model: Path, series_per_hour: float) -> dict[str, Any]
         fill(state, year)
         add_lines(state, year)
         filled.write_text(json.dumps(vars(year)))
+    rows, row_bytes = rows_of(state)
     shutil.rmtree(empty, ignore_errors=True)
     empty.mkdir()
     return {
         "series_per_hour": year.series_per_hour,
         "images_a_series": IMAGES,
         "days_of_rows": Retention().results_days,
-        "rows_of_series": year.folded,
-        "images": year.with_images * IMAGES,
-        "bytes_a_row": bytes_a_row(state),
+        "rows_of_series": rows,
+        "images": len(os.listdir(state / "images")),
+        "bytes_a_row": row_bytes,
         "database_mb": (state / "node.db").stat().st_size / 1e6,
         "start": start(folder, model),
         "start_with_an_empty_folder": start(empty, model),
