@@ -188,7 +188,7 @@ class History(State):
             rows = self._rows(
                 "SELECT series_key, content FROM history WHERE closed_at < ? ORDER BY closed_at LIMIT ?",
                 before,
-                4 * _SERIES_AT_ONCE,
+                _SERIES_AT_ONCE,
             )
             for key, packed in rows:
                 for path in (*self._image_files(key, packed), *self._report_files(packed)):
