@@ -176,9 +176,9 @@ class History(State):
         return len(rows)
 
     def _set_files(self, word: str, keys: Sequence[tuple[str]]) -> None:
-        if keys:
+        for start in range(0, len(keys), _SERIES_AT_ONCE):
             with self._transaction(durable=False) as database:
-                rows = [(word, key) for (key,) in keys]
+                rows = [(word, key) for (key,) in keys[start : start + _SERIES_AT_ONCE]]
                 database.executemany("UPDATE history SET files = ? WHERE series_key = ?", rows)
 
     def clean_rows(self, before: float, limit: int = 2000) -> int:
