@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from medimg.runtime.data import DataSet, Sample, load_batches, read_data, stratified_split
 from medimg.runtime.data import medmnist as medmnist_module
+from medimg.runtime.data.table import unlisted_images
 from medimg.runtime.errors import DataError, ImageError
 from medimg.runtime.files.paths import walk_images
 from medimg.runtime.images.load import load_image, prepare
@@ -911,3 +912,14 @@ def test_further_columns_of_a_table_are_attributes(tmp_path: Path) -> None:
     first, second = read_data(tmp_path / "table.csv").samples
     assert first.attributes == {"sex": "F", "scanner": ""}
     assert second.attributes == {"sex": "M", "scanner": "s 1"}
+
+
+def test_a_folder_that_a_table_names_in_two_ways_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "table.csv").write_text(f"path,label\n{tmp_path}/a.png,x\nb.png,y\n")
+    monkeypatch.chdir(tmp_path)
+    path = Path("table.csv")
+    assert unlisted_images(path, read_data(path)) == ["c.png"]

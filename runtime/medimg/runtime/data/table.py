@@ -62,8 +62,11 @@ def unlisted_images(path: Path, dataset: DataSet) -> list[str]:
     Returns:
         Their paths relative to the file, sorted.
     """
+    # Absolute, since a table may name one folder in two ways.
     listed = {
-        os.path.normpath(sample.source) for sample in dataset.samples if isinstance(sample.source, Path)
+        os.path.normpath(sample.source.absolute())
+        for sample in dataset.samples
+        if isinstance(sample.source, Path)
     }
     # A name without a suffix says nothing: its content does, or that listed images have none either.
     bare = any(not Path(name).suffix for name in listed)
