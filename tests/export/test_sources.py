@@ -148,7 +148,7 @@ def two_inputs() -> Any:
         (two_inputs, r"takes 2 tensors \(image .*age"),
         (
             lambda: keras.Sequential([LAYERS.Input((20,)), LAYERS.Dense(2, activation="softmax")]),
-            r"an image classifier takes",
+            r"each image as one row of numbers",
         ),
         (lambda: keras.Sequential([LAYERS.Input((8, 8, 3)), LAYERS.Conv2D(2, 3)]), "a classifier gives"),
     ],

@@ -292,7 +292,7 @@ def test_check_prints_and_fails(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["check", str(folder), "--image-size", "64", "--json", str(report_file)])
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["part", "unreadable", "patients", "cyst", "normal"]
+    assert lines[0].split() == ["part", "images", "unreadable", "patients", "cyst", "normal"]
     assert lines[1].split() == ["train", "29", "1", "-", "15", "14"]
     said = "1 image(s) of test repeat an image of train (1 to the pixel, 0 nearly)"
     assert f"{said}, 1 of them with another label:" in lines
