@@ -18,13 +18,13 @@ Value: TypeAlias = int | float | str
 Sampling: TypeAlias = Literal["linear", "log"]
 
 NONE = "none"
+OTHERS = ("seed", "augment")
+"""Fields that are no numbers or words to choose from."""
 FIXED = (
-    *(field.name for field in fields(DataOptions)),
+    *(field.name for field in fields(DataOptions) if field.name not in OTHERS),
     *("arch", "weights", "image_size", "jpeg", "precision_policy", "head"),
 )
 """Fields that what all trials share depends on."""
-OTHERS = ("seed", "augment")
-"""Fields that are no numbers or words to choose from."""
 
 
 @dataclass(frozen=True)
