@@ -119,15 +119,16 @@ def test_a_large_image_may_take_longer_than_the_time_limit(
     start: Start, tmp_path: Path, sent: tuple[Path, list[bytes]]
 ) -> None:
     """As long as it comes at the least rate."""
-    receive = Reception(reserve_mb=1, network_timeout_s=1.5, min_kb_per_s=10)
+    receive = Reception(reserve_mb=1, network_timeout_s=3, min_kb_per_s=2)
     node = start(make_config(tmp_path, receive=receive))
     image, (request, *data, _) = sent
     with socket.create_connection(("127.0.0.1", node.receiver.port), timeout=20) as connection:
         connection.sendall(request)
         assert connection.recv(4096)[0] == 2
         content = b"".join(data)
-        for position in range(0, len(content), 3000):
-            connection.sendall(content[position : position + 3000])
+        part = -(-len(content) // 40)
+        for position in range(0, len(content), part):
+            connection.sendall(content[position : position + part])
             time.sleep(0.1)
         wait_for(lambda: stored(node) == {uid_of(image)})
 
