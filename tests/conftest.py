@@ -180,7 +180,7 @@ def brain_artefacts(
     folder = tmp_path_factory.mktemp("brain")
     model = folder / "model.h5"
     model.symlink_to(real_data / "models" / "k3_vgg16_brain_mri_240_softmax4.h5")
-    parts = {"calibration": (brain_mri / "train", 5), "validation": (brain_mri / "test", 6)}
+    parts = {"calibration": (brain_mri / "train", 15), "validation": (brain_mri / "test", 6)}
     for part, (source, step) in parts.items():
         for of_class in sorted(source.iterdir()):
             (folder / part / of_class.name).mkdir(parents=True)
@@ -189,7 +189,7 @@ def brain_artefacts(
     report = folder / "export.json"
     precisions = [option for name in ("fp32", "fp16", "int8") for option in ("--precision", name)]
     done = run(
-        *("medimg-export", model, *precisions, "--json", report, "--force", "--no-repair"),
+        *("medimg-export", model, *precisions, "--json", report, "--force", "--repair-budget", "0"),
         *(
             "--preprocessing",
             "unit",
