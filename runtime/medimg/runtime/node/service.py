@@ -48,7 +48,13 @@ _LONGEST_HOLD_S = 1.0
 _TIDY_S = 10.0
 _LAST_S = 2.0
 """Time that threads have in any case to end what they are at."""
+_LAST_RESORT_S = 30.0
+"""After so long a node whose database is damaged ends, whatever its threads wait for."""
 _FORGET_S = 3600.0
+
+
+def _why_ended(failure: Exception) -> str:
+    return f"the node ended: {printable(str(failure))}: start it again"
 
 
 class Node:
@@ -148,10 +154,27 @@ class Node:
             while self._signals:
                 self._obey(self._signals.pop(0))
         notify("STOPPING=1")
+        last = self._end_at_last(self.failure) if self.failure else None
         self.stop()
+        if last:
+            last.cancel()
         if self.failure:
             self.store.suspect()
-            raise CheckFailedError(f"the node ended: {printable(str(self.failure))}: start it again")
+            raise CheckFailedError(_why_ended(self.failure))
+
+    def _end_at_last(self, failure: Exception) -> threading.Timer:
+        """End in any case: SQLite may hold threads for long that read a damaged file."""
+        self.store.suspect()
+
+        def end() -> None:
+            sys.stderr.write(f"error: {_why_ended(failure)}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+        timer = threading.Timer(_LAST_RESORT_S, end)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def stop(self) -> None:
         """Receive nothing more, work off the queue within the limit, and end."""
@@ -161,8 +184,9 @@ class Node:
         while time.monotonic() < end and not self.failure and self.store.counts()["received"]:
             time.sleep(0.02)
         self._ended.set()
-        # Together, since each may wait for a database that is damaged.
-        end = max(end, time.monotonic() + _LAST_S)
+        # Together, since each may wait for a database that is damaged; then there is nothing to work off.
+        last = time.monotonic() + _LAST_S
+        end = last if self.failure else max(end, last)
         for thread in self._threads:
             thread.join(timeout=max(0.0, end - time.monotonic()))
         if not self.failure:
