@@ -14,8 +14,8 @@ from medimg.runtime.model.spec import ModelSpec
 from medimg.runtime.statistics import metrics
 
 pytestmark = pytest.mark.real
-AGREEMENT_OF_INT8 = 0.96
-"""Of the images, with float32; 0.980 of all 394 test images, so that two of 66 may differ."""
+AGREEMENT_OF_INT8 = 0.94
+"""Of the images, with float32: four of 68 may differ, where 0.980 of all 394 test images agree."""
 
 
 @pytest.fixture(scope="module")
