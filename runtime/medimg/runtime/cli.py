@@ -49,7 +49,7 @@ def cli() -> None:
 @click.option(
     "--window",
     metavar="first|window-N|min-max",
-    help="Of DICOM files, in place of the one that the model was made for.",
+    help="Window of DICOM files, in place of the one that the model was made for.",
 )
 @click.option(
     "--decode",

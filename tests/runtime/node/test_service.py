@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ import pytest
 
 from medimg.runtime.errors import CheckFailedError, UsageError
 from medimg.runtime.model.containers import file_sha256
+from medimg.runtime.node import service
 from medimg.runtime.node.config import IMAGE_STORAGE, read_config
 from medimg.runtime.node.service import Node
 from medimg.runtime.node.systemd import short_address
@@ -228,6 +231,17 @@ def test_a_database_damaged_under_way_ends_the_node_with_a_message(tiny_model: P
     with running(tmp_path, tiny_model) as node:
         assert node.get("/health") == "ok\n"
         assert list((tmp_path / "state").glob("damaged-*"))
+
+
+def test_a_damaged_node_ends_whatever_its_threads_wait_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node, ended = start(), threading.Event()
+    monkeypatch.setattr(service, "_LAST_RESORT_S", 0.05)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set() if status == 1 else None)
+    node._end_at_last(sqlite3.DatabaseError("torn"))
+    assert ended.wait(20)
+    assert "error: the node ended: torn: start it again" in capsys.readouterr().err
 
 
 def test_two_nodes_do_not_share_a_folder(start: Start, tiny_model: Path, tmp_path: Path) -> None:

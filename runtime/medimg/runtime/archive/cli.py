@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--backend", type=click.Choice(commandline.BACKENDS), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option(
-    "--window", metavar="first|window-N|min-max", help="Of DICOM files, in place of the model's own."
+    "--window", metavar="first|window-N|min-max", help="Window of DICOM files, in place of the model's own."
 )
 @click.option(
     "--partition-files",

@@ -33,7 +33,7 @@ _OPTIONS = (
         "--latency-ms",
         type=float,
         metavar="MS",
-        help="Instead: what the median of single images is to take in INT8 on this device.",
+        help="In place of --macs: the median time of single images in INT8 on this device.",
     ),
     click.option("--device", default=_DEFAULTS.device, show_default=True, help="As medimg-bench takes it."),
     click.option("--backend", default=_DEFAULTS.backend, show_default=True, help="As medimg-bench takes it."),
@@ -47,7 +47,11 @@ _OPTIONS = (
     ),
     click.option("--strict", is_flag=True, help="Keep only what is proven."),
     click.option(
-        "--epochs", type=int, default=_DEFAULTS.epochs, show_default=True, help="Of distillation, a point."
+        "--epochs",
+        type=int,
+        default=_DEFAULTS.epochs,
+        show_default=True,
+        help="Epochs of distillation, a point.",
     ),
     click.option("--learning-rate", type=float, default=_DEFAULTS.learning_rate, show_default=True),
     click.option("--batch-size", type=int, default=_DEFAULTS.batch_size, show_default=True),
@@ -85,10 +89,12 @@ _OPTIONS = (
     click.option(
         "--preprocessing",
         type=click.Choice(["caffe", "torch", "tf", "unit", "raw"]),
-        help="Of a MODEL that carries no spec.",
+        help="Preprocessing of a MODEL that carries no spec.",
     ),
     click.option(
-        "--color-order", type=click.Choice(get_args(ColorOrder)), help="Of a MODEL that carries no spec."
+        "--color-order",
+        type=click.Choice(get_args(ColorOrder)),
+        help="Colour order of a MODEL that carries no spec.",
     ),
     click.option("--group-by", metavar="PATTERN", help="As given to fit, where MODEL does not say."),
     click.option("--allow-unlisted", is_flag=True, help="As given to fit."),

@@ -29,7 +29,7 @@ positive = click.IntRange(min=1)
 @click.option(
     "--positive",
     metavar="LABEL",
-    help="Of two classes the one whose areas under the curves count.  [default: the last]",
+    help="The one of two classes whose areas under the curves count.  [default: the last]",
 )
 @click.option(
     "--subgroup",

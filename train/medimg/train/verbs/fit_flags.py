@@ -44,7 +44,7 @@ _NETWORK = (
         type=click.Choice(get_args(Pooling)),
         default=DEFAULTS.pooling,
         show_default=True,
-        help="Of the last block's output: every channel's average, or all its pixels.",
+        help="What is made of the last block's output: every channel's average, or all its pixels.",
     ),
     click.option(
         "--dense-units",
@@ -64,7 +64,7 @@ _NETWORK = (
         type=click.Choice(get_args(Activation)),
         default=DEFAULTS.activation,
         show_default=True,
-        help="Of hidden dense layers, and of the convolutions of vgg-bn and cnn.",
+        help="Activation of hidden dense layers, and of the convolutions of vgg-bn and cnn.",
     ),
     click.option("--dropout", type=float, default=DEFAULTS.dropout, show_default=True),
     click.option(
@@ -78,12 +78,16 @@ _NETWORK = (
         type=click.Choice(get_args(Padding)),
         default=DEFAULTS.padding,
         show_default=True,
-        help="Of the convolutions of vgg-bn and cnn.",
+        help="Padding of the convolutions of vgg-bn and cnn.",
     ),
     click.option(
-        "--filters", type=int, default=DEFAULTS.filters, show_default=True, help="Of cnn's first block."
+        "--filters",
+        type=int,
+        default=DEFAULTS.filters,
+        show_default=True,
+        help="Filters of cnn's first block.",
     ),
-    click.option("--blocks", type=int, default=DEFAULTS.blocks, show_default=True, help="Of cnn."),
+    click.option("--blocks", type=int, default=DEFAULTS.blocks, show_default=True, help="Blocks of cnn."),
     click.option(
         "--block-layers",
         type=int,
@@ -127,11 +131,13 @@ _TRAINING = (
         default=DEFAULTS.optimizer,
         show_default=True,
     ),
-    click.option("--momentum", type=float, default=DEFAULTS.momentum, show_default=True, help="Of sgd."),
+    click.option(
+        "--momentum", type=float, default=DEFAULTS.momentum, show_default=True, help="Momentum of sgd."
+    ),
     click.option(
         "--schedule",
         type=click.Choice(get_args(Schedule)),
-        help="Of the learning rate.  [default: fixed for vgg16's last blocks, cosine from scratch]",
+        help="Course of the learning rate.  [default: fixed for vgg16's last blocks, cosine from scratch]",
     ),
     click.option("--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True),
 )
